@@ -1,0 +1,1 @@
+"""Typed programs, lowering, schedules and builds."""

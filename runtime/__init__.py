@@ -1,0 +1,1 @@
+"""Execution: data, stages, checkpoints and the command line."""

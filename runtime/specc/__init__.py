@@ -1,0 +1,1 @@
+"""specc: a declarative compiler for training language and multimodal models."""

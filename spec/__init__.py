@@ -1,0 +1,1 @@
+"""Specs: what a user writes, loaded, located and validated."""
