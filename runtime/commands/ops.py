@@ -1,0 +1,70 @@
+"""`specc ops`: the op table as a list, or one row in full."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from specc.compiler.ops import OPS, Op
+from specc.spec.errors import Diagnostic, SpecError, did_you_mean
+
+
+def run(args: argparse.Namespace) -> int:
+    rows = {name: op for name, op in sorted(OPS.items()) if not op.internal}
+    if args.name is not None:
+        if args.name not in rows:
+            raise SpecError(Diagnostic("S101", f"no op '{args.name}'", hint=did_you_mean(args.name, rows)))
+        rows = {args.name: rows[args.name]}
+    if args.json:
+        print(json.dumps({name: as_data(op) for name, op in rows.items()}, indent=1))
+    elif args.name is not None:
+        print(describe(rows[args.name]))
+    else:
+        width = max(map(len, rows))
+        print("\n".join(f"{name:{width}}  {op.doc}" for name, op in rows.items()))
+    return 0
+
+
+def describe(op: Op) -> str:
+    """A row as a page: rule, operands, weights, arguments."""
+    lines = [f"{op.name}: {op.doc}", "", f"  rule     {op.rule}", f"  inputs   {', '.join(op.inputs)}"]
+    if op.weights:
+        lines.append(
+            f"  weights  {', '.join(w.name + (f' (when {w.when})' if w.when else '') for w in op.weights)}"
+        )
+    if op.args:
+        width = max(map(len, op.args))
+        lines += ["", "  arguments"]
+        lines += [
+            f"    {name:{width}}  {_kind(data)}  {data['doc']}".rstrip() for name, data in _args(op).items()
+        ]
+    return "\n".join(lines)
+
+
+def as_data(op: Op) -> dict[str, Any]:
+    """A row as JSON."""
+    return {
+        "doc": op.doc,
+        "rule": op.rule,
+        "inputs": list(op.inputs),
+        "weights": [w.name for w in op.weights],
+        "args": _args(op),
+    }
+
+
+def _args(op: Op) -> dict[str, dict[str, Any]]:
+    rows = {}
+    for name, arg in op.args.items():
+        row: dict[str, Any] = {"kind": arg.kind, "required": arg.is_required, "doc": arg.doc}
+        if not arg.is_required:
+            row["default"] = arg.default
+        if arg.choices:
+            row["choices"] = list(arg.choices)
+        rows[name] = row
+    return rows
+
+
+def _kind(row: dict[str, Any]) -> str:
+    kind = "|".join(row["choices"]) if "choices" in row else row["kind"]
+    return f"{kind}, required" if row["required"] else f"{kind} = {json.dumps(row['default'])}"

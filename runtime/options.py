@@ -1,0 +1,139 @@
+"""The table of commands and their options: the whole command line as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Option:
+    """An argument of `ArgumentParser.add_argument`: its flags (or its name) and its settings."""
+
+    flags: tuple[str, ...]
+    help: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what runs it, as "module:function" (imported when it is called), and its options."""
+
+    help: str
+    function: str
+    options: tuple[Option, ...]
+
+
+def option(*flags: str, help: str, **settings: Any) -> Option:
+    return Option(flags, help, settings)
+
+
+SPEC = option("spec", metavar="SPEC", help="a spec file (YAML)")
+SPECS = option("specs", metavar="SPEC", nargs="+", help="spec files (YAML)")
+TARGET = option("target", metavar="BUILD|SPEC", help="a build directory, or a spec that is built first")
+SET = option(
+    "--set", metavar="PATH=VALUE", action="append", default=[], dest="overrides",
+    help="override a value of the spec, such as model.dims.L=4 (may be repeated)",
+)  # fmt: skip
+STAGE = option("--stage", metavar="NAME", help="only this stage")
+JSON = option("--json", action="store_true", help="print JSON on standard output")
+BUILD_OUT = option("-o", "--out", metavar="DIR", help="where the build goes (default: build/NAME)")
+EMIT = ("tree", "program", "spec", "graphs", "schedule")
+
+COMMANDS: dict[str, Command] = {
+    "check": Command(
+        "check specs: names, shapes, stages; nothing is built",
+        "specc.runtime.commands.check:run",
+        (SPECS, SET, JSON),
+    ),
+    "show": Command(
+        "show a spec's model, its program, or a build's graphs and schedule",
+        "specc.runtime.commands.show:run",
+        (
+            TARGET,
+            SET,
+            STAGE,
+            option("--emit", choices=EMIT, default="tree", help="what to show (default: tree)"),
+            option("--block", metavar="NAME", help="only this block"),
+            JSON,
+        ),
+    ),
+    "build": Command(
+        "compile a spec to a build directory",
+        "specc.runtime.commands.build:run",
+        (SPEC, SET, BUILD_OUT, STAGE, JSON),
+    ),
+    "run": Command(
+        "run the stages of a build: what is done is skipped, what is half done goes on",
+        "specc.runtime.commands.run:run",
+        (TARGET, SET, BUILD_OUT, STAGE, JSON),
+    ),
+    "sample": Command(
+        "write text with a trained model",
+        "specc.runtime.commands.sample:run",
+        (
+            option("target", metavar="BUILD", help="a build directory whose stage was run"),
+            option("--stage", metavar="NAME", help="the stage whose weights to take (default: the last)"),
+            option(
+                "--prompt",
+                metavar="TEXT",
+                action="append",
+                default=[],
+                dest="prompts",
+                help="what to go on from (may be repeated; default: the prompts of the stage)",
+            ),
+            option("--chat", action="store_true", help="put each prompt into the chat template"),
+            option("--tokens", metavar="N", type=int, default=64, help="new tokens at most (default: 64)"),
+            option(
+                "--temperature", metavar="T", type=float, default=0.8, help="0: the likeliest (default: 0.8)"
+            ),
+            option(
+                "--top-k", metavar="K", type=int, default=0, help="draw from the K likeliest (default: all)"
+            ),
+            option(
+                "--top-p", metavar="P", type=float, default=1.0, help="draw from the likeliest that hold P"
+            ),
+            option("--seed", metavar="N", type=int, default=0, help="seed of the draws (default: 0)"),
+            JSON,
+        ),
+    ),
+    "report": Command(
+        "write one self-contained HTML page about a build and its runs",
+        "specc.runtime.commands.report:run",
+        (
+            option("target", metavar="BUILD", help="a build directory"),
+            option("-o", "--out", metavar="FILE", help="where the page goes (default: BUILD/report.html)"),
+            option("--json", action="store_true", help="print the page's data on standard output"),
+        ),
+    ),
+    "explain": Command(
+        "explain an error code: what, why, example, fix",
+        "specc.runtime.commands.explain:run",
+        (option("code", metavar="CODE", nargs="?", help="a code such as S102 (default: list all)"),),
+    ),
+    "schema": Command(
+        "print the JSON Schema of specs, for completion in editors",
+        "specc.runtime.commands.schema:run",
+        (option("-o", "--out", metavar="FILE", help="write it to a file"),),
+    ),
+    "new": Command(
+        "write a commented starter spec",
+        "specc.runtime.commands.new:run",
+        (
+            option("name", metavar="NAME", nargs="?", help="name of the spec; NAME.yaml is written"),
+            option("--from", metavar="MODEL", dest="model", default="llama", help="a model (default: llama)"),
+            option("-o", "--out", metavar="FILE", help="where the spec goes (default: NAME.yaml)"),
+            option("--list", action="store_true", help="list the models that --from knows"),
+        ),
+    ),
+    "ops": Command(
+        "list the ops that steps may name, or describe one",
+        "specc.runtime.commands.ops:run",
+        (option("name", metavar="OP", nargs="?", help="describe this op"), JSON),
+    ),
+    "doctor": Command(
+        "say what is installed, and what works on this machine",
+        "specc.runtime.commands.doctor:run",
+        (JSON,),
+    ),
+}
