@@ -1,0 +1,174 @@
+"""Elaboration of a whole model: dims, inputs, steps, outputs, loss, and which parameters train."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from specc.compiler.elaborate.block import run_steps
+from specc.compiler.elaborate.library import library_block, library_names
+from specc.compiler.elaborate.scope import Context, Frame, Path, Poisoned, StepFailed
+from specc.compiler.elaborate.step import formula, formula_values
+from specc.compiler.elaborate.unit import Locate, Model, Value, finish
+from specc.compiler.masks import OBJECTIVES
+from specc.compiler.ops import OPS
+from specc.compiler.ops.pointwise import broadcast
+from specc.compiler.ops.row import Op, OpError
+from specc.compiler.program import Param, Program, check
+from specc.compiler.types import Dim, DType, TensorType
+from specc.spec.errors import Diagnostic, SpecError, did_you_mean
+from specc.spec.expr import Expr
+from specc.spec.model import ModelSpec
+
+if TYPE_CHECKING:
+    from specc.spec.spec import Spec
+
+TYPE = re.compile(r"(float|int|bool)\[([^\[\]]*)\]")
+MAX_SHOWN = 10
+
+
+def elaborate(spec: Spec, model: str | None = None, objective: str | None = None) -> Program:
+    """The Program of a spec's model (of the one called `model` if it has several)."""
+    name, section, at = spec.model_section(model)
+    return elaborate_model(section, name, spec.mark, at, objective, spec.user_ops())
+
+
+def elaborate_model(
+    spec: ModelSpec, name: str, locate: Locate = lambda _: None, at: Path = ("model",), objective: str | None = None,
+    user_ops: Mapping[str, Op] | None = None,
+) -> Program:  # fmt: skip
+    """Raises SpecError with all independent mistakes."""
+    masks = {"objective": OBJECTIVES[objective or "causal_lm"], **spec.masks}
+    ctx = Context(spec, Model(), {**OPS, **(user_ops or {})}, masks, library_block, library_names)
+    frame = Frame(ctx, locate, at)
+    guarded(ctx, lambda: declare_dims(frame))
+    guarded(ctx, lambda: declare_inputs(frame))
+    stop_on_mistakes(ctx)
+    run_steps(frame, spec.steps, (*at, "steps"))
+    outputs: dict[str, str] = {}
+    loss: list[str] = []
+    guarded(ctx, lambda: outputs.update(find_outputs(frame)))
+    guarded(ctx, lambda: loss.extend(find_loss(frame)))
+    guarded(ctx, lambda: set_trainable(frame))
+    stop_on_mistakes(ctx)
+    bodies, calls = finish(ctx.model, [*outputs.values(), *loss])
+    inputs = dict(ctx.model.inputs)
+    return check(Program(name, inputs, ctx.model.params, bodies, calls, outputs, loss[0] if loss else None))
+
+
+def guarded(ctx: Context, work: object) -> None:
+    assert callable(work)
+    try:
+        work()
+    except Poisoned:
+        pass
+    except StepFailed as e:
+        ctx.diagnostics.append(e.diagnostic)
+
+
+def stop_on_mistakes(ctx: Context) -> None:
+    if ctx.diagnostics:
+        unique = list(dict.fromkeys(ctx.diagnostics))
+        raise SpecError(*unique[:MAX_SHOWN])
+
+
+def declare_dims(frame: Frame) -> None:
+    """Dims may be expressions over dims above them."""
+    for name, raw in frame.ctx.spec.dims.items():
+        here = (*frame.at, "dims", name)
+        if not name.isidentifier() or not name.isascii():
+            frame.fail("S110", f"'{name}' is not a name for a dim", here)
+        value = frame.dim(raw, here)
+        frame.dims[name] = Dim(name, value.size, value.of if value.size is None else "")
+        if value.size is None:
+            frame.dims[name] = value
+
+
+def declare_inputs(frame: Frame) -> None:
+    spec = frame.ctx.spec
+    for name, text in spec.inputs.items():
+        type_ = parse_type(frame, text, (*frame.at, "inputs", name))
+        frame.values[name] = Value(name, type_, f"input {name}", frame.locate((*frame.at, "inputs", name)))
+        frame.ctx.model.inputs[name] = type_
+    for name, attribute in spec.attributes.items():
+        here = (*frame.at, "attributes", name)
+        text, role = (attribute, name) if isinstance(attribute, str) else (attribute.type, attribute.as_ or name)
+        type_ = parse_type(frame, text, here)
+        if name in spec.inputs:
+            frame.fail("S109", f"'{name}' is an input and an attribute", here)
+        if type_.dtype != "int" or not type_.dims:
+            frame.fail("S204", f"an attribute is int[... tokens], got {type_}", here)
+        frame.ctx.attributes.setdefault(role, []).append((name, type_))
+        frame.ctx.model.inputs[name] = type_
+    frame.ctx.model.types |= frame.ctx.model.inputs
+    frame.ctx.model_dims = dict(frame.dims)
+    frame.values["_"] = next((v for n, v in frame.values.items() if n in spec.inputs), None)
+
+
+def parse_type(frame: Frame, text: str, at: Path) -> TensorType:
+    """`int[B S]`; a dim that is not declared under `dims:` is open: the stage gives its size."""
+    found = TYPE.fullmatch(text.strip())
+    if not found:
+        frame.fail("S110", f"'{text}' is not a type; write float[B S D], int[B S] or bool[B S]", at)
+    dtype: DType = {"float": "float", "int": "int", "bool": "bool"}[found[1]]  # type: ignore[assignment]
+    dims: list[Dim] = []
+    for word in found[2].split():
+        if word not in frame.dims and word.isidentifier():
+            frame.dims[word] = Dim(word)
+        dims.append(frame.dim(int(word) if word.isdigit() else word, at))
+    if len({d.name for d in dims}) < len(dims):
+        frame.fail("S110", f"a dim stands twice in '{text}'", at, "give one of them another name")
+    return TensorType(tuple(dims), dtype)
+
+
+def find_outputs(frame: Frame) -> dict[str, str]:
+    wanted = frame.ctx.spec.outputs
+    if wanted == "_":
+        last = frame.values.get("_")
+        return {"out": last.name} if last is not None and last.type.dims else {}
+    assert isinstance(wanted, dict)
+    return {n: frame.value(v, (*frame.at, "outputs", n)).name for n, v in wanted.items()}
+
+
+def find_loss(frame: Frame) -> list[str]:
+    """The loss: a formula over values, a scalar."""
+    text = frame.ctx.spec.loss
+    if text is None:
+        return []
+    here = (*frame.at, "loss")
+    tree: Expr = formula(frame, frame.expr(text, here), here)
+    values = formula_values(frame, tree, here)
+    if tree.op == "name":
+        out = values[0]
+    else:
+        try:
+            dims = broadcast([v.type for v in values])
+        except OpError as e:
+            frame.fail(e.code, str(e), here)
+        out = frame.emit("expr", [v.name for v in values], (TensorType(dims),), {"formula": tree}, "loss")[0]
+    if out.type.dims or out.type.dtype != "float":
+        frame.fail("S207", f"the loss is a single number, got {out.type} from `{out.by}`", here, "take its 'mean'")
+    return [out.name]
+
+
+def set_trainable(frame: Frame) -> None:
+    """`freeze:` and `train:` patterns over parameter paths; each must match something."""
+    spec, params = frame.ctx.spec, frame.ctx.model.params
+    frozen: dict[str, bool] = dict.fromkeys(params, bool(spec.train) and not spec.freeze)
+    for key, patterns in (("freeze", spec.freeze), ("train", spec.train)):
+        for i, pattern in enumerate(patterns):
+            hit = [p for p in params if fnmatchcase(p, pattern)]
+            if not hit and not frame.ctx.diagnostics:
+                hint = did_you_mean(pattern.strip("*."), {p.rsplit(".", 1)[0] for p in params})
+                frame.ctx.diagnostics.append(
+                    Diagnostic("S108", f"no parameter matches '{pattern}'", frame.locate((*frame.at, key, i)), hint)
+                )
+            frozen |= dict.fromkeys(hit, key == "freeze")
+    frame.ctx.model.params.update({n: replace(p, trainable=not frozen[n]) for n, p in params.items()})
+
+
+def trainable(params: Mapping[str, Param]) -> list[str]:
+    return [n for n, p in params.items() if p.trainable]

@@ -1,0 +1,111 @@
+"""Implementations: attention, masks and positions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from specc.compiler.lower.local import Impl, Local, align
+from specc.compiler.lower.pointwise import formula
+from specc.spec.expr import Expr
+
+
+def attend(e: Local, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """q [... S H E], k [... T K E], v [... T K F] -> [... S H F]."""
+    q4, k4, v4 = (_heads_first(x) for x in (q, k, v))
+    groups = q4.shape[1] // k4.shape[1]
+    if groups > 1:
+        k4, v4 = _repeat(k4, groups), _repeat(v4, groups)
+    term = _score_term(e, mask, bias, q.dtype)
+    y = F.scaled_dot_product_attention(
+        q4,
+        k4,
+        v4,
+        attn_mask=term,
+        is_causal=bool(e.attr("causal", False)) and term is None,
+        scale=e.attr("scale"),
+    )
+    return y.transpose(1, 2).reshape(e.shape())
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    """[... S H E] -> [B H S E]."""
+    return x.reshape(-1, *x.shape[-3:]).transpose(1, 2)
+
+
+def _repeat(x: Tensor, groups: int) -> Tensor:
+    b, k, t, e = x.shape
+    return x[:, :, None].expand(b, k, groups, t, e).reshape(b, k * groups, t, e)
+
+
+def _score_term(e: Local, mask: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What is added to the scores, as [B H S T]: the mask alone stays bool."""
+    if mask is not None:
+        mask = mask.reshape(-1, *mask.shape[-2:])[:, None]
+    if bias is None:
+        return mask
+    term = bias.movedim(-1, -3).to(dtype)
+    term = term.reshape(-1, *term.shape[-3:])
+    return term if mask is None else torch.where(mask, term, -math.inf)
+
+
+def mask(e: Local, *attributes: Tensor) -> Tensor:
+    """Dense [... S T], true where the query sees the key."""
+    names: list[str] = e.attr("names")
+    q, k = e.size(e.attr("q")), e.size(e.attr("k"))
+    some = attributes[0] if attributes else None
+    device = some.device if some is not None else None
+    values = {
+        "q.index": torch.arange(q, device=device)[:, None],
+        "k.index": torch.arange(k, device=device)[None, :],
+    }
+    for name, value in zip(names, attributes, strict=True):
+        values[name] = value.unsqueeze(-1 if name.startswith("q.") else -2)
+    predicate: Expr = e.attr("predicate")
+    seen = formula(predicate, values)
+    if not isinstance(seen, Tensor):
+        return torch.full(e.shape(), bool(seen), device=device)
+    return seen.expand(e.shape()).contiguous()
+
+
+def rope(e: Local, x: Tensor, positions: Tensor) -> Tensor:
+    """Rotate pairs of x [... S H E] by position times frequency; angles in fp32 or wider."""
+    rotated = int(x.shape[-1] * e.attr("fraction"))
+    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+    pairs = torch.arange(0, rotated, 2, device=x.device, dtype=exact)
+    frequency = e.attr("theta") ** (-pairs / rotated)
+    at = align(positions, e.dims(1), e.dims(0)[:-1], lambda a, b: a.name == b.name).to(exact)
+    angle = at[..., None] / e.attr("scaling") * frequency
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    turned, kept = x[..., :rotated], x[..., rotated:]
+    if e.attr("layout") == "half":
+        a, b = turned.chunk(2, -1)
+        y = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    else:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        y = torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
+    return torch.cat([y, kept], -1) if rotated < x.shape[-1] else y
+
+
+def relative_bucket(e: Local) -> Tensor:
+    """T5's buckets: half exact, half logarithmic in the distance; [S T]."""
+    q, k = (e.size(e.attr(side)) for side in ("q", "k"))
+    distance = torch.arange(k)[None, :] - torch.arange(q)[:, None]
+    buckets = int(e.attr("buckets"))
+    base = torch.zeros_like(distance)
+    if e.attr("bidirectional"):
+        buckets //= 2
+        base = (distance > 0).long() * buckets
+        distance = distance.abs()
+    else:
+        distance = -distance.clamp(max=0)
+    exact = buckets // 2
+    ratio = torch.log(distance.clamp(min=1).float() / exact) / math.log(e.attr("max_distance") / exact)
+    large = (exact + (ratio * (buckets - exact)).long()).clamp(max=buckets - 1)
+    return base + torch.where(distance < exact, distance, large)
+
+
+IMPLS: dict[str, Impl] = {"attend": attend, "mask": mask, "rope": rope, "relative_bucket": relative_bucket}

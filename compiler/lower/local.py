@@ -1,0 +1,60 @@
+"""What an op's implementation sees of its equation, and the table's signature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specc.compiler.program import Eqn
+from specc.compiler.types import Dim, TensorType, size_of
+
+Result = Tensor | tuple[Tensor, ...]
+Impl = Callable[..., Result]
+
+
+@dataclass(frozen=True)
+class Local:
+    """An equation with the sizes of its dims bound. `offset` is the index of the first query token when decoding."""
+
+    eqn: Eqn
+    ins: tuple[TensorType | None, ...]
+    sizes: Mapping[str, int]
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        return self.eqn.attrs.get(name, default)
+
+    def size(self, dim: Dim) -> int:
+        return size_of(dim, self.sizes)
+
+    def dims(self, i: int) -> tuple[Dim, ...]:
+        t = self.ins[i]
+        assert t is not None
+        return t.dims
+
+    @property
+    def out(self) -> TensorType:
+        return self.eqn.types[0]
+
+    def shape(self, j: int = 0) -> tuple[int, ...]:
+        return self.eqn.types[j].shape(self.sizes)
+
+    def axis(self, i: int, dim: Dim) -> int:
+        return next(n for n, d in enumerate(self.dims(i)) if d.name == dim.name)
+
+
+def align(x: Tensor, have: tuple[Dim, ...], want: tuple[Dim, ...], same: Callable[[Dim, Dim], bool]) -> Tensor:
+    """The tensor with its dims in the wanted order, length 1 where it lacks one."""
+    places = [next(i for i, w in enumerate(want) if same(h, w)) for h in have]
+    order = sorted(range(len(have)), key=lambda i: places[i])
+    x = x.permute(order)
+    shape = iter(x.shape)
+    return x.reshape([next(shape) if i in places else 1 for i in range(len(want))])
+
+
+def wide(x: Tensor) -> Tensor:
+    """At least fp32: what norms, softmax and losses compute in."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

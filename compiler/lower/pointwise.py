@@ -1,0 +1,109 @@
+"""Implementations: formulas, reductions and functions of positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from specc.compiler.lower.local import Impl, Local, align, wide
+from specc.compiler.types import same
+from specc.spec.expr import Expr, _apply
+
+Operand = Tensor | int | float | bool
+_BINARY: dict[str, Callable[[Any, Any], Any]] = {
+    "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a / b,
+    "//": lambda a, b: a // b, "%": lambda a, b: a % b, "**": lambda a, b: a**b,
+    "<": lambda a, b: a < b, "<=": lambda a, b: a <= b, ">": lambda a, b: a > b, ">=": lambda a, b: a >= b,
+    "==": lambda a, b: a == b, "!=": lambda a, b: a != b, "and": lambda a, b: a & b, "or": lambda a, b: a | b,
+}  # fmt: skip
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "exp": torch.exp, "log": torch.log, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "abs": torch.abs, "sin": torch.sin,
+    "cos": torch.cos, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu, "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "silu": F.silu, "softplus": F.softplus, "square": torch.square, "detach": torch.detach,
+    "min": lambda a, b: torch.minimum(*_tensors(a, b)), "max": lambda a, b: torch.maximum(*_tensors(a, b)),
+    "where": torch.where, "clamp": torch.clamp,
+}  # fmt: skip
+
+
+def _tensors(a: Operand, b: Operand) -> tuple[Tensor, Tensor]:
+    one = a if isinstance(a, Tensor) else b
+    assert isinstance(one, Tensor)
+    return torch.as_tensor(a, dtype=one.dtype), torch.as_tensor(b, dtype=one.dtype)
+
+
+def formula(e: Expr, values: Mapping[str, Operand], dtype: torch.dtype | None = None) -> Operand:
+    """Evaluate an expression over aligned tensors; `float(x)` gives `dtype`."""
+    if e.op == "num":
+        assert not isinstance(e.value, str)
+        return e.value
+    if e.op in ("name", "attr"):
+        return values[str(e.value)]
+    args = [formula(a, values, dtype) for a in e.args]
+    if not any(isinstance(a, Tensor) for a in args):
+        return _apply(e, args)  # type: ignore[arg-type]
+    if e.op == "call" and e.value == "float":
+        assert isinstance(args[0], Tensor)
+        return args[0].to(dtype or torch.get_default_dtype())
+    if e.op == "call":
+        return _FUNCTIONS[str(e.value)](*args)
+    if e.op == "neg":
+        assert isinstance(args[0], Tensor)
+        return -args[0]
+    if e.op == "not":
+        assert isinstance(args[0], Tensor)
+        return ~args[0]
+    result: Tensor = _BINARY[e.op](*args)
+    return result
+
+
+def expr(e: Local, *values: Tensor) -> Tensor:
+    tree: Expr = e.attr("formula")
+    aligned = [align(v, e.dims(i), e.out.dims, same) for i, v in enumerate(values)]
+    result = formula(tree, dict(zip(tree.names(), aligned, strict=True)), e.attr("dtype"))
+    assert isinstance(result, Tensor)
+    return result.expand(e.shape())
+
+
+def _axes(e: Local) -> list[int]:
+    over = e.attr("over_dims")
+    return [i for i, d in enumerate(e.dims(0)) if d not in e.out.dims] if over is None else over
+
+
+def mean(e: Local, x: Tensor) -> Tensor:
+    axes = _axes(e)
+    return wide(x).mean(axes).to(x.dtype) if axes else x
+
+
+def total(e: Local, x: Tensor) -> Tensor:
+    axes = _axes(e)
+    return wide(x).sum(axes).to(x.dtype) if axes else x
+
+
+def argmax(e: Local, x: Tensor) -> Tensor:
+    return (x.long() if x.dtype == torch.bool else x).argmax(e.axis(0, e.attr("over")))
+
+
+def one_hot(e: Local, index: Tensor) -> Tensor:
+    n = e.size(e.attr("of"))
+    return (index[..., None] == torch.arange(n, device=index.device)).to(e.attr("dtype") or torch.get_default_dtype())
+
+
+def sinusoidal(e: Local, x: Tensor) -> Tensor:
+    """[...] -> [... D]: sines then cosines (or the other way) of x * period^(-i / (D/2 - shift))."""
+    half = e.size(e.out.dims[-1]) // 2
+    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+    i = torch.arange(half, device=x.device, dtype=exact)
+    angle = x[..., None].to(exact) * torch.exp(-math.log(e.attr("period")) * i / (half - e.attr("shift")))
+    parts = [angle.cos(), angle.sin()] if e.attr("cos_first") else [angle.sin(), angle.cos()]
+    return torch.cat(parts, -1).to(x.dtype if x.is_floating_point() else e.attr("dtype") or torch.get_default_dtype())
+
+
+IMPLS: dict[str, Impl] = {
+    "expr": expr, "mean": mean, "sum": total, "argmax": argmax, "one_hot": one_hot, "sinusoidal": sinusoidal,
+}  # fmt: skip

@@ -1,0 +1,32 @@
+"""Rows: normalisation, softmax and dropout."""
+
+from __future__ import annotations
+
+from specc.compiler.ops.row import INIT, PER, Applied, Arg, Op, OpError, Weight
+from specc.compiler.types import size_of
+
+ONES: tuple[str, tuple[tuple[str, float], ...]] = ("ones", ())
+ZEROS: tuple[str, tuple[tuple[str, float], ...]] = ("zeros", ())
+
+
+def _groups(a: Applied) -> None:
+    channels = a.type(0).dims[1]
+    if channels.size is not None and size_of(channels, {}) % a.args["groups"]:
+        raise OpError("S203", f"{channels.shown()} channels do not split into {a.args['groups']} groups")
+
+
+ROWS = (
+    Op("rms_norm", "... !d, d -> ... d", "x / sqrt(mean(x^2) + eps) * weight, in fp32 (arXiv:1910.07467).",
+       weights=(Weight("weight", ONES, "scale"),),
+       args={"eps": Arg("float", 1e-5), "scale": Arg("bool", True), "init": INIT, "per": PER}),
+    Op("layer_norm", "... !d, d, d -> ... d", "(x - mean) / sqrt(var + eps) * weight + bias (arXiv:1607.06450).",
+       weights=(Weight("weight", ONES, "scale"), Weight("bias", ZEROS, "bias")),
+       args={"eps": Arg("float", 1e-5), "scale": Arg("bool", True), "bias": Arg("bool", True), "init": INIT,
+             "per": PER}),
+    Op("group_norm", "b !c *, c, c -> b c *", "Normalisation over groups of channels and all of space.",
+       weights=(Weight("weight", ONES), Weight("bias", ZEROS)),
+       args={"groups": Arg("int", 32), "eps": Arg("float", 1e-6), "init": INIT}, check=_groups),
+    Op("softmax", "... !d -> ... d", "Softmax over the last dim, in fp32."),
+    Op("dropout", "... , b -> ...", "Zeros with probability p, scaled by 1/(1-p); counter-based on the sample's key.",
+       inputs=("x", "key"), takes=("float", "int"), args={"p": Arg("float")}),
+)  # fmt: skip

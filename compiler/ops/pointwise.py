@@ -1,0 +1,103 @@
+"""Rows: formulas over named dims, reductions and functions of positions."""
+
+from __future__ import annotations
+
+from specc.compiler.ops.row import Applied, Arg, Op, OpError
+from specc.compiler.types import Dim, DType, TensorType, same
+from specc.spec.expr import Expr
+
+COMPARISONS = {"<", "<=", ">", ">=", "==", "!=", "and", "or", "not"}
+FUNCTIONS = {
+    "exp": 1, "log": 1, "sqrt": 1, "rsqrt": 1, "abs": 1, "sin": 1, "cos": 1, "sigmoid": 1, "tanh": 1, "relu": 1,
+    "gelu": 1, "gelu_tanh": 1, "quick_gelu": 1, "silu": 1, "softplus": 1, "square": 1, "float": 1, "detach": 1,
+    "min": 2, "max": 2, "where": 3, "clamp": 3,
+}  # fmt: skip
+
+
+def broadcast(types: list[TensorType]) -> tuple[Dim, ...]:
+    """The dims of all operands by name, in the order of the operand that has most."""
+    wide = max(types, key=lambda t: len(t.dims))
+    out = list(wide.dims)
+    for t in types:
+        for d in t.dims:
+            twin = next((i for i, o in enumerate(out) if same(o, d)), None)
+            if twin is None:
+                raise OpError("S201", f"{t.shown()} has '{d.shown()}', which {wide.shown()} has not")
+            if d.is_plain and not out[twin].is_plain:
+                out[twin] = d
+    return tuple(out)
+
+
+def check_formula(e: Expr) -> None:
+    """Functions exist and have the right number of arguments."""
+    for node in e.walk():
+        if node.op == "attr":
+            raise OpError("S104", f"'{node.value}' only makes sense in a mask")
+        if node.op != "call":
+            continue
+        if node.value not in FUNCTIONS:
+            raise OpError("S104", f"unknown function '{node.value}'", hint=f"known: {', '.join(FUNCTIONS)}")
+        if FUNCTIONS[str(node.value)] != len(node.args):
+            raise OpError("S104", f"'{node.value}' takes {FUNCTIONS[str(node.value)]} arguments, got {len(node.args)}")
+
+
+def _dtype(e: Expr, types: list[TensorType]) -> DType:
+    if e.op in COMPARISONS:
+        return "bool"
+    if e.op == "call" and e.value == "float":
+        return "float"
+    floats = any(t.dtype == "float" for t in types) or any(
+        n.op == "/" or (n.op == "num" and isinstance(n.value, float)) for n in e.walk()
+    )
+    return "float" if floats else "int"
+
+
+def _expr(a: Applied) -> tuple[TensorType, ...]:
+    formula: Expr = a.args["formula"]
+    check_formula(formula)
+    types = [t for t in a.ins if t is not None]
+    if not types:
+        raise OpError("S104", "a formula needs at least one value")
+    return (TensorType(broadcast(types), _dtype(formula, types)),)
+
+
+def _reduce(a: Applied) -> tuple[TensorType, ...]:
+    x, over = a.type(0), a.args["over"]
+    names = {d.name for d in over} if over else {d.name for d in x.dims}
+    strange = names - {d.name for d in x.dims}
+    if strange:
+        raise OpError("S202", f"{x} has no dim '{sorted(strange)[0]}'")
+    return (TensorType(tuple(d for d in x.dims if d.name not in names)),)
+
+
+def _argmax(a: Applied) -> tuple[TensorType, ...]:
+    return (TensorType(tuple(d for d in a.type(0).dims if d != a.args["over"]), "int"),)
+
+
+def _sinusoidal(a: Applied) -> tuple[TensorType, ...]:
+    return (TensorType((*a.type(0).dims, a.args["out"])),)
+
+
+def _one_hot(a: Applied) -> tuple[TensorType, ...]:
+    return (TensorType((*a.type(0).dims, a.args["of"])),)
+
+
+def _reduction(name: str, doc: str) -> Op:
+    args = {"over": Arg("dims", None, "dims that go; default: all")}
+    return Op(name, "-> ", doc, args=args, takes=("any",), infer=_reduce)
+
+
+ROWS = (
+    Op("expr", "-> ", "A pointwise formula over named values: `x + gate * _`; dims are matched by name.",
+       inputs=("*values",), args={"formula": Arg("expr")}, takes=("any",) * 16, infer=_expr),
+    _reduction("mean", "Mean over dims, in fp32."),
+    _reduction("sum", "Sum over dims, in fp32."),
+    Op("argmax", "-> ", "Index of the (first) largest entry along a dim.", takes=("any",),
+       args={"over": Arg("dim")}, gives=("int",), infer=_argmax, flops="none"),
+    Op("one_hot", "-> ", "1 at the index, 0 elsewhere, along a new last dim.", inputs=("index",), takes=("int",),
+       args={"of": Arg("dim")}, infer=_one_hot, flops="none"),
+    Op("sinusoidal", "-> ", "Sines and cosines of numbers at geometric frequencies (arXiv:1706.03762 sec. 3.5).",
+       takes=("any",), args={"out": Arg("dim"), "period": Arg("float", 1e4),
+                             "cos_first": Arg("bool", False), "shift": Arg("float", 0.0, "frequencies i/(half-shift)")},
+       infer=_sinusoidal),
+)  # fmt: skip

@@ -1,0 +1,194 @@
+"""Rows: ops that move, join and pick values; none of them does arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from specc.compiler.ops.row import INIT, Applied, Arg, Op, OpError, Weight
+from specc.compiler.types import Dim, TensorType, derived, prod_size
+from specc.spec.expr import parse
+
+
+def axis_of(t: TensorType, dim: Dim, operand: int = 0) -> int:
+    """Where a tensor has a dim."""
+    for i, d in enumerate(t.dims):
+        if d.name == dim.name:
+            return i
+    raise OpError("S202", f"{t} has no dim '{dim.name}'", operand=operand)
+
+
+def groups(side: str) -> list[list[str]]:
+    """`b (h e)` as [[b], [h, e]]."""
+    out: list[list[str]] = []
+    inside: list[str] | None = None
+    for word in side.replace("(", " ( ").replace(")", " ) ").split():
+        if word == "(":
+            inside = []
+        elif word == ")":
+            if inside is None:
+                raise OpError("S103", f"unbalanced bracket in '{side}'")
+            out.append(inside)
+            inside = None
+        elif inside is not None:
+            inside.append(word)
+        else:
+            out.append([word])
+    if inside is not None:
+        raise OpError("S103", f"unbalanced bracket in '{side}'")
+    return out
+
+
+def solve_letters(side: list[list[str]], dims: tuple[Dim, ...], given: dict[str, Dim]) -> dict[str, Dim]:
+    """The dim of each letter on the left of a pattern; one letter of a group may be left open."""
+    if len(side) != len(dims):
+        raise OpError("S201", f"the pattern has {len(side)} dims, got [{' '.join(d.name for d in dims)}]")
+    known = dict(given)
+    for group, dim in zip(side, dims, strict=True):
+        open_ = [x for x in group if x not in known]
+        if len(group) == 1:
+            known.setdefault(group[0], dim)
+        elif len(open_) > 1:
+            raise OpError("S103", f"the sizes of {', '.join(open_)} are not known; give them under 'dims'")
+        elif open_:
+            rest = prod_size(tuple(known[x] for x in group if x not in open_))
+            known[open_[0]] = _quotient(dim, rest)
+    return known
+
+
+def _quotient(dim: Dim, rest: Dim) -> Dim:
+    if dim.size is not None and rest.size is not None:
+        if dim.size % rest.size:
+            raise OpError("S203", f"{dim.shown()} does not split into parts of {rest.shown()}")
+        return Dim(str(dim.size // rest.size), dim.size // rest.size)
+    return derived(parse("n // r"), {"n": dim, "r": rest})
+
+
+def _rearrange(a: Applied) -> tuple[TensorType, ...]:
+    left, arrow, right = str(a.args["pattern"]).partition("->")
+    if not arrow:
+        raise OpError("S103", "a pattern reads 'left -> right'")
+    x = a.type(0)
+    letters = solve_letters(groups(left), x.dims, a.args["dims"] or {})
+    sides = groups(right)
+    unknown = [w for g in sides for w in g if w not in letters]
+    lost = [w for w in letters if w not in [v for g in sides for v in g]]
+    if unknown or lost:
+        raise OpError("S103", f"the two sides differ in '{(unknown or lost)[0]}'")
+    return (TensorType(tuple(prod_size(tuple(letters[w] for w in g)) for g in sides), x.dtype),)
+
+
+def _concat(a: Applied) -> tuple[TensorType, ...]:
+    over: list[Dim] = a.args["over"]
+    types = [t for t in a.ins if t is not None]
+    names = over if len(over) == len(types) else over * len(types)
+    if len(names) != len(types):
+        raise OpError("S103", f"'over' names one dim, or one for each of the {len(types)} inputs")
+    owner = max(
+        range(len(types)),
+        key=lambda i: (names[i].name in [d.name for d in types[i].dims], len(types[i].dims)),
+    )
+    at = axis_of(types[owner], names[owner], owner)
+    parts = [names[i] if names[i] in t.dims else Dim("1", 1) for i, t in enumerate(types)]
+    letters = {f"p{i}": d for i, d in enumerate(parts)}
+    whole = a.args["as_dim"] or derived(parse(" + ".join(letters)), letters)
+    dims = list(types[owner].dims)
+    dims[at] = whole
+    for i, t in enumerate(types):
+        strange = [d for d in t.dims if d not in types[owner].dims and d != names[i]]
+        if strange:
+            raise OpError("S201", f"input {i} has dim '{strange[0].shown()}', which {types[owner]} has not", operand=i)
+    return (TensorType(tuple(dims), types[owner].dtype),)
+
+
+def _split(a: Applied) -> tuple[TensorType, ...]:
+    x, into = a.type(0), a.args["into"]
+    at = axis_of(x, a.args["over"]) if a.args["over"] else len(x.dims) - 1
+    sizes = [d.size for d in into]
+    known = [s for s in sizes if s is not None]
+    if x.dims[at].size is not None and len(known) == len(sizes) and sum(known) != x.dims[at].size:
+        raise OpError("S203", f"{x.dims[at].shown()} does not split into {' + '.join(map(str, known))}")
+    return tuple(TensorType((*x.dims[:at], d, *x.dims[at + 1 :]), x.dtype) for d in into)
+
+
+def _slice(a: Applied) -> tuple[TensorType, ...]:
+    x, length = a.type(0), a.args["length"]
+    at = axis_of(x, a.args["over"])
+    size = x.dims[at].size
+    if size is not None and length.size is not None and a.args["start"] + length.size > size:
+        raise OpError("S203", f"{a.args['start']} + {length.size} passes the end of {x.dims[at].shown()}")
+    return (TensorType((*x.dims[:at], length, *x.dims[at + 1 :]), x.dtype),)
+
+
+def _pick(a: Applied) -> tuple[TensorType, ...]:
+    x = a.type(0)
+    at = axis_of(x, a.args["over"])
+    return (TensorType(x.dims[:at] + x.dims[at + 1 :], x.dtype),)
+
+
+def _take(a: Applied) -> tuple[TensorType, ...]:
+    x, index = a.type(0), a.type(1)
+    at = axis_of(x, a.args["over"])
+    new = tuple(d for d in index.dims if d not in x.dims)
+    shared = tuple(d for d in index.dims if d in x.dims)
+    if shared != x.dims[: len(shared)] or len(shared) not in (0, at):
+        raise OpError("S201", f"the index {index} must share the dims of {x} before '{a.args['over'].name}'")
+    return (TensorType((*x.dims[:at], *new, *x.dims[at + 1 :]), x.dtype),)
+
+
+def _rename(a: Applied) -> tuple[TensorType, ...]:
+    x, names = a.type(0), a.args["dims"]
+    for name in names:
+        axis_of(x, Dim(name))
+    dims = tuple(_renamed(d, names[d.name]) if d.name in names else d for d in x.dims)
+    return (TensorType(dims, x.dtype),)
+
+
+def _renamed(d: Dim, name: Any) -> Dim:
+    return Dim(str(name), d.size, "" if d.size is not None else d.of or d.name)
+
+
+def _index(a: Applied) -> tuple[TensorType, ...]:
+    return (TensorType((a.args["of"],), "int"),)
+
+
+def _expand(a: Applied) -> tuple[TensorType, ...]:
+    x, dims = a.type(0), tuple(a.args["dims"])
+    missing = [d for d in x.dims if d not in dims]
+    if missing:
+        raise OpError("S202", f"'dims' lacks '{missing[0].name}' of {x}")
+    return (TensorType(dims, x.dtype),)
+
+
+def _upsample(a: Applied) -> tuple[TensorType, ...]:
+    x, factor = a.type(0), a.args["factor"]
+    big = [derived(parse(f"n * {factor}"), {"n": d}) for d in x.dims[2:]]
+    return (TensorType((*x.dims[:2], *(Dim(str(d.size), d.size) if d.size else d for d in big)), x.dtype),)
+
+
+ANY: tuple[Literal["any"], ...] = ("any",)
+ROWS = (
+    Op("rearrange", "-> ", "Split, join and reorder dims: 'b s (h e) -> b s h e'; `dims` gives the new letters' dims.",
+       args={"pattern": Arg("str"), "dims": Arg("renames", None, "{letter: dim}")}, takes=ANY, infer=_rearrange,
+       flops="none"),
+    Op("concat", "-> ", "Join along a dim; `over` names it, or one dim for each input; a missing dim counts as 1.",
+       inputs=("*xs",), args={"over": Arg("dims"), "as_dim": Arg("dim", None, "name of the joined dim")},
+       takes=ANY * 8, infer=_concat, flops="none"),
+    Op("split", "-> ", "Cut a dim (default: the last) into parts with the dims `into`.",
+       args={"into": Arg("dims"), "over": Arg("dim", None)}, takes=ANY, infer=_split, flops="none"),
+    Op("slice", "-> ", "`length` entries of a dim from `start`.",
+       args={"over": Arg("dim"), "start": Arg("int", 0), "length": Arg("dim")}, takes=ANY, infer=_slice, flops="none"),
+    Op("pick", "-> ", "One entry of a dim, which goes; `at` may be negative.",
+       args={"over": Arg("dim"), "at": Arg("int", 0)}, takes=ANY, infer=_pick, flops="none"),
+    Op("take", "-> ", "Entries of a dim by an integer tensor, per batch.", inputs=("x", "index"),
+       args={"over": Arg("dim")}, takes=("any", "int"), infer=_take, flops="none"),
+    Op("rename", "-> ", "Give dims other names: {B: N}.", args={"dims": Arg("pattern")}, takes=ANY, infer=_rename,
+       flops="none"),
+    Op("index", "-> ", "0, 1, 2, ... along a dim.", inputs=(), args={"of": Arg("dim")}, gives=("int",), infer=_index,
+       flops="none", mixes=("s",)),
+    Op("expand", "-> ", "Repeat along the dims that the input lacks.", args={"dims": Arg("dims")}, takes=ANY,
+       infer=_expand, flops="none"),
+    Op("upsample", "-> ", "Nearest-neighbour enlargement of the space dims of [batch channels *space].",
+       args={"factor": Arg("int", 2)}, infer=_upsample),
+    Op("param", "s* -> s*", "A parameter of its own, as a value.", inputs=(), weights=(Weight(""),),
+       args={"shape": Arg("dims"), "init": INIT}, binds={"s": "shape"}, flops="none"),
+)  # fmt: skip

@@ -1,0 +1,93 @@
+"""The `model:` section: dims, inputs, blocks and steps, as written; what they mean is the compiler's affair."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_serializer, model_validator
+
+from specc.spec.node import Node
+
+Wiring = str | list[str] | dict[str, str]
+WIRING_KEYS = ("from", "as", "name", "when")
+
+
+class Step(Node):
+    """One op or block call: `- linear: {out: D}`, with its wiring beside the op or among its parameters."""
+
+    op: str
+    args: dict[str, Any] | str | list[Any] | int | float | None = None
+    from_: Wiring | None = Field(None, alias="from")
+    as_: str | list[str] | None = Field(None, alias="as")
+    name: str | None = None
+    when: str | bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unfold(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            return {"op": data}
+        if not isinstance(data, dict) or "op" in data:
+            return data
+        ops = [k for k in data if k not in WIRING_KEYS]
+        if len(ops) != 1:
+            found = ", ".join(map(str, ops)) or "none"
+            raise ValueError(f"a step names exactly one op or block (found: {found})")
+        args = data[ops[0]]
+        wiring = {k: v for k, v in data.items() if k in WIRING_KEYS}
+        if isinstance(args, dict):
+            wiring = {k: v for k, v in args.items() if k in WIRING_KEYS} | wiring
+            args = {k: v for k, v in args.items() if k not in WIRING_KEYS}
+        return {"op": ops[0], "args": args, **wiring}
+
+    @model_serializer
+    def _fold(self) -> dict[str, Any]:
+        out: dict[str, Any] = {self.op: {} if self.args is None else self.args}
+        for key, value in (("from", self.from_), ("as", self.as_), ("name", self.name), ("when", self.when)):
+            if value is not None:
+                out[key] = value
+        return out
+
+
+class Block(Node):
+    """A named list of steps with typed inputs. `args` are declared as `dim`, `bool = false`, `mask = none`, ..."""
+
+    doc: str = ""
+    args: dict[str, str] = {}
+    in_: dict[str, str | list[str | int]] = Field({}, alias="in")
+    steps: list[Step]
+    out: str | list[str] = "_"
+
+
+class Attribute(Node):
+    """An integer that belongs to each token of a sequence: a document number, a position, a modality."""
+
+    type: str
+    as_: str | None = Field(None, alias="as")
+
+
+class NameRule(Node):
+    """How tensors of a published checkpoint map to parameters: `theirs` = the `ours` joined along `concat`."""
+
+    theirs: str
+    ours: str | list[str]
+    pattern: str | None = None
+    concat: int = 0
+    index: int | None = None
+
+
+class ModelSpec(Node):
+    """An architecture: typed inputs, blocks, and the steps from the inputs to the outputs and the loss."""
+
+    doc: str = ""
+    dims: dict[str, int | str] = {}
+    inputs: dict[str, str]
+    attributes: dict[str, str | Attribute] = {}
+    masks: dict[str, str] = {}
+    blocks: dict[str, Block] = {}
+    steps: list[Step]
+    outputs: dict[str, str] | Literal["_"] = "_"
+    loss: str | None = None
+    freeze: list[str] = []
+    train: list[str] = []
+    names: list[NameRule] = []
