@@ -8,13 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from specc.compiler.lower.decode import Decoding
 from specc.compiler.lower.local import Impl, Local, align
 from specc.compiler.lower.pointwise import formula
-from specc.spec.expr import Expr
 
 
 def attend(e: Local, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
     """q [... S H E], k [... T K E], v [... T K F] -> [... S H F]."""
+    decoding = e.decoding if e.decoding and e.dims(1)[-3].name == e.decoding.seq else None
+    if decoding:
+        k, v = decoding.cached(e.eqn.outs[0], k, v)
+        if mask is None:
+            mask = _seen(decoding, q.shape[-3], causal=bool(e.attr("causal", False)))
     q4, k4, v4 = (_heads_first(x) for x in (q, k, v))
     groups = q4.shape[1] // k4.shape[1]
     if groups > 1:
@@ -29,6 +34,13 @@ def attend(e: Local, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
         scale=e.attr("scale"),
     )
     return y.transpose(1, 2).reshape(e.shape())
+
+
+def _seen(decoding: Decoding, width: int, causal: bool) -> Tensor:
+    """Which of the cached keys the new tokens see, [1 width capacity]."""
+    keys = torch.arange(decoding.capacity)[None, :]
+    last = decoding.places(width)[:, None] if causal else decoding.end - 1
+    return (keys <= last).expand(width, -1)[None]
 
 
 def _heads_first(x: Tensor) -> Tensor:
@@ -54,21 +66,22 @@ def _score_term(e: Local, mask: Tensor | None, bias: Tensor | None, dtype: torch
 
 def mask(e: Local, *attributes: Tensor) -> Tensor:
     """Dense [... S T], true where the query sees the key."""
-    names: list[str] = e.attr("names")
-    q, k = e.size(e.attr("q")), e.size(e.attr("k"))
-    some = attributes[0] if attributes else None
-    device = some.device if some is not None else None
-    values = {
-        "q.index": torch.arange(q, device=device)[:, None],
-        "k.index": torch.arange(k, device=device)[None, :],
-    }
-    for name, value in zip(names, attributes, strict=True):
-        values[name] = value.unsqueeze(-1 if name.startswith("q.") else -2)
-    predicate: Expr = e.attr("predicate")
-    seen = formula(predicate, values)
+    decoding = e.decoding if e.decoding and e.attr("q").name == e.decoding.seq else None
+    q = e.size(e.attr("q"))
+    k = decoding.capacity if decoding else e.size(e.attr("k"))
+    queries = decoding.places(q) if decoding else torch.arange(q)
+    values = {"q.index": queries[:, None], "k.index": torch.arange(k)[None, :]}
+    for name, own, value in zip(e.attr("names"), e.eqn.ins, attributes, strict=True):
+        is_key = name.startswith("k.")
+        of_keys = decoding.keys[own or ""] if decoding and is_key else value
+        values[name] = of_keys.unsqueeze(-2 if is_key else -1)
+    seen = formula(e.attr("predicate"), values)
+    shape = (*e.shape()[:-1], k)
     if not isinstance(seen, Tensor):
-        return torch.full(e.shape(), bool(seen), device=device)
-    return seen.expand(e.shape()).contiguous()
+        seen = torch.full(shape, bool(seen))
+    if decoding:
+        seen = seen & (values["k.index"] < decoding.end)
+    return seen.expand(shape).contiguous()
 
 
 def rope(e: Local, x: Tensor, positions: Tensor) -> Tensor:
@@ -93,7 +106,11 @@ def rope(e: Local, x: Tensor, positions: Tensor) -> Tensor:
 def relative_bucket(e: Local) -> Tensor:
     """T5's buckets: half exact, half logarithmic in the distance; [S T]."""
     q, k = (e.size(e.attr(side)) for side in ("q", "k"))
-    distance = torch.arange(k)[None, :] - torch.arange(q)[:, None]
+    queries = torch.arange(q)
+    if e.decoding and e.attr("q").name == e.decoding.seq:
+        queries = e.decoding.places(q)
+        k = e.decoding.capacity if e.attr("k").name == e.decoding.seq else k
+    distance = torch.arange(k)[None, :] - queries[:, None]
     buckets = int(e.attr("buckets"))
     base = torch.zeros_like(distance)
     if e.attr("bidirectional"):

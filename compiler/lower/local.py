@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specc.compiler.lower.decode import Decoding
 from specc.compiler.program import Eqn
 from specc.compiler.types import Dim, TensorType, size_of
 
@@ -18,11 +19,12 @@ Impl = Callable[..., Result]
 
 @dataclass(frozen=True)
 class Local:
-    """An equation with the sizes of its dims bound. `offset` is the index of the first query token when decoding."""
+    """An equation with the sizes of its dims bound; `decoding` is the state of incremental decoding, if it is that."""
 
     eqn: Eqn
     ins: tuple[TensorType | None, ...]
     sizes: Mapping[str, int]
+    decoding: Decoding | None = None
 
     def attr(self, name: str, default: Any = None) -> Any:
         return self.eqn.attrs.get(name, default)

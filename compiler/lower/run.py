@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from specc.compiler.lower import attention, linear, loss, norm, pointwise, shape
+from specc.compiler.lower.decode import Decoding
 from specc.compiler.lower.local import Impl, Local
 from specc.compiler.program import Body, Program
 
@@ -16,7 +17,7 @@ IMPLS: dict[str, Impl] = {name: impl for family in FAMILIES for name, impl in fa
 
 def run_body(
     body: Body, ins: Sequence[Tensor], params: Sequence[Tensor], sizes: Mapping[str, int],
-    user: Mapping[str, Impl] | None = None,
+    user: Mapping[str, Impl] | None = None, decoding: Decoding | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """The body's outs; differentiable."""
     table = IMPLS if not user else {**IMPLS, **user}
@@ -24,7 +25,7 @@ def run_body(
     env |= zip((p.name for p in body.params), params, strict=True)
     types = body.types()
     for e in body.eqns:
-        local = Local(e, tuple(types[i] if i else None for i in e.ins), sizes)
+        local = Local(e, tuple(types[i] if i else None for i in e.ins), sizes, decoding)
         result = table[e.op](local, *(env[i] if i else None for i in e.ins))
         results = (result,) if isinstance(result, Tensor) else result
         env |= zip(e.outs, results, strict=True)

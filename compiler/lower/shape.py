@@ -66,7 +66,8 @@ def rename(e: Local, x: Tensor) -> Tensor:
 
 
 def index(e: Local) -> Tensor:
-    return torch.arange(e.size(e.attr("of")))
+    n = e.size(e.attr("of"))
+    return e.decoding.places(n) if e.decoding and e.attr("of").name == e.decoding.seq else torch.arange(n)
 
 
 def expand(e: Local, x: Tensor) -> Tensor:

@@ -1,0 +1,72 @@
+"""Incremental decoding: what an op that mixes along the sequence does for a few new tokens and a cache of the past.
+
+A body decodes `width` new tokens at positions offset, offset+1, ...; keys and values of the past stand in caches
+of `capacity` tokens, which go in and come out (graphs are functional)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from specc.compiler.program import Body, Eqn
+from specc.compiler.types import TensorType
+
+NOT_INCREMENTAL = {"take", "slice", "pick", "concat", "argmax", "conv", "upsample", "group_norm"}
+
+
+@dataclass
+class Decoding:
+    """The state of one traced decoding step: `end` is the number of valid tokens after it."""
+
+    seq: str
+    capacity: int
+    offset: Tensor
+    end: Tensor
+    keys: Mapping[str, Tensor] = field(default_factory=dict)  # attributes of all cached tokens, [B capacity]
+    caches: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def places(self, width: int) -> Tensor:
+        """Indices of the new tokens."""
+        return self.offset + torch.arange(width)
+
+    def cached(self, name: str, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The caches with the new keys and values [B width K E] written at their places."""
+        old_k, old_v = self.caches[name]
+        at = self.places(k.shape[1])
+        self.caches[name] = old_k.index_copy(1, at, k), old_v.index_copy(1, at, v)
+        return self.caches[name]
+
+
+def cached_eqns(body: Body, seq: str) -> list[Eqn]:
+    """The attentions of a body whose keys are the decoded sequence."""
+    types = body.types()
+    return [e for e in body.eqns if e.op == "attend" and types[e.ins[1] or ""].dims[-3].name == seq]
+
+
+def cache_types(body: Body, seq: str) -> list[tuple[str, TensorType, TensorType]]:
+    """Name and types (with the sequence's own dim) of each cache."""
+    types = body.types()
+    return [(e.outs[0], types[e.ins[1] or ""], types[e.ins[2] or ""]) for e in cached_eqns(body, seq)]
+
+
+def key_attributes(body: Body, seq: str) -> list[str]:
+    """Operands of the body that masks read as attributes of keys."""
+    found: dict[str, None] = {}
+    for e in body.eqns:
+        if e.op == "mask" and e.attrs["q"].name == seq:
+            found |= {i: None for i, n in zip(e.ins, e.attrs["names"], strict=True) if i and n.startswith("k.")}
+    return list(found)
+
+
+def refusal(bodies: Sequence[Body], seq: str) -> str:
+    """Why a program cannot decode step by step, or nothing."""
+    for body in bodies:
+        types = body.types()
+        for e in body.eqns:
+            over = any(d.name == seq for i in e.ins if i for d in types[i].dims)
+            if e.op in NOT_INCREMENTAL and over and getattr(e.attrs.get("over"), "name", seq) == seq:
+                return f"`{e.op}` ({e.path}) mixes tokens along '{seq}' and has no incremental rule"
+    return ""

@@ -1,0 +1,34 @@
+"""A linear head whose only use is a cross-entropy becomes one op that never holds all logits.
+
+before: %l = linear(%x, %w); %loss = cross_entropy(%l, %labels)
+after:  %loss = linear_cross_entropy(%x, %w, %labels)"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from specc.compiler.program import Body, Eqn, Program
+
+
+def fuse_linear_cross_entropy(program: Program) -> Program:
+    bodies = {name: _fuse(body) for name, body in program.bodies.items()}
+    return program if bodies == program.bodies else replace(program, bodies=bodies)
+
+
+def _fuse(body: Body) -> Body:
+    uses: dict[str, int] = {}
+    for name in [i for e in body.eqns for i in e.ins if i] + list(body.outs):
+        uses[name] = uses.get(name, 0) + 1
+    made = {e.outs[0]: e for e in body.eqns if e.op == "linear" and len(e.ins) == 2 and uses.get(e.outs[0]) == 1}
+    types = body.types()
+    eqns: list[Eqn] = []
+    gone: set[str] = set()
+    for e in body.eqns:
+        head = made.get(e.ins[0] or "") if e.op == "cross_entropy" else None
+        plain = head is not None and not e.attrs.get("z_loss") and not e.attrs.get("label_smoothing")
+        if head is None or not plain or len(types[head.ins[0] or ""].dims) != len(head.types[0].dims):
+            eqns.append(e)
+            continue
+        gone.add(head.outs[0])
+        eqns.append(replace(e, op="linear_cross_entropy", ins=(*head.ins, e.ins[1])))
+    return replace(body, eqns=tuple(e for e in eqns if e.outs[0] not in gone)) if gone else body
