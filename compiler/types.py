@@ -90,7 +90,7 @@ def derived(e: Expr, names: Mapping[str, Dim]) -> Dim:
     if all(n in known for n in used):
         size = evaluate(e, known)
         whole = int(size)
-        if whole != size or whole < 0:
+        if whole != size:
             raise ValueError(f"'{e}' is {size}, and a dim is a whole number")
         # arithmetic over known sizes keeps its text as a name, so that messages stay readable
         return Dim(str(whole) if not used else str(_over(e, names)), whole)

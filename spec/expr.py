@@ -64,6 +64,8 @@ def parse(text: str | int | float) -> Expr:
         return Expr("num", text)
     if len(text) > MAX_LENGTH:
         raise ExprError(f"an expression may have {MAX_LENGTH} characters, this has {len(text)}")
+    if not text.isascii():  # Python folds look-alike letters into one name
+        raise ExprError(f"'{text}' has letters other than ASCII")
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -20,7 +20,7 @@ from specc.compiler.ops.row import Op, OpError
 from specc.compiler.program import Param, Program, check
 from specc.compiler.types import Dim, DType, TensorType
 from specc.spec.errors import Diagnostic, SpecError, did_you_mean
-from specc.spec.expr import Expr
+from specc.spec.expr import Expr, ExprError, parse
 from specc.spec.model import ModelSpec
 
 if TYPE_CHECKING:
@@ -76,15 +76,27 @@ def stop_on_mistakes(ctx: Context) -> None:
 
 
 def declare_dims(frame: Frame) -> None:
-    """Dims may be expressions over dims above them."""
-    for name, raw in frame.ctx.spec.dims.items():
-        here = (*frame.at, "dims", name)
-        if not name.isidentifier() or not name.isascii():
-            frame.fail("S110", f"'{name}' is not a name for a dim", here)
-        value = frame.dim(raw, here)
-        frame.dims[name] = Dim(name, value.size, value.of if value.size is None else "")
-        if value.size is None:
-            frame.dims[name] = value
+    """Dims may be expressions over other dims, in any order."""
+    waiting = dict(frame.ctx.spec.dims)
+    while waiting:
+        ready = [n for n, raw in waiting.items() if not set(_dim_names(raw)) & set(waiting)]
+        for name in ready or list(waiting)[:1]:  # a circle: the first one's unknown name is reported
+            declare_dim(frame, name, waiting.pop(name))
+
+
+def _dim_names(raw: int | str) -> list[str]:
+    try:
+        return parse(raw).names()
+    except ExprError:
+        return []
+
+
+def declare_dim(frame: Frame, name: str, raw: int | str) -> None:
+    here = (*frame.at, "dims", name)
+    if not name.isidentifier() or not name.isascii():
+        frame.fail("S110", f"'{name}' is not a name for a dim", here)
+    value = frame.dim(raw, here)
+    frame.dims[name] = value if value.size is None else Dim(name, value.size)
 
 
 def declare_inputs(frame: Frame) -> None:

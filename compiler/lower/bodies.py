@@ -1,0 +1,70 @@
+"""Which gradients each call needs, and a body as a function of fake tensors, ready to be traced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from specc.compiler.lower.run import run_body
+from specc.compiler.program import Body, Call, Program
+from specc.compiler.types import DType, TensorType
+
+DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A body with the gradients that its calls want: what is lowered once."""
+
+    name: str
+    body: Body
+    in_grads: tuple[bool, ...]
+    param_grads: tuple[bool, ...]
+
+
+def variants(program: Program) -> tuple[dict[str, Variant], tuple[Call, ...]]:
+    """The distinct (body, gradients) pairs, and the calls renamed to them.
+
+    A value needs a gradient if a trainable parameter acts before it."""
+    has_grad: dict[str, bool] = dict.fromkeys(program.inputs, False)
+    found: dict[tuple[str, tuple[bool, ...], tuple[bool, ...]], Variant] = {}
+    calls: list[Call] = []
+    for call in program.calls:
+        body = program.bodies[call.body]
+        types = body.types()
+        params = tuple(program.params[p].trainable for p in call.params)
+        ins = tuple(has_grad[i] and v.type.dtype == "float" for i, v in zip(call.ins, body.ins, strict=True))
+        key = (call.body, ins, params)
+        if key not in found:
+            alike = sum(name == call.body for name, _, _ in found)
+            found[key] = Variant(call.body if not alike else f"{call.body}_{alike + 1}", body, ins, params)
+        flows = any(ins) or any(params)
+        has_grad |= {o: flows and types[b].dtype == "float" for o, b in zip(call.outs, body.outs, strict=True)}
+        calls.append(replace(call, body=found[key].name))
+    return {v.name: v for v in found.values()}, tuple(calls)
+
+
+def dtype_of(kind: DType, compute: torch.dtype) -> torch.dtype:
+    return compute if kind == "float" else torch.int64 if kind == "int" else torch.bool
+
+
+def fake(type_: TensorType, sizes: Mapping[str, int], compute: torch.dtype, mode: FakeTensorMode) -> Tensor:
+    """A tensor of the type's shape that holds no memory."""
+    with mode:
+        return torch.empty(type_.shape(sizes), dtype=dtype_of(type_.dtype, compute))
+
+
+def operands(
+    body: Body, sizes: Mapping[str, int], compute: torch.dtype, mode: FakeTensorMode
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Fake ins and parameters of a body."""
+    ins = [fake(v.type, sizes, compute, mode) for v in body.ins]
+    return ins, [fake(p.type, sizes, compute, mode) for p in body.params]
+
+
+def as_function(body: Body, sizes: Mapping[str, int]) -> Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]:
+    return lambda ins, params: run_body(body, ins, params, sizes)

@@ -1,0 +1,145 @@
+"""Elaboration: names resolve, types flow, mistakes are all found at once with a code."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+
+from specc.compiler.elaborate import elaborate_model
+from specc.compiler.program import Program
+from specc.spec.errors import SpecError
+from specc.spec.model import ModelSpec
+
+BASE = """
+dims: {D: 8, H: 2, E: D // H, F: 12, V: 16, L: 3}
+inputs:
+  tokens: int[B S]
+  labels: int[B S]
+attributes:
+  doc: int[B S]
+steps:
+  - embedding: {rows: V, out: D, name: embed, from: tokens, as: x}
+"""
+
+
+def program(text: str, **kwargs: Any) -> Program:
+    return elaborate_model(ModelSpec.model_validate(yaml.safe_load(text)), "m", **kwargs)
+
+
+def codes(text: str) -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        program(text)
+    return list(caught.value.codes)
+
+
+def test_a_decoder_is_stem_layers_and_head(golden: Callable[[str, str], None]) -> None:
+    from importlib.resources import files
+
+    text = (files("specc.spec.models") / "llama.yaml").read_text()
+    model = program(yaml.safe_dump(yaml.safe_load(text)["model"]))
+    assert list(model.bodies) == ["stem", "layers", "head"]
+    assert len(model.calls) == 10
+    golden("llama_program.txt", str(model))
+
+
+def test_a_block_is_inlined_with_its_path() -> None:
+    p = program(BASE + "  - glu: {hidden: F, name: ffn}\n")
+    assert [x for x in p.params if x.startswith("ffn")] == ["ffn.gate.weight", "ffn.up.weight", "ffn.down.weight"]
+
+
+def test_a_mask_is_made_once_and_captured() -> None:
+    layer = "  - attention: {heads: H, head_dim: E, mask: causal & document, name: %s}\n"
+    p = program(BASE + layer % "a" + layer % "b")
+    assert sum(e.op == "mask" for b in p.bodies.values() for e in b.eqns) == 1
+
+
+def test_plain_causal_needs_no_mask() -> None:
+    p = program(BASE + "  - attention: {heads: H, head_dim: E, mask: causal}\n")
+    eqns = [e for b in p.bodies.values() for e in b.eqns]
+    assert not any(e.op == "mask" for e in eqns)
+    assert next(e for e in eqns if e.op == "attend").attrs["causal"] is True
+
+
+def test_a_tied_head_shares_the_parameter() -> None:
+    p = program(BASE + "  - linear: {out: V, tie: embed, name: head}\n")
+    assert list(p.params) == ["embed.weight"]
+    assert p.calls[0].params == ("embed.weight",)
+
+
+def test_a_repeat_carries_and_sums() -> None:
+    text = BASE.replace("steps:", """blocks:
+  layer:
+    in: {x: [B S D]}
+    out: [x, cost]
+    steps:
+      - linear: {out: D}
+      - expr: x + _
+        as: x
+      - mean: {as: cost}
+steps:""") + "  - repeat: {block: layer, times: L, name: layers, as: [x, cost]}\nloss: cost\n"  # fmt: skip
+    p = program(text)
+    assert [c.body for c in p.calls] == ["stem", "layers", "layers", "layers", "head"]
+    assert len(p.calls[-1].ins) == 3  # the three costs
+
+
+def test_per_gives_each_modality_its_own_weights() -> None:
+    text = BASE.replace("  doc: int[B S]", "  doc: int[B S]\n  modality: int[B S]")
+    p = program(text + "  - linear: {out: F, per: {by: modality, of: [text, image]}, name: up}\nfreeze: ['*.text.*']\n")
+    assert not p.params["up.text.weight"].trainable
+    assert p.params["up.image.weight"].trainable
+
+
+@pytest.mark.parametrize(
+    ("steps", "code"),
+    [
+        ("  - liner: {out: D}", "S106"),
+        ("  - linear: {oot: D}", "S102"),
+        ("  - linear: {}", "S107"),
+        ("  - linear: {out: Q}", "S111"),
+        ("  - linear: {out: D / 3}", "S104"),
+        ("  - linear: {out: -1}", "S103"),
+        ("  - linear: {out: D, from: y}", "S105"),
+        ("  - linear: {out: D, bias: perhaps}", "S111"),
+        ("  - expr: x + import", "S104"),
+        ("  - expr: x + tokens.y", "S104"),
+        ("  - expr: nope(x)", "S104"),
+        ("  - {linear: {out: F, as: y}}\n  - expr: x + y", "S201"),
+        ("  - rms_norm: {from: tokens}", "S204"),
+        ("  - attention: {heads: 3, kv_heads: 2, head_dim: E}", "S203"),
+        ("  - attention: {heads: H, head_dim: E, mask: causl}", "S206"),
+        ("  - attention: {heads: H, head_dim: E, mask: prefix}", "S206"),
+        ("  - rearrange: 'b s (h e) -> b s h'", "S103"),
+        ("  - rearrange: {pattern: 'b s (h e) -> b s h e', dims: {h: 3}}", "S203"),
+        ("  - split: {into: [3, 3]}", "S203"),
+        ("  - linear: {out: D, name: embed}", "S109"),
+        ("  - linear: {out: S}", "S205"),
+        ("  - linear: {out: V, tie: embd}", "S105"),
+        ("  - repeat: {block: glu, times: -1}", "S103"),
+        ("loss: x", "S207"),
+        ("outputs: {y: z}", "S105"),
+        ("freeze: [nothing.*]", "S108"),
+    ],
+)
+def test_a_mistake_has_a_code(steps: str, code: str) -> None:
+    assert codes(BASE + steps + "\n") == [code]
+
+
+def test_independent_mistakes_are_reported_together() -> None:
+    text = BASE + "  - linear: {oot: D}\n  - rms_norm\n  - liner: {from: x}\n  - linear: {out: Q, from: x}\n"
+    assert codes(text) == ["S102", "S106", "S111"]
+
+
+def test_a_block_cannot_contain_itself() -> None:
+    text = BASE.replace(
+        "steps:", "blocks:\n  a: {in: {x: [B S D]}, steps: [b]}\n  b: {in: {x: [B S D]}, steps: [a]}\nsteps:"
+    )
+    assert codes(text + "  - a\n") == ["S106"]
+
+
+def test_a_mismatch_names_dims_and_source() -> None:
+    with pytest.raises(SpecError, match=r"`a` needs D=8, got F=12 for its input .x. from `linear`"):
+        program(
+            BASE.replace("steps:", "blocks:\n  a: {in: {x: [B S D]}, steps: [rms_norm]}\nsteps:")
+            + "  - linear: {out: F}\n  - a\n"
+        )
