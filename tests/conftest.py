@@ -24,8 +24,6 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         assert path.exists(), f"no {path}: run pytest --update-golden and read the diff"
-        assert text == path.read_text(encoding="utf-8"), (
-            f"{name} differs: pytest --update-golden, read the diff"
-        )
+        assert text == path.read_text(encoding="utf-8"), f"{name} differs: pytest --update-golden, read the diff"
 
     return compare

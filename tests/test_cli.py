@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -64,9 +63,7 @@ def outcome(monkeypatch: pytest.MonkeyPatch, error: BaseException | None) -> int
 
 
 MARK = Mark("a.yaml", 3, 5, 4, "    heds: 8")
-WRONG = SpecError(
-    Diagnostic("S102", "no key 'heds'", MARK, "did you mean 'heads'?"), Diagnostic("S101", "no op")
-)
+WRONG = SpecError(Diagnostic("S102", "no key 'heds'", MARK, "did you mean 'heads'?"), Diagnostic("S101", "no op"))
 
 
 @pytest.mark.parametrize(

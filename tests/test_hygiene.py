@@ -127,9 +127,7 @@ def test_nothing_is_left_to_do() -> None:
 
 
 def test_every_module_says_what_it_does() -> None:
-    bad = [
-        relative(p) for p in FILES if p.read_text(encoding="utf-8").strip() and not ast.get_docstring(tree(p))
-    ]
+    bad = [relative(p) for p in FILES if p.read_text(encoding="utf-8").strip() and not ast.get_docstring(tree(p))]
     assert not bad
 
 
