@@ -51,6 +51,8 @@ class Local:
 def align(x: Tensor, have: tuple[Dim, ...], want: tuple[Dim, ...], same: Callable[[Dim, Dim], bool]) -> Tensor:
     """The tensor with its dims in the wanted order, length 1 where it lacks one."""
     places = [next(i for i, w in enumerate(want) if same(h, w)) for h in have]
+    if places == list(range(len(want) - len(have), len(want))):
+        return x  # broadcasting puts the missing leading dims in
     order = sorted(range(len(have)), key=lambda i: places[i])
     x = x.permute(order)
     shape = iter(x.shape)

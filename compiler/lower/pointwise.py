@@ -67,7 +67,7 @@ def expr(e: Local, *values: Tensor) -> Tensor:
     aligned = [align(v, e.dims(i), e.out.dims, same) for i, v in enumerate(values)]
     result = formula(tree, dict(zip(tree.names(), aligned, strict=True)), e.attr("dtype"))
     assert isinstance(result, Tensor)
-    return result.expand(e.shape())
+    return result if result.shape == e.shape() else result.expand(e.shape())
 
 
 def _axes(e: Local) -> list[int]:

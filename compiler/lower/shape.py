@@ -30,6 +30,7 @@ def concat(e: Local, *xs: Tensor) -> Tensor:
         want = (*e.dims(owner)[:at], names[i], *e.dims(owner)[at + 1 :])
         x = align(x, e.dims(i), want, lambda a, b: a.name == b.name)
         shape = [e.size(d) for d in want]
+        x = x.reshape([1] * (len(want) - x.ndim) + list(x.shape))
         shape[at] = x.shape[at]
         parts.append(x.expand(shape))
     return torch.cat(parts, at)

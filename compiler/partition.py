@@ -1,0 +1,125 @@
+"""A body as forward and backward graphs: one joint trace under fake tensors, then cut where least is kept."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._functorch.partitioners import _extract_graph_with_inputs_outputs as extract
+from torch._functorch.partitioners import default_partition, min_cut_rematerialization_partition
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from specc.compiler.graphs import Graphs, node_type, tensor_bytes, verify
+
+Body = Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
+aten = torch.ops.aten
+COPIES = (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default)
+
+
+def build_graphs(
+    fn: Body, ins: Sequence[Tensor], params: Sequence[Tensor], in_grads: Sequence[bool], param_grads: Sequence[bool],
+    mode: FakeTensorMode, keep: str = "mincut",
+) -> Graphs:  # fmt: skip
+    """Lower `fn(ins, params) -> outs` for fake operands; gradients are of the flagged ones.
+
+    `keep` is `mincut` (recompute what is cheap) or `all` (save what the backward uses)."""
+    primals, flags = [*ins, *params], [*in_grads, *param_grads]
+    n = len(ins)
+    with mode:
+        outs = run_traced(fn, primals, flags, n)[0]
+        out_grads = tuple(o.requires_grad for o in outs)
+        cotangents = [torch.empty_like(o.detach()) for o, g in zip(outs, out_grads, strict=True) if g]
+        if not any(out_grads):
+            gm = clean(make_fx(lambda *p: fn(p[:n], p[n:]))(*primals))
+            return Graphs(verify(gm), None, None, None, len(outs), tuple(in_grads), tuple(param_grads), out_grads)
+
+        def joint(primals: list[Tensor], tangents: list[Tensor]) -> list[Tensor]:
+            outs, xs = run_traced(fn, primals, flags, n)
+            ends = [o for o in outs if o.requires_grad]
+            wanted = [x for x, g in zip(xs, flags, strict=True) if g]
+            grads = torch.autograd.grad(ends, wanted, tangents, allow_unused=True)
+            filled = [torch.zeros_like(x) if g is None else g for g, x in zip(grads, wanted, strict=True)]
+            return [*outs, *filled]
+
+        traced = clean(make_fx(joint)(primals, cotangents))
+        fwd, bwd = cut(traced, len(outs), keep)
+    bwd_input, bwd_weight = split_backward(bwd, sum(in_grads))
+    saved_from = saved_operands(fwd, len(outs))
+    kept = list(fwd.graph.output_node().args[0])[len(outs) :]  # type: ignore[arg-type]
+    fresh = [node for node, origin in zip(kept, saved_from, strict=True) if origin < 0]
+    graphs = Graphs(
+        fwd, bwd, bwd_input, bwd_weight, len(outs), tuple(in_grads), tuple(param_grads), out_grads, saved_from,
+        sum(tensor_bytes(node_type(node)) for node in fresh),
+    )  # fmt: skip
+    for gm in graphs.parts().values():
+        verify(gm)
+    return graphs
+
+
+def run_traced(fn: Body, primals: Sequence[Tensor], flags: Sequence[bool], n: int) -> tuple[list[Tensor], list[Tensor]]:
+    """The outs with gradients on, and the leaves they come from."""
+    with torch.enable_grad():
+        xs = [p.detach().requires_grad_() if g else p for p, g in zip(primals, flags, strict=True)]
+        return fn(xs[:n], xs[n:]), xs
+
+
+def clean(gm: fx.GraphModule) -> fx.GraphModule:
+    """Drop copies that only autograd's bookkeeping wants, and dead nodes."""
+    for node in list(gm.graph.nodes):
+        if node.op == "call_function" and node.target in COPIES:
+            node.replace_all_uses_with(node.args[0])
+            gm.graph.erase_node(node)
+    gm.graph.eliminate_dead_code()
+    gm.graph.set_codegen(fx.graph.CodeGen())
+    gm.recompile()
+    return gm
+
+
+def cut(joint: fx.GraphModule, n_outs: int, keep: str) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Forward and backward halves of a joint graph."""
+    for i, node in enumerate(joint.graph.find_nodes(op="placeholder")):
+        assert str(node.target).startswith(("primals", "tangents")), f"operand {i} is {node.target}"
+    part = min_cut_rematerialization_partition if keep == "mincut" else default_partition
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fwd, bwd = part(joint, None, num_fwd_outputs=n_outs)
+    return fwd, bwd
+
+
+def saved_operands(fwd: fx.GraphModule, n_outs: int) -> tuple[int, ...]:
+    """For each saved value the index of the operand that it is, or -1."""
+    operands = {node: i for i, node in enumerate(fwd.graph.find_nodes(op="placeholder"))}
+    outputs: Any = fwd.graph.output_node().args[0]
+    return tuple(operands.get(node, -1) for node in outputs[n_outs:])
+
+
+def split_backward(bwd: fx.GraphModule, n_in_grads: int) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """bwd -> (d_ins, d_params)   becomes   bwd_input -> (d_ins, live)   and   bwd_weight(live) -> d_params."""
+    placeholders = bwd.graph.find_nodes(op="placeholder")
+    outputs: Any = bwd.graph.output_node().args[0]
+    d_ins, d_params = list(outputs[:n_in_grads]), list(outputs[n_in_grads:])
+    needed = ancestors(d_ins, set())
+    reached = ancestors(d_params, needed | set(placeholders))
+    live = [node for node in bwd.graph.nodes if node in reached and (node in needed or node.op == "placeholder")]
+    nothing: list[Any] = [None] * (len(d_ins) + len(live) + len(d_params))  # no descriptions of outputs
+    first = extract(bwd.graph, placeholders, [*d_ins, *live], nothing[: len(d_ins) + len(live)])
+    second = extract(bwd.graph, live, d_params, nothing[: len(d_params)])
+    return fx.GraphModule(bwd, first), fx.GraphModule(bwd, second)
+
+
+def ancestors(nodes: Sequence[fx.Node | None], stop: set[fx.Node]) -> set[fx.Node]:
+    """The nodes and all that they need, not going past `stop`."""
+    seen: set[fx.Node] = set()
+    todo = [n for n in nodes if n is not None]
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node not in stop:
+            todo += node.all_input_nodes
+    return seen
