@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from specc.compiler.report.data import Block, Model, Step, Value
 from specc.compiler.report.layers import Placement, place
-from specc.compiler.report.text import count, esc, flops
+from specc.compiler.report.text import esc, flops
+from specc.compiler.units import count
 
 CHAR = 7.0  # width of a letter of the node font
 HIGH, HIGH_PORT = 42.0, 22.0

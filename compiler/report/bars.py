@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specc.compiler.report.data import Action, Memory, Schedule
-from specc.compiler.report.text import duration, esc, size
+from specc.compiler.report.text import esc
+from specc.compiler.units import duration, size
 
 WIDTH, ROW, CURVE = 1080, 30, 90
 MAX_CELLS = 1500

@@ -11,7 +11,8 @@ from specc.compiler.report.architecture import architecture
 from specc.compiler.report.bars import memory_bars, schedule_chart
 from specc.compiler.report.data import Compiled, File, Report
 from specc.compiler.report.stages import stage_chips, stage_page
-from specc.compiler.report.text import esc, size
+from specc.compiler.report.text import esc
+from specc.compiler.units import size
 
 HERE = Path(__file__).parent
 MARKER = (

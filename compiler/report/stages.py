@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from specc.compiler.report.charts import Line, Points, Reference, line_chart, smooth
 from specc.compiler.report.data import Sample, Series, Stage
-from specc.compiler.report.text import count, duration, esc
+from specc.compiler.report.text import esc
+from specc.compiler.units import count, duration
 
 STATUS = {"done": "done", "partial": "stopped half way", "waiting": "not run yet"}
 SHOWN_SAMPLES = 3  # of the last step; earlier ones are folded away
