@@ -84,15 +84,9 @@ COMMANDS: dict[str, Command] = {
             ),
             option("--chat", action="store_true", help="put each prompt into the chat template"),
             option("--tokens", metavar="N", type=int, default=64, help="new tokens at most (default: 64)"),
-            option(
-                "--temperature", metavar="T", type=float, default=0.8, help="0: the likeliest (default: 0.8)"
-            ),
-            option(
-                "--top-k", metavar="K", type=int, default=0, help="draw from the K likeliest (default: all)"
-            ),
-            option(
-                "--top-p", metavar="P", type=float, default=1.0, help="draw from the likeliest that hold P"
-            ),
+            option("--temperature", metavar="T", type=float, default=0.8, help="0: the likeliest (default: 0.8)"),
+            option("--top-k", metavar="K", type=int, default=0, help="draw from the K likeliest (default: all)"),
+            option("--top-p", metavar="P", type=float, default=1.0, help="draw from the likeliest that hold P"),
             option("--seed", metavar="N", type=int, default=0, help="seed of the draws (default: 0)"),
             JSON,
         ),

@@ -30,15 +30,11 @@ def describe(op: Op) -> str:
     """A row as a page: rule, operands, weights, arguments."""
     lines = [f"{op.name}: {op.doc}", "", f"  rule     {op.rule}", f"  inputs   {', '.join(op.inputs)}"]
     if op.weights:
-        lines.append(
-            f"  weights  {', '.join(w.name + (f' (when {w.when})' if w.when else '') for w in op.weights)}"
-        )
+        lines.append(f"  weights  {', '.join(w.name + (f' (when {w.when})' if w.when else '') for w in op.weights)}")
     if op.args:
         width = max(map(len, op.args))
         lines += ["", "  arguments"]
-        lines += [
-            f"    {name:{width}}  {_kind(data)}  {data['doc']}".rstrip() for name, data in _args(op).items()
-        ]
+        lines += [f"    {name:{width}}  {_kind(data)}  {data['doc']}".rstrip() for name, data in _args(op).items()]
     return "\n".join(lines)
 
 
