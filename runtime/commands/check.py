@@ -1,0 +1,72 @@
+"""`specc check`: everything that can be known without building, and without importing torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from specc.compiler.cost import n_params
+from specc.compiler.elaborate import elaborate
+from specc.compiler.program import Program
+from specc.compiler.units import count
+from specc.runtime.terminal import show_error
+from specc.spec.errors import Diagnostic, SpecError
+from specc.spec.spec import Spec, load
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check every spec, also behind one that is wrong; the exit code is 2 if any is."""
+    reports: list[dict[str, Any]] = []
+    for path in args.specs:
+        try:
+            report = {"spec": path, "ok": True, **check_file(Path(path), args.overrides)}
+            if not args.json:
+                print(f"{path}: ok: {summary(report)}")
+        except SpecError as error:
+            report = {"spec": path, "ok": False, "diagnostics": [as_data(d) for d in error.diagnostics]}
+            if not args.json:
+                sys.stdout.flush()
+                show_error(error, sys.stderr)
+        reports.append(report)
+    if args.json:
+        print(json.dumps(reports, indent=1))
+    return 0 if all(r["ok"] for r in reports) else 2
+
+
+def check_file(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Load, type and elaborate a spec; what it holds, in numbers."""
+    spec = load(path, overrides)
+    found = programs(spec)
+    models = {p.name: p for p in found.values()}
+    return {
+        "models": {name: {"parameters": n_params(p), "blocks": list(p.bodies)} for name, p in models.items()},
+        "stages": list(spec.stages),
+    }
+
+
+def programs(spec: Spec) -> dict[tuple[str, str], Program]:
+    """The Program of every model for every objective that a stage gives it."""
+    first = spec.model_section()[0]
+    wanted = [(s.model or first, s.objective) for s in spec.stages.values()]
+    used = {name for name, _ in wanted}
+    names = [spec.name] if spec.model is not None else []
+    wanted += [(name, "causal_lm") for name in [*names, *spec.models] if name not in used]
+    return {key: elaborate(spec, *key) for key in dict.fromkeys(wanted)}
+
+
+def summary(report: dict[str, Any]) -> str:
+    models = [f"{name} {count(m['parameters'])} parameters" for name, m in report["models"].items()]
+    stages = ", ".join(report["stages"])
+    return "; ".join([*models, *([f"stages {stages}"] if stages else [])])
+
+
+def as_data(d: Diagnostic) -> dict[str, Any]:
+    """A diagnostic as JSON."""
+    place = {k: v for k, v in asdict(d.mark).items() if k != "text"} if d.mark else {}
+    related = [{"at": str(mark), "text": text} for mark, text in d.related]
+    return {"code": d.code, "message": d.message, "hint": d.hint, **place, "related": related}

@@ -1,0 +1,44 @@
+"""The `data:` and `tokenizer:` sections of a stage."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from specc.spec.node import Node
+
+Corpus = Literal["python-stdlib", "python-docstrings"]
+
+
+class Source(Node):
+    """Documents of one origin: a file, a directory, or a corpus that every machine has."""
+
+    corpus: Corpus | None = None
+    path: str | None = None
+    format: Literal["text", "jsonl", "parquet"] = "text"
+    field: str = "text"
+    weight: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Source:
+        if (self.corpus is None) == (self.path is None):
+            raise ValueError("a source has either 'corpus' or 'path'")
+        return self
+
+
+class DataSpec(Node):
+    """Where documents come from and how they become sequences."""
+
+    sources: list[Source] = Field(min_length=1)
+    seq_len: int = Field(256, ge=2, le=1 << 20)
+    validation: float = Field(0.01, gt=0, lt=1, description="share of the documents held out")
+    limit: int | None = Field(None, ge=1, description="use only so many documents")
+
+
+class TokenizerSpec(Node):
+    """Train a byte-level BPE on the stage's documents, or load a tokenizer.json."""
+
+    vocab: int = Field(8192, ge=300, le=1 << 20)
+    file: str | None = None
+    documents: int = Field(2000, ge=1, description="how many documents it is trained on")

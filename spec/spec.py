@@ -1,0 +1,94 @@
+"""A whole spec: models, plan and stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, PrivateAttr, model_validator
+
+from specc.spec.errors import Diagnostic, Mark, SpecError, did_you_mean
+from specc.spec.loader import Document, KeyPath, load_document, load_text, validate
+from specc.spec.model import ModelSpec
+from specc.spec.node import Node
+from specc.spec.plan import PlanSpec
+from specc.spec.stage import StageSpec
+
+
+class Spec(Node):
+    """The top of a spec file."""
+
+    specc: Literal[1]
+    name: str = Field("model", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    model: ModelSpec | None = None
+    models: dict[str, ModelSpec] = {}
+    plan: PlanSpec = PlanSpec()
+    stages: dict[str, StageSpec] = {}
+    _document: Document | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _some_model(self) -> Spec:
+        if self.model is None and not self.models:
+            raise ValueError("a spec has a 'model' (or several 'models')")
+        return self
+
+    def mark(self, path: KeyPath) -> Mark | None:
+        """Where a value of the spec stands, if it came from a file."""
+        return self._document.mark(path) if self._document else None
+
+    def model_section(self, name: str | None = None) -> tuple[str, ModelSpec, KeyPath]:
+        """A model by name (default: the only one), with its path."""
+        if name is None or (name == self.name and self.model is not None):
+            if self.model is not None:
+                return self.name, self.model, ("model",)
+            name = next(iter(self.models))
+        if name not in self.models:
+            raise SpecError(Diagnostic("S301", f"no model is called '{name}'", None, did_you_mean(name, self.models)))
+        return name, self.models[name], ("models", name)
+
+    def user_ops(self) -> dict[str, Any]:
+        """Ops of the user's own; none are registered in this version."""
+        return {}
+
+    def to_yaml(self) -> str:
+        """YAML that loads to an equal spec."""
+        data = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        return yaml.safe_dump({"specc": 1, **data}, sort_keys=False, width=110, allow_unicode=True)
+
+    @classmethod
+    def from_yaml(cls, text: str, file: str = "<text>") -> Spec:
+        return _typed(load_text(text, file), file)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
+    """Load and validate a spec file; raises SpecError with every mistake at its place."""
+    return _typed(load_document(Path(path), overrides), str(path))
+
+
+def _typed(document: Document, file: str) -> Spec:
+    if not isinstance(document.data, dict):
+        raise SpecError(Diagnostic("S002", "a spec is a mapping with 'specc: 1' at its top", document.mark(())))
+    document.data.setdefault("name", Path(file).stem if Path(file).suffix in (".yaml", ".yml") else "model")
+    spec = validate(document, Spec)
+    spec._document = document
+    check_stages(spec)
+    return spec
+
+
+def check_stages(spec: Spec) -> None:
+    """`from:` names an earlier stage; the first stage of a chain has a tokenizer."""
+    found: list[Diagnostic] = []
+    for i, (name, stage) in enumerate(spec.stages.items()):
+        earlier = list(spec.stages)[:i]
+        at: KeyPath = ("stages", name)
+        if stage.from_ is not None and stage.from_ not in earlier:
+            hint = did_you_mean(stage.from_, earlier) or "a stage comes after the one that it starts from"
+            found.append(
+                Diagnostic("S302", f"no earlier stage is called '{stage.from_}'", spec.mark((*at, "from")), hint)
+            )
+        if stage.from_ is None and stage.tokenizer is None:
+            found.append(Diagnostic("S303", f"the stage '{name}' has no tokenizer", spec.mark(at), "add 'tokenizer:'"))
+    if found:
+        raise SpecError(*found)

@@ -1,0 +1,108 @@
+"""The `stages:` section: what is trained on what, with which optimizer, for how long."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from specc.spec.data import DataSpec, TokenizerSpec
+from specc.spec.node import Node
+
+SUFFIX = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+Objective = Literal["causal_lm", "masked_lm", "span_corruption", "blank_infilling"]
+
+
+class Optimizer(Node):
+    kind: Literal["adamw"] = "adamw"
+    lr: float = Field(3e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    clip: float | None = Field(1.0, gt=0)
+    no_decay: list[str] = Field([], description="patterns; one-dimensional parameters never decay")
+
+
+class Schedule(Node):
+    kind: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    warmup: float = Field(0.05, ge=0, description="steps, or a share of all steps if below 1")
+    final: float = Field(0.1, ge=0, le=1, description="share of the learning rate at the end")
+    decay: float = Field(0.2, ge=0, le=1, description="wsd: share of the steps that decay")
+
+
+class Budget(Node):
+    steps: int | None = Field(None, ge=1)
+    tokens: int | None = Field(None, ge=1)
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _count(cls, raw: object) -> object:
+        """`20M` is 20,000,000."""
+        if isinstance(raw, str) and raw[-1:].upper() in SUFFIX:
+            try:
+                return int(float(raw[:-1]) * SUFFIX[raw[-1].upper()])
+            except ValueError:
+                return raw
+        return raw
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Budget:
+        if (self.steps is None) == (self.tokens is None):
+            raise ValueError("a budget has either 'steps' or 'tokens'")
+        return self
+
+
+class Batch(Node):
+    sequences: int = Field(16, ge=1, description="sequences a step")
+    microbatch: int | None = Field(None, ge=1, description="sequences at a time; default: all")
+
+    @model_validator(mode="after")
+    def _divides(self) -> Batch:
+        if self.microbatch and self.sequences % self.microbatch:
+            raise ValueError("'sequences' is a multiple of 'microbatch'")
+        return self
+
+
+class Eval(Node):
+    every: int = Field(100, ge=1)
+    batches: int = Field(8, ge=1)
+
+
+class Sample(Node):
+    prompts: list[str] = []
+    every: int = Field(0, ge=0, description="steps between samples; 0: at the end alone")
+    tokens: int = Field(64, ge=1)
+    temperature: float = Field(0.8, ge=0)
+
+
+class Checkpoint(Node):
+    every: int = Field(100, ge=1)
+    keep: int = Field(2, ge=1)
+    keep_every: int | None = Field(None, ge=1)
+
+
+class StageSpec(Node):
+    """One stage of training."""
+
+    kind: Literal["pretrain", "sft"] = "pretrain"
+    from_: str | None = Field(None, alias="from")
+    model: str | None = None
+    objective: Objective = "causal_lm"
+    data: DataSpec
+    tokenizer: TokenizerSpec | None = None
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    budget: Budget
+    batch: Batch = Batch()
+    eval: Eval = Eval()
+    sample: Sample = Sample()
+    checkpoint: Checkpoint = Checkpoint()
+    ema: float | None = Field(None, gt=0, lt=1)
+    template: str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    seed: int = Field(0, ge=0, lt=1 << 32)
+
+    def steps(self) -> int:
+        if self.budget.steps is not None:
+            return self.budget.steps
+        assert self.budget.tokens is not None
+        return max(1, self.budget.tokens // (self.batch.sequences * self.data.seq_len))
