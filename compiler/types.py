@@ -78,6 +78,8 @@ class TensorType:
 def size_of(dim: Dim, sizes: Mapping[str, int]) -> int:
     if dim.size is not None:
         return dim.size
+    if dim.name in sizes:
+        return sizes[dim.name]
     return int(evaluate(parse(dim.of or dim.name), sizes))
 
 

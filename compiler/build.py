@@ -1,0 +1,230 @@
+"""From a spec to a build: a directory of programs, graphs, schedules and facts, byte for byte reproducible."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from specc.compiler.cost import n_params, program_cost
+from specc.compiler.elaborate import elaborate
+from specc.compiler.graphs import Graphs, to_json, to_text, verify
+from specc.compiler.lower.bodies import DTYPES, Variant, as_function, operands, variants
+from specc.compiler.lower.decode import refusal
+from specc.compiler.lower.decode_bodies import decode_body, decode_function, decode_operands
+from specc.compiler.partition import build_graphs, clean
+from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
+from specc.compiler.passes.prune import prune
+from specc.compiler.program import Call, Program
+from specc.compiler.schedule.actions import one_rank
+from specc.spec.errors import Diagnostic, SpecError
+from specc.spec.spec import Spec
+from specc.spec.stage import StageSpec
+
+MANIFEST = "manifest.json"
+CHUNK = 32  # tokens of a prompt that are decoded at once
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """What a person wants to know of a built stage; bytes and FLOPs of a step."""
+
+    name: str
+    params: int
+    trained: int
+    flops_per_token: float
+    memory: dict[str, int]
+    bodies: dict[str, int]  # calls of each graph
+    steps: int
+    tokens: int
+
+
+def build_spec(spec: Spec, out: Path) -> list[StageFacts]:
+    """Write the build of all stages; what stood in `out` before is replaced."""
+    if not spec.stages:
+        raise SpecError(Diagnostic("S305", "there are no stages to build", spec.mark(()), "add 'stages:'"))
+    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+        raise SpecError(Diagnostic("S306", f"{out} is not a build, so it is not replaced"))
+    work = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    write(work / "spec.yaml", spec.to_yaml())
+    facts: list[StageFacts] = []
+    hashes: dict[str, str] = {}
+    for name, stage in spec.stages.items():
+        facts.append(build_stage(spec, name, stage, work / "stages" / name, hashes))
+    write_manifest(spec, work, hashes)
+    shutil.rmtree(out, ignore_errors=True)
+    work.rename(out)
+    return facts
+
+
+def build_stage(spec: Spec, name: str, stage: StageSpec, out: Path, hashes: dict[str, str]) -> StageFacts:
+    """Programs, graphs, calls, parameters and the schedule of one stage."""
+    whole = elaborate(spec, stage.model, stage.objective)
+    if whole.loss is None:
+        raise SpecError(Diagnostic("S307", "the model has no loss to train", spec.mark(("model",)), "add 'loss:'"))
+    program = fuse_linear_cross_entropy(prune(whole, []))
+    compute = DTYPES[spec.plan.precision.compute]
+    size = stage.batch.microbatch or stage.batch.sequences
+    sizes = stage_sizes(program, size, stage.data.seq_len)
+    out.mkdir(parents=True)
+    lowered, calls = lower(program, sizes, compute, out / "graphs")
+    write(out / "program.txt", str(program))
+    write_json(
+        out / "calls.json", {"calls": [vars(c) for c in calls], "graphs": {n: layout(g) for n, g in lowered.items()}}
+    )
+    write_json(out / "params.json", [param_facts(program, p) for p in program.params])
+    backward = {i for i, c in enumerate(calls) if lowered[c.body].bwd is not None}
+    actions = one_rank(len(calls), stage.batch.sequences // size, backward)
+    write(out / "schedule.txt", "\n".join(map(str, actions)) + "\n")
+    decoding = build_decoding(whole, stage, compute, out / "decode")
+    write(out / "decode.txt", decoding + "\n")
+    result = facts_of(name, stage, program, sizes, lowered, calls, compute, spec)
+    write_json(out / "memory.json", result.memory)
+    described = {
+        "name": name, "spec": stage.model_dump(mode="json", by_alias=True), "plan": spec.plan.model_dump(mode="json"),
+        "inputs": {n: str(t) for n, t in program.inputs.items()}, "loss": program.loss, "sizes": sizes,
+        "parent": stage.from_, "decodes": not decoding, "flops_per_token": result.flops_per_token,
+    }  # fmt: skip
+    parent = hashes.get(stage.from_ or "", "")
+    text = json.dumps(described, sort_keys=True) + str(program) + parent
+    hashes[name] = hashlib.sha256(text.encode()).hexdigest()
+    write_json(out / "stage.json", {**described, "hash": hashes[name]})
+    return result
+
+
+def stage_sizes(program: Program, batch: int, seq_len: int) -> dict[str, int]:
+    """Sizes of the open dims: the first dim of an input counts sequences, the others tokens."""
+    sizes: dict[str, int] = {}
+    for t in program.inputs.values():
+        for i, d in enumerate(t.dims):
+            if d.size is None and not d.of:
+                sizes.setdefault(d.name, batch if i == 0 else seq_len)
+    return sizes
+
+
+def lower(
+    program: Program, sizes: Mapping[str, int], compute: torch.dtype, out: Path | None
+) -> tuple[dict[str, Graphs], tuple[Call, ...]]:
+    """Graphs of each unique body, written to `out`."""
+    found, calls = variants(program)
+    lowered = {name: lower_body(v, sizes, compute) for name, v in found.items()}
+    for name, graphs in lowered.items() if out else ():
+        assert out is not None
+        out.mkdir(exist_ok=True)
+        for part, gm in graphs.parts().items():
+            write(out / f"{name}.{part}.json", to_json(gm))
+            write(out / f"{name}.{part}.txt", to_text(gm))
+    return lowered, calls
+
+
+def lower_body(v: Variant, sizes: Mapping[str, int], compute: torch.dtype) -> Graphs:
+    mode = FakeTensorMode()
+    ins, params = operands(v.body, sizes, compute, mode)
+    return build_graphs(as_function(v.body, sizes), ins, params, v.in_grads, v.param_grads, mode)
+
+
+def build_decoding(whole: Program, stage: StageSpec, compute: torch.dtype, out: Path) -> str:
+    """Decoding graphs for one token and for a chunk of a prompt; why not, if the model cannot decode."""
+    if "logits" not in whole.outputs or "tokens" not in whole.inputs:
+        return "a model that decodes has an input 'tokens' and an output 'logits'"
+    program = prune(whole, ["logits"], loss=False)
+    seq = program.inputs["tokens"].dims[-1].name
+    reason = refusal(list(program.bodies.values()), seq)
+    strange = [n for n, t in program.inputs.items() if t.dims[-1].name != seq or t.dtype != "int"]
+    if reason or strange:
+        return reason or f"decoding does not know what to give the input '{strange[0]}'"
+    out.mkdir()
+    capacity = stage.data.seq_len
+    keys: dict[str, Any] = {}
+    for width in (1, min(CHUNK, capacity)):
+        sizes = {**stage_sizes(program, 1, width), "keys": capacity}
+        for name, body in program.bodies.items():
+            d, mode = decode_body(body, seq, sizes, capacity), FakeTensorMode()
+            flat = decode_operands(d, seq, sizes, capacity, compute, mode)
+            with mode:
+                gm = verify(clean(make_fx(decode_function(d, seq, sizes, capacity))(*flat)))
+            write(out / f"{name}.{width}.json", to_json(gm))
+            keys[name] = {"keys": [[v.name for v in body.ins].index(k) for k in d.key_attributes], "caches": d.caches}
+    write_json(out / "calls.json", {
+        "calls": [vars(c) for c in program.calls], "bodies": keys, "logits": program.outputs["logits"],
+        "capacity": capacity, "widths": [1, min(CHUNK, capacity)], "inputs": sorted(program.inputs),
+    })  # fmt: skip
+    return ""
+
+
+def layout(g: Graphs) -> dict[str, Any]:
+    return {
+        "n_outs": g.n_outs, "in_grads": g.in_grads, "param_grads": g.param_grads, "out_grads": g.out_grads,
+        "parts": list(g.parts()), "saved_bytes": g.saved_bytes,
+    }  # fmt: skip
+
+
+def param_facts(program: Program, path: str) -> dict[str, Any]:
+    p = program.params[path]
+    shape = p.type.shape({})
+    return {
+        "path": path, "dims": [d.name for d in p.type.dims], "shape": shape, "trainable": p.trainable,
+        "init": {"kind": p.init.kind, "args": dict(p.init.args)}, "fan_in": shape[0] if shape else 1,
+    }  # fmt: skip
+
+
+def facts_of(
+    name: str, stage: StageSpec, program: Program, sizes: Mapping[str, int], lowered: Mapping[str, Graphs],
+    calls: tuple[Call, ...], compute: torch.dtype, spec: Spec,
+) -> StageFacts:  # fmt: skip
+    tokens = program.inputs["tokens"].numel(sizes) if "tokens" in program.inputs else 1
+    bodies: dict[str, int] = {}
+    for c in calls:
+        bodies[c.body] = bodies.get(c.body, 0) + 1
+    n, trained = n_params(program), n_params(program, trainable=True)
+    master = 8 if spec.plan.precision.master == "fp64" else 4
+    memory = {
+        "weights": n * master + (n * compute.itemsize if compute.itemsize != master else 0),
+        "gradients": trained * 4,
+        "optimizer": trained * master * 2,
+        "saved activations": sum(times * lowered[b].saved_bytes for b, times in bodies.items()),
+    }
+    memory["peak"] = sum(memory.values())
+    flops = 3 * program_cost(program, sizes).flops / max(1, tokens)
+    return StageFacts(
+        name,
+        n,
+        trained,
+        flops,
+        memory,
+        bodies,
+        stage.steps(),
+        stage.steps() * stage.batch.sequences * stage.data.seq_len,
+    )
+
+
+def write_manifest(spec: Spec, out: Path, hashes: Mapping[str, str]) -> None:
+    """SHA-256 of every file, versions, and the stages' hashes."""
+    files = {
+        str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(out.rglob("*"))
+        if p.is_file()
+    }
+    write_json(out / MANIFEST, {
+        "name": spec.name, "specc": version("specc"), "torch": torch.__version__,
+        "stages": dict(hashes), "files": files,
+    })  # fmt: skip
+
+
+def write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, data: Any) -> None:
+    write(path, json.dumps(data, indent=1, sort_keys=True) + "\n")
