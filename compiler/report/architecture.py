@@ -78,8 +78,7 @@ def _group(step: Step, makers: Mapping[str, str], is_open: bool = False) -> str:
     deeper = "".join(_group(s, {**makers, **_made(step["steps"])}) for s in step["steps"] if s["steps"])
     kind = f" <span class=quiet>{esc(step['op'])}</span>" if step["op"] != step["name"] else ""
     head = f"<span class=name>{esc(step['name'])}</span>{kind}<span class=spread></span><span>{_cost(step)}</span>"
-    outs = [v["name"] for v in step["outs"]]
-    picture = _picture(step["steps"], ins, outs)
+    picture = _picture(step["steps"], ins, step["outs"])
     state = " open" if is_open else ""
     return f"<details class=group{state}><summary>{head}</summary>{picture}{deeper}</details>"
 
@@ -96,17 +95,16 @@ def _ins_of(steps: Sequence[Step], makers: Mapping[str, str]) -> list[Value]:
     return [{"name": name, "dims": "", "dtype": "", "by": makers.get(name, "")} for name in used]
 
 
-def _picture(steps: Sequence[Step], ins: Sequence[Value], outs: Sequence[str]) -> str:
+def _picture(steps: Sequence[Step], ins: Sequence[Value], outs: Sequence[Value]) -> str:
     """One level of the dataflow as a drawing."""
     made = {v["name"]: len(ins) + k for k, s in enumerate(steps) for v in s["outs"]}
     source = {v["name"]: k for k, v in enumerate(ins)} | made
     boxes = [Box(v["by"] or _port(v["name"]), "", "port", f"input {v['name']}", v["dims"]) for v in ins]
     boxes += [_box(s) for s in steps]
     edges = {(source[i], len(ins) + k) for k, s in enumerate(steps) for i in s["ins"] if i in source}
-    ends = [o for o in outs if o in source]
-    for k, name in enumerate(ends):
-        boxes.append(Box("result" if len(ends) == 1 else f"result {k + 1}", "", "port", f"value {name}"))
-        edges.add((source[name], len(boxes) - 1))
+    for v in (o for o in outs if o["name"] in source):
+        boxes.append(Box(v["by"] or "result", "", "port", f"value {v['name']}"))
+        edges.add((source[v["name"]], len(boxes) - 1))
     used = {a for a, _ in edges} | {b for _, b in edges}
     keep = [k for k in range(len(boxes)) if k in used or boxes[k].style != "port"]
     number = {old: new for new, old in enumerate(keep)}

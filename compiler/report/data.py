@@ -14,7 +14,7 @@ class Figure(TypedDict):
 
 
 class Value(TypedDict):
-    """A tensor: its name, its named dims as `B S D`, its kind of number, and what made it if that is elsewhere."""
+    """A tensor: its name, its named dims as `B S D`, its kind of number, and its name outside, if any."""
 
     name: str
     dims: str
@@ -42,7 +42,7 @@ class Block(TypedDict):
     name: str
     times: int
     ins: list[Value]
-    outs: list[str]
+    outs: list[Value]
     params: int
     trained: int
     flops: float

@@ -56,7 +56,7 @@ def _block(program: Program, body: Body, sizes: Mapping[str, int], tokens: int) 
         "name": body.name,
         "times": sum(c.body == body.name for c in program.calls),
         "ins": [_value(v.name, v.type, by) for v, by in zip(body.ins, _makers(program, body), strict=True)],
-        "outs": list(body.outs),
+        "outs": [_value(o, ctx.types[o], by) for o, by in zip(body.outs, _names(program, body), strict=True)],
         "params": sum(s["params"] for s in steps),
         "trained": sum(s["trained"] for s in steps),
         "flops": sum(s["flops"] for s in steps),
@@ -65,11 +65,24 @@ def _block(program: Program, body: Body, sizes: Mapping[str, int], tokens: int) 
 
 
 def _makers(program: Program, body: Body) -> list[str]:
-    """For each operand the block that makes it, or the model's input; empty where the calls differ."""
-    made = {o: c.body for c in program.calls for o in c.outs} | {n: n for n in program.inputs}
+    """For each operand the step or repeat that makes it, or the model's input; empty where the calls differ."""
+    made = {n: n for n in program.inputs}
+    for c in program.calls:
+        paths = {o: e.path for e in program.bodies[c.body].eqns for o in e.outs}
+        tiled = sum(other.body == c.body for other in program.calls) > 1
+        made |= {
+            o: c.body if tiled else paths[inner] for o, inner in zip(c.outs, program.bodies[c.body].outs, strict=True)
+        }
     calls = [c for c in program.calls if c.body == body.name]
     found = [{made[c.ins[k]] for c in calls} for k in range(len(body.ins))]
     return [makers.pop() if len(makers) == 1 else "" for makers in found]
+
+
+def _names(program: Program, body: Body) -> list[str]:
+    """For each result the name that it has as an output of the model."""
+    last = next(c for c in reversed(program.calls) if c.body == body.name)
+    names = {v: n for n, v in program.outputs.items()} | ({program.loss: "loss"} if program.loss else {})
+    return [names.get(o, "") for o in last.outs]
 
 
 def _params(program: Program, body: Body) -> dict[str, tuple[int, int, str]]:
