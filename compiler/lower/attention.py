@@ -25,15 +25,22 @@ def attend(e: Local, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
     if groups > 1:
         k4, v4 = _repeat(k4, groups), _repeat(v4, groups)
     term = _score_term(e, mask, bias, q.dtype)
-    y = F.scaled_dot_product_attention(
-        q4,
-        k4,
-        v4,
-        attn_mask=term,
-        is_causal=bool(e.attr("causal", False)) and term is None,
-        scale=e.attr("scale"),
-    )
+    is_causal = bool(e.attr("causal", False)) and term is None
+    if e.attr("softmax") == "fp32" and q.dtype == torch.float64:
+        y = _attend_fp32(q4, k4, v4, term, is_causal, e.attr("scale"))
+    else:
+        y = F.scaled_dot_product_attention(q4, k4, v4, attn_mask=term, is_causal=is_causal, scale=e.attr("scale"))
     return y.transpose(1, 2).reshape(e.shape())
+
+
+def _attend_fp32(q: Tensor, k: Tensor, v: Tensor, term: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
+    """fp64 attention whose softmax is rounded to fp32, as the published implementations of many models do."""
+    scores = q @ k.transpose(-1, -2) * (scale or q.shape[-1] ** -0.5)
+    if is_causal:
+        term = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if term is not None:
+        scores = scores.masked_fill(~term, -math.inf) if term.dtype == torch.bool else scores + term
+    return F.softmax(scores, -1, dtype=torch.float32).to(q.dtype) @ v
 
 
 def _seen(decoding: Decoding, width: int, causal: bool) -> Tensor:

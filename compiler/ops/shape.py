@@ -74,7 +74,19 @@ def _rearrange(a: Applied) -> tuple[TensorType, ...]:
     lost = [w for w in letters if w not in [v for g in sides for v in g]]
     if unknown or lost:
         raise OpError("S103", f"the two sides differ in '{(unknown or lost)[0]}'")
-    return (TensorType(tuple(prod_size(tuple(letters[w] for w in g)) for g in sides), x.dtype),)
+    dims = tuple(prod_size(tuple(letters[w] for w in g)) for g in sides)
+    return (TensorType(_called(dims, a.args["as_dims"]), x.dtype),)
+
+
+def _called(dims: tuple[Dim, ...], names: tuple[Dim, ...] | None) -> tuple[Dim, ...]:
+    """The dims under other names, which must agree in size."""
+    if names is None:
+        return dims
+    wrong = [(d, n) for d, n in zip(dims, names, strict=False) if d != n and (d.size is None or d.size != n.size)]
+    if len(names) != len(dims) or wrong:
+        what = f"{wrong[0][0].shown()} is not {wrong[0][1].shown()}" if wrong else f"there are {len(dims)} dims"
+        raise OpError("S201", f"'as_dims' does not fit the result: {what}")
+    return names
 
 
 def _concat(a: Applied) -> tuple[TensorType, ...]:
@@ -168,8 +180,9 @@ def _upsample(a: Applied) -> tuple[TensorType, ...]:
 ANY: tuple[Literal["any"], ...] = ("any",)
 ROWS = (
     Op("rearrange", "-> ", "Split, join and reorder dims: 'b s (h e) -> b s h e'; `dims` gives the new letters' dims.",
-       args={"pattern": Arg("str"), "dims": Arg("renames", None, "{letter: dim}")}, takes=ANY, infer=_rearrange,
-       flops="none"),
+       args={"pattern": Arg("str"), "dims": Arg("renames", None, "{letter: dim}"),
+             "as_dims": Arg("dims", None, "names for the result's dims")},
+       takes=ANY, infer=_rearrange, flops="none"),
     Op("concat", "-> ", "Join along a dim; `over` names it, or one dim for each input; a missing dim counts as 1.",
        inputs=("*xs",), args={"over": Arg("dims"), "as_dim": Arg("dim", None, "name of the joined dim")},
        takes=ANY * 8, infer=_concat, flops="none"),
