@@ -37,7 +37,7 @@ SET = option(
 )  # fmt: skip
 STAGE = option("--stage", metavar="NAME", help="only this stage")
 JSON = option("--json", action="store_true", help="print JSON on standard output")
-BUILD_OUT = option("-o", "--out", metavar="DIR", help="where the build goes (default: build/NAME)")
+BUILD_OUT = option("-o", "--out", metavar="DIR", help="where a spec's build goes (default: build/NAME)")
 EMIT = ("tree", "program", "spec", "graphs", "schedule")
 
 COMMANDS: dict[str, Command] = {
@@ -61,7 +61,7 @@ COMMANDS: dict[str, Command] = {
     "build": Command(
         "compile a spec to a build directory",
         "specc.runtime.commands.build:run",
-        (SPEC, SET, BUILD_OUT, STAGE, JSON),
+        (SPEC, SET, BUILD_OUT, JSON),
     ),
     "run": Command(
         "run the stages of a build: what is done is skipped, what is half done goes on",
@@ -82,7 +82,7 @@ COMMANDS: dict[str, Command] = {
                 dest="prompts",
                 help="what to go on from (may be repeated; default: the prompts of the stage)",
             ),
-            option("--chat", action="store_true", help="put each prompt into the chat template"),
+            option("--raw", action="store_true", help="do not put prompts into the chat template of an sft stage"),
             option("--tokens", metavar="N", type=int, default=64, help="new tokens at most (default: 64)"),
             option("--temperature", metavar="T", type=float, default=0.8, help="0: the likeliest (default: 0.8)"),
             option("--top-k", metavar="K", type=int, default=0, help="draw from the K likeliest (default: all)"),

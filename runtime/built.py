@@ -1,0 +1,120 @@
+"""A build as the runtime reads it: verified, and its stages' graphs as callables."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specc.compiler.graphs import from_json
+from specc.compiler.lower.grouped import grouped_mm  # registers the op that graphs may name
+from specc.compiler.program import Call
+from specc.compiler.schedule.actions import Action, parse
+from specc.runtime.errors import RunError
+from specc.runtime.executor import Compiled, Executor
+from specc.runtime.init import initial
+from specc.spec.stage import StageSpec
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+assert grouped_mm is not None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a build."""
+
+    name: str
+    hash: str
+    path: Path
+    spec: StageSpec
+    plan: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    params: list[dict[str, Any]]
+    calls: tuple[Call, ...]
+    graphs: Mapping[str, Any]
+    actions: list[Action]
+
+    @property
+    def compute(self) -> torch.dtype:
+        return DTYPES[self.plan["precision"]["compute"]]
+
+    @property
+    def fields(self) -> set[str]:
+        return set(self.facts["inputs"])
+
+    def trainable(self) -> list[str]:
+        return [p["path"] for p in self.params if p["trainable"]]
+
+    def executor(self) -> Executor:
+        """The stage's graphs, loaded."""
+        bodies = {name: self._body(name, layout) for name, layout in self.graphs.items()}
+        return Executor(
+            self.calls, bodies, self.actions, self.facts["loss"], {}, frozenset(self.trainable()), self.compute,
+            torch.float64 if self.compute == torch.float64 else torch.float32,
+        )  # fmt: skip
+
+    def _body(self, name: str, layout: Mapping[str, Any]) -> Compiled:
+        text = {p: (self.path / "graphs" / f"{name}.{p}.json").read_text() for p in layout["parts"]}
+        parts = {p: from_json(t) for p, t in text.items()}
+        flags = {k: tuple(layout[k]) for k in ("in_grads", "param_grads", "out_grads")}
+        return Compiled(
+            parts["fwd"], parts.get("bwd"), parts.get("bwd_input"), parts.get("bwd_weight"), layout["n_outs"], **flags
+        )
+
+    def initial(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """First values of all parameters."""
+        return {
+            p["path"]: initial(
+                p["path"], tuple(p["shape"]), p["init"]["kind"], p["init"]["args"], self.spec.seed, p["fan_in"]
+            ).to(dtype)
+            for p in self.params
+        }
+
+
+@dataclass(frozen=True)
+class Build:
+    """A verified build directory."""
+
+    path: Path
+    name: str
+    manifest: Mapping[str, Any]
+    stages: dict[str, Stage]
+
+
+def open_build(path: Path) -> Build:
+    """Check every file's hash, then read it; raises RunError if anything was changed."""
+    manifest_path = path / "manifest.json"
+    if not manifest_path.is_file():
+        raise RunError(f"{path} is not a build (no manifest.json)")
+    manifest = json.loads(manifest_path.read_text())
+    for name, digest in manifest["files"].items():
+        file = path / name
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+            raise RunError(f"{file} is missing or was changed since the build; build again")
+    stages = {name: _stage(name, path / "stages" / name) for name in manifest["stages"]}
+    order = sorted(stages, key=lambda n: _depth(stages, n))
+    return Build(path, manifest["name"], manifest, {n: stages[n] for n in order})
+
+
+def _depth(stages: Mapping[str, Stage], name: str) -> int:
+    parent = stages[name].spec.from_
+    return 0 if parent is None else 1 + _depth(stages, parent)
+
+
+def _stage(name: str, path: Path) -> Stage:
+    facts = json.loads((path / "stage.json").read_text())
+    wiring = json.loads((path / "calls.json").read_text())
+    calls = tuple(
+        Call(c["body"], c["tile"], tuple(c["ins"]), tuple(c["params"]), tuple(c["outs"])) for c in wiring["calls"]
+    )
+    return Stage(
+        name, facts["hash"], path, StageSpec.model_validate(facts["spec"]), facts["plan"], facts,
+        json.loads((path / "params.json").read_text()), calls, wiring["graphs"],
+        parse((path / "schedule.txt").read_text()),
+    )  # fmt: skip

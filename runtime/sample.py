@@ -1,0 +1,118 @@
+"""Write text with a trained model, a token at a time over caches of keys and values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from specc.compiler.graphs import from_json
+from specc.runtime.built import Stage
+from specc.runtime.data.tokenizer import END, EOS, special
+from specc.runtime.errors import RunError
+
+
+@dataclass
+class Decoder:
+    """The decoding graphs of a stage and the state of one text."""
+
+    stage: Stage
+    params: Mapping[str, Tensor]
+    wiring: dict[str, Any] = field(init=False)
+    graphs: dict[tuple[str, int], Any] = field(default_factory=dict)
+    caches: dict[int, list[Tensor]] = field(default_factory=dict)
+    length: int = 0
+
+    def __post_init__(self) -> None:
+        path = self.stage.path / "decode" / "calls.json"
+        if not path.is_file():
+            raise RunError(f"'{self.stage.name}' cannot decode: {(self.stage.path / 'decode.txt').read_text().strip()}")
+        self.wiring = json.loads(path.read_text())
+        for name in self.wiring["bodies"]:
+            for width in self.wiring["widths"]:
+                text = (self.stage.path / "decode" / f"{name}.{width}.json").read_text()
+                self.graphs[name, width] = from_json(text)
+        self.params = {n: p.to(self.stage.compute) for n, p in self.params.items()}
+
+    @property
+    def room(self) -> int:
+        return int(self.wiring["capacity"]) - self.length
+
+    @torch.no_grad()
+    def feed(self, tokens: list[int]) -> Tensor:
+        """Decode the tokens; the logits [V] behind the last one."""
+        logits = torch.empty(0)
+        widths: list[int] = self.wiring["widths"]
+        while tokens:
+            width = max(widths) if len(tokens) > 1 and self.room >= max(widths) else min(widths)
+            taken, tokens = tokens[:width], tokens[width:]
+            logits = self._run(taken, width)
+        return logits
+
+    def _run(self, tokens: list[int], width: int) -> Tensor:
+        start, n = self.length, len(tokens)
+        at = torch.arange(start, start + width)[None]
+        given = {"tokens": torch.tensor([tokens + [0] * (width - n)]), "pos": at}
+        values = {name: given.get(name, torch.zeros_like(at)) for name in self.wiring["inputs"]}
+        everything = torch.arange(int(self.wiring["capacity"]))[None]
+        scalars = [torch.tensor(start), torch.tensor(start + n)]
+        for i, call in enumerate(self.wiring["calls"]):
+            body = self.wiring["bodies"][call["body"]]
+            keys = [everything if call["ins"][k] == "pos" else torch.zeros_like(everything) for k in body["keys"]]
+            caches = self.caches.get(i) or [torch.zeros(s, dtype=self.stage.compute) for s in body["caches"]]
+            results = self.graphs[call["body"], width](
+                *(values[v] for v in call["ins"]), *(self.params[p] for p in call["params"]), *scalars, *keys, *caches
+            )
+            values |= zip(call["outs"], results[: len(call["outs"])], strict=True)
+            self.caches[i] = list(results[len(call["outs"]) :])
+        self.length += n
+        logits: Tensor = values[self.wiring["logits"]][0, n - 1].float()
+        return logits
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the next token is drawn."""
+
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def draw(logits: Tensor, choice: Choice, generator: torch.Generator) -> int:
+    if choice.temperature == 0:
+        return int(logits.argmax())
+    p = torch.softmax(logits / choice.temperature, -1)
+    if choice.top_k:
+        p = torch.where(p >= p.topk(min(choice.top_k, len(p))).values[-1], p, 0.0)
+    if choice.top_p < 1:
+        ordered, index = p.sort(descending=True)
+        p = p.index_fill(0, index[ordered.cumsum(0) - ordered > choice.top_p], 0.0)
+    return int(torch.multinomial(p, 1, generator=generator))
+
+
+def write_text(
+    stage: Stage, params: Mapping[str, Tensor], tokenizer: Tokenizer, prompt: str, tokens: int, choice: Choice
+) -> str:
+    """What the model writes behind the prompt, to an end token or the model's length."""
+    ids = tokenizer.encode(prompt, add_special_tokens=False).ids or [special(tokenizer, EOS)]
+    decoder = Decoder(stage, params)
+    if len(ids) >= decoder.room:
+        raise RunError(f"the prompt has {len(ids)} tokens, the model holds {decoder.room}")
+    generator = torch.Generator().manual_seed(choice.seed)
+    ends = {tokenizer.token_to_id(EOS), tokenizer.token_to_id(END)}
+    logits, written = decoder.feed(ids), list[int]()
+    while len(written) < tokens and decoder.room > 0:
+        token = draw(logits, choice, generator)
+        if token in ends:
+            break
+        written.append(token)
+        if len(written) < tokens and decoder.room > 0:
+            logits = decoder.feed([token])
+    return str(tokenizer.decode(written))
