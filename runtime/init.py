@@ -21,6 +21,8 @@ def initial(
     if kind in ("zeros", "ones", "constant"):
         value = {"zeros": 0.0, "ones": 1.0}.get(kind, args.get("value", 0.0))
         return torch.full(shape, value)
+    if kind == "sincos":
+        return torch.from_numpy(sincos(shape, args["extent"])).float()
     if kind == "uniform":
         u = uniform(path, n, seed)
         return torch.from_numpy(args["low"] + (args["high"] - args["low"]) * u).float().reshape(shape)
@@ -45,3 +47,14 @@ def normal(path: str, n: int, seed: int) -> np.ndarray[tuple[int], np.dtype[np.f
     out = np.empty(n + n % 2)
     out[0::2], out[1::2] = radius * np.cos(angle), radius * np.sin(angle)
     return out[:n]
+
+
+def sincos(shape: tuple[int, ...], extent: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """Table [height, width, D] of sines and cosines of the column, then of the row (arXiv:2212.09748).
+
+    Coordinates run from 0 to `extent` over the table, so that a larger table is a finer one."""
+    height, width, size = shape
+    frequency = 10000.0 ** (-np.arange(size // 4) / (size // 4))
+    rows, columns = np.meshgrid(np.arange(height) * extent / height, np.arange(width) * extent / width, indexing="ij")
+    angles = [place[..., None] * frequency for place in (columns, rows)]
+    return np.concatenate([wave(a) for a in angles for wave in (np.sin, np.cos)], axis=-1)

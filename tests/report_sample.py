@@ -92,10 +92,8 @@ def report(steps: int = 200, hostile: str = "", microbatches: int = 2) -> Report
     for m in range(microbatches):
         for kind, order in (("F", calls), ("B", calls[::-1])):
             for c in order:
-                actions.append(
-                    {"kind": kind, "label": c, "microbatch": m, "seconds": 0.01, "live": 1000 * len(actions)}
-                )
-    actions.append({"kind": "STEP", "label": "", "microbatch": 0, "seconds": 0.02, "live": 100})
+                actions.append({"kind": kind, "label": c, "microbatch": m, "work": 10.0, "live": 1000 * len(actions)})
+    actions.append({"kind": "STEP", "label": "", "microbatch": -1, "work": 2.0, "live": 100})
     shares = [("weights", 4000), ("gradients", 4000), ("optimizer", 8000), ("activations", 90_000)]
     return {
         "name": "tiny" + hostile, "doc": "A test." + hostile, "version": "0.1.0", "key": "fedcba9876543210",
@@ -104,7 +102,7 @@ def report(steps: int = 200, hostile: str = "", microbatches: int = 2) -> Report
         "models": [card],
         "memory": [{"stage": "pretrain", "shares": [{"category": c, "bytes": n} for c, n in shares],
                     "limit": 200_000, "measured": 101_000}],
-        "schedules": [{"stage": "pretrain" + hostile, "ranks": [actions]}],
+        "schedules": [{"stage": "pretrain" + hostile, "note": "widths are FLOPs" + hostile, "ranks": [actions]}],
         "compiled": [{"stage": "pretrain", "block": "layers" + hostile, "times": 2, "forward": 9, "backward": 20,
                       "saved": 12_000, "how": "graph"}],
         "files": [{"path": "spec.yaml" + hostile, "sha256": "ab" * 32, "bytes": 321}],

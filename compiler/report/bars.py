@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from specc.compiler.report.data import Action, Memory, Schedule
 from specc.compiler.report.text import esc
-from specc.compiler.units import duration, size
+from specc.compiler.units import size
 
 WIDTH, ROW, CURVE = 1080, 30, 90
 MAX_CELLS = 1500
@@ -60,11 +60,11 @@ def _colour(category: str) -> str:
 
 
 def schedule_chart(schedule: Schedule) -> str:
-    """Ranks from top to bottom, predicted time from left to right; below it the bytes that live."""
+    """Ranks from top to bottom, work from left to right; below it the bytes that live."""
     ranks = [r for r in schedule["ranks"] if r]
     if not ranks:
         return ""
-    span = max(sum(_seconds(a) for a in r) for r in ranks)
+    span = max(sum(_work(a) for a in r) for r in ranks)
     rows = "".join(_rank(k, r, span) for k, r in enumerate(ranks))
     high = len(ranks) * (ROW + 6)
     curve = _live(ranks[0], span, high + 8)
@@ -72,26 +72,24 @@ def schedule_chart(schedule: Schedule) -> str:
     svg = f"<svg class=schedule viewBox='0 0 {WIDTH} {total}'>{rows}{curve}</svg>"
     kinds = dict.fromkeys(a["kind"] for r in ranks for a in r)
     keys = "".join(f"<span><i class='key {_colour(k)}'></i>{esc(k)} {esc(MEANING.get(k, ''))}</span>" for k in kinds)
-    known = any(a["seconds"] for r in ranks for a in r)
-    span_text = f"one step, {duration(span)} predicted" if known else "one step, every action drawn equally long"
     n = sum(len(r) for r in ranks)
-    head = f"<b>{esc(schedule['stage'])}</b> <span class=quiet>{n} actions, {span_text}</span>"
+    head = f"<b>{esc(schedule['stage'])}</b> <span class=quiet>{n} actions a step; {esc(schedule['note'])}</span>"
     return f"<div class=plan><p>{head}</p>{svg}<p class=keys>{keys}</p></div>"
 
 
-def _seconds(action: Action) -> float:
-    return action["seconds"] or 1e-12
+def _work(action: Action) -> float:
+    return max(action["work"], 1e-12)
 
 
 def _rank(k: int, actions: Sequence[Action], span: float) -> str:
     """The cells of a rank; when there are too many, runs of one kind and microbatch become one cell."""
     y = k * (ROW + 6)
     cells, at = [], 0.0
-    for kind, label, micro, seconds in _merged(actions):
-        x, width = at / span * WIDTH, seconds / span * WIDTH
-        at += seconds
-        tip = f"{kind} {label} m{micro}"
-        text = f"{kind}{micro}" if len(kind) == 1 else kind
+    for kind, label, micro, work in _merged(actions):
+        x, width = at / span * WIDTH, work / span * WIDTH
+        at += work
+        tip = f"{kind} {label}" + (f" microbatch {micro}" if micro >= 0 else "")
+        text = f"{kind}{micro}" if micro >= 0 else kind
         shown = (
             f"<text x='{x + width / 2:.1f}' y='{y + ROW / 2 + 4}'>{esc(text)}</text>" if width > 7.5 * len(text) else ""
         )
@@ -105,9 +103,9 @@ def _merged(actions: Sequence[Action]) -> list[tuple[str, str, int, float]]:
     for a in actions:
         last = cells[-1] if cells else None
         if len(actions) > MAX_CELLS and last and last[0] == a["kind"] and last[2] == a["microbatch"]:
-            cells[-1] = (last[0], f"{last[1].split(' … ')[0]} … {a['label']}", last[2], last[3] + _seconds(a))
+            cells[-1] = (last[0], f"{last[1].split(' … ')[0]} … {a['label']}", last[2], last[3] + _work(a))
         else:
-            cells.append((a["kind"], a["label"], a["microbatch"], _seconds(a)))
+            cells.append((a["kind"], a["label"], a["microbatch"], _work(a)))
     return cells
 
 
@@ -121,7 +119,7 @@ def _live(actions: Sequence[Action], span: float, top: float) -> str:
     for a in actions:
         y = bottom - a["live"] / peak * (CURVE - 14)
         path += f"L{at / span * WIDTH:.1f} {y:.1f}"
-        at += _seconds(a)
+        at += _work(a)
         path += f"L{at / span * WIDTH:.1f} {y:.1f}"
     text = f"<text class=tick x='4' y='{top + 10}'>live memory, peak {size(peak)}</text>"
     return f"<path class=live d='{path}L{at / span * WIDTH:.1f} {bottom}Z'/>{text}"

@@ -91,19 +91,20 @@ class Memory(TypedDict):
 
 
 class Action(TypedDict):
-    """One action of a schedule: predicted seconds and the bytes that live after it."""
+    """One action of a schedule: its work, by which it is drawn wide, and the bytes that live after it."""
 
     kind: str
     label: str
     microbatch: int
-    seconds: float
+    work: float
     live: int
 
 
 class Schedule(TypedDict):
-    """The actions of each rank for one step of a stage."""
+    """The actions of each rank for one step of a stage; `note` says what the widths mean."""
 
     stage: str
+    note: str
     ranks: list[list[Action]]
 
 

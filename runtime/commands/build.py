@@ -39,7 +39,7 @@ def summary(f: StageFacts) -> list[str]:
     memory = ", ".join(f"{name} {size(n)}" for name, n in f.memory.items())
     blocks = ", ".join(f"{name} x{n}" if n > 1 else name for name, n in f.bodies.items())
     return [
-        f"{f.name}: {count(f.params)} parameters{frozen}, {count(f.flops_per_token)} FLOPs a token (forward and backward)",
+        f"{f.name}: {count(f.params)} parameters{frozen}, {count(f.flops_per_token)} FLOPs a token, forward and back",
         f"  {f.steps} steps, {count(f.tokens)} tokens, {count(f.tokens * f.flops_per_token)} FLOPs in all",
         f"  memory: {memory}",
         f"  blocks: {blocks}",

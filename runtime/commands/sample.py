@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     choice = Choice(args.temperature, args.top_k, args.top_p, args.seed)
     for prompt in args.prompts or stage.spec.sample.prompts or [""]:
         text = prompt
-        if args.chat or (stage.spec.kind == "sft" and not args.prompts):
+        if stage.spec.kind == "sft" and not args.raw:
             text = render(stage.spec.template, [{"role": "user", "content": prompt}]) + "<|im_start|>assistant\n"
         written = write_text(stage, weights, tokenizer, text, args.tokens, choice)
         print(json.dumps({"prompt": prompt, "text": written}) if args.json else f"{prompt}{written}\n")

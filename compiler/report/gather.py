@@ -1,0 +1,161 @@
+"""From a build directory to the data of its report; what runs have shown is put in by the runtime."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from specc.compiler.cost import body_cost
+from specc.compiler.elaborate import elaborate
+from specc.compiler.program import Program
+from specc.compiler.report.data import Action, Compiled, Memory, Model, Report, Schedule, Stage
+from specc.compiler.report.program import model_data
+from specc.compiler.report.text import flops
+from specc.compiler.schedule.actions import parse
+from specc.compiler.units import count, size
+from specc.spec.spec import Spec, load
+
+STEP_SHARE = 0.004  # width of the actions that are no graph, as a share of the step
+
+
+def read_build(build: Path) -> Report:
+    """The report of a build that has not run."""
+    manifest = read_json(build / "manifest.json")
+    spec = load(build / "spec.yaml")
+    facts = {name: read_json(build / "stages" / name / "stage.json") for name in spec.stages}
+    programs = {name: elaborate(spec, s.model, s.objective) for name, s in spec.stages.items()}
+    cards = {p.name: _card(spec, p, facts[name]) for name, p in reversed(programs.items())}
+    digest = hashlib.sha256((build / "manifest.json").read_bytes()).hexdigest()
+    memory = [_memory(name, read_json(build / "stages" / name / "memory.json")) for name in spec.stages]
+    return {
+        "name": spec.name,
+        "doc": next((m["doc"] for m in cards.values()), ""),
+        "version": manifest["specc"],
+        "key": digest,
+        "figures": [
+            *_model_figures(list(cards.values())),
+            {"label": "memory, predicted", "value": size(_peak(memory)), "note": "weights to saved activations"},
+        ],
+        "stages": [_stage(spec, name, facts[name]) for name in spec.stages],
+        "models": list(reversed(cards.values())),
+        "memory": memory,
+        "schedules": [_schedule(build, name, programs[name], facts[name]) for name in spec.stages],
+        "compiled": [row for name in spec.stages for row in _graphs(build, name)],
+        "files": [
+            {"path": path, "sha256": sha, "bytes": (build / path).stat().st_size}
+            for path, sha in manifest["files"].items()
+        ],
+    }
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _card(spec: Spec, program: Program, facts: dict[str, Any]) -> Model:
+    sizes = {**dict.fromkeys(program.open_dims(), 1), **facts["sizes"]}
+    return model_data(program, sizes, _tokens(program, sizes), spec.model_section(program.name)[1].doc)
+
+
+def _tokens(program: Program, sizes: dict[str, int]) -> int:
+    """Tokens of a microbatch, or its samples if the model reads no tokens."""
+    first = program.inputs.get("tokens")
+    return first.numel(sizes) if first else max(sizes.values(), default=1)
+
+
+def _model_figures(models: Sequence[Model]) -> list[Any]:
+    params, trained = sum(m["params"] for m in models), sum(m["trained"] for m in models)
+    frozen = "all trained" if trained == params else f"{count(trained)} trained"
+    work = 3 * sum(m["flops"] for m in models)
+    return [
+        {"label": "parameters", "value": count(params), "note": frozen},
+        {"label": "FLOPs per token", "value": flops(work), "note": "forward and backward"},
+    ]
+
+
+def _peak(memory: Sequence[Memory]) -> int:
+    return max((sum(s["bytes"] for s in m["shares"]) for m in memory), default=0)
+
+
+def _stage(spec: Spec, name: str, facts: dict[str, Any]) -> Stage:
+    stage = spec.stages[name]
+    return {
+        "name": name,
+        "kind": f"{stage.kind}, {stage.objective}" if stage.kind == "pretrain" else stage.kind,
+        "after": [stage.from_] if stage.from_ else [],
+        "status": "waiting",
+        "key": facts["hash"],
+        "steps": stage.steps(),
+        "steps_done": 0,
+        "tokens": 0,
+        "seconds": 0.0,
+        "entropy": None,
+        "series": [],
+        "samples": [],
+        "notes": [],
+    }
+
+
+def _memory(name: str, shares: dict[str, int]) -> Memory:
+    order = ["weights", "gradients", "optimizer", "saved activations"]
+    names = sorted((n for n in shares if n != "peak"), key=lambda n: order.index(n) if n in order else len(order))
+    return {
+        "stage": name,
+        "shares": [{"category": n, "bytes": shares[n]} for n in names],
+        "limit": None,
+        "measured": None,
+    }
+
+
+def _schedule(build: Path, name: str, program: Program, facts: dict[str, Any]) -> Schedule:
+    """Actions with the FLOPs of their bodies, and what lives: the state and what forward passes saved."""
+    home = build / "stages" / name
+    layout, memory = read_json(home / "calls.json"), read_json(home / "memory.json")
+    sizes = {**dict.fromkeys(program.open_dims(), 1), **facts["sizes"]}
+    work = {n: body_cost(b, sizes).flops for n, b in program.bodies.items()}
+    calls, graphs = layout["calls"], layout["graphs"]
+    live = sum(n for category, n in memory.items() if category not in ("peak", "saved activations"))
+    actions: list[Action] = []
+    for a in parse((home / "schedule.txt").read_text(encoding="utf-8")):
+        done, label = 0.0, ""
+        if a.call >= 0:
+            body, tile = calls[a.call]["body"], calls[a.call]["tile"]
+            saved = graphs[body]["saved_bytes"]
+            live += {"F": saved, "B": -saved, "W": -saved}.get(a.kind, 0)
+            done = work[_origin(body, work)] * (2 if a.kind == "B" else 1)
+            label = f"{body} {tile}" if sum(c["body"] == body for c in calls) > 1 else body
+        actions.append({"kind": a.kind, "label": label, "microbatch": a.microbatch, "work": done, "live": live})
+    least = STEP_SHARE * sum(a["work"] for a in actions)
+    for action in actions:
+        action["work"] = max(action["work"], least)
+    return {"stage": name, "note": "widths are FLOPs", "ranks": [actions]}
+
+
+def _origin(graph: str, bodies: dict[str, float]) -> str:
+    """The body that a graph was lowered from: `layers_2` is a variant of `layers` with other gradients."""
+    return graph if graph in bodies else graph.rpartition("_")[0]
+
+
+def _graphs(build: Path, name: str) -> list[Compiled]:
+    home = build / "stages" / name
+    layout = read_json(home / "calls.json")
+    return [
+        {
+            "stage": name,
+            "block": block,
+            "times": sum(c["body"] == block for c in layout["calls"]),
+            "forward": _nodes(home / "graphs" / f"{block}.fwd.json"),
+            "backward": _nodes(home / "graphs" / f"{block}.bwd.json"),
+            "saved": g["saved_bytes"],
+            "how": "",
+        }
+        for block, g in layout["graphs"].items()
+    ]
+
+
+def _nodes(path: Path) -> int:
+    """Operators of a graph; a body that needs no gradient has no backward."""
+    return sum(row["op"] == "call_function" for row in read_json(path)) if path.is_file() else 0
