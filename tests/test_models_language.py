@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from specc.compiler.elaborate import elaborate_model
 from specc.compiler.lower.run import run_program
 from specc.compiler.program import Program
+from specc.runtime.init import initial
 from specc.spec.errors import SpecError
 from specc.spec.model import ModelSpec
 
@@ -42,3 +44,40 @@ def test_softmax_in_fp32_rounds_an_fp64_model_and_leaves_an_fp32_model_alone() -
     gap = (run(x, softmax="fp32") - run(x)).abs().max().item()
     assert 1e-12 < gap < 1e-6
     assert torch.equal(run(x.float(), softmax="fp32"), run(x.float()))
+
+
+def test_unbind_gives_each_entry_of_a_dim() -> None:
+    steps = [{"unbind": 2, "as": ["a", "b"]}, {"expr": "a - b"}]
+    x = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
+    program = model(dims={"B": 3, "D": 4}, inputs={"x": "float[B 2 D]"}, steps=steps)
+    assert torch.equal(run_program(program, {"x": x}, {}, {})["out"], x[:, 0] - x[:, 1])
+
+
+def test_unbind_needs_a_dim_of_known_size() -> None:
+    with pytest.raises(SpecError, match="known parts"):
+        model(inputs={"x": "float[B S D]"}, steps=[{"unbind": "S"}])
+
+
+def test_times_have_the_same_waves_in_every_precision() -> None:
+    program = model(inputs={"t": "float[B]"}, steps=[{"sinusoidal": {"out": 8, "cos_first": True}}])
+    t = torch.tensor([0.0, 3.0, 999.0])
+    narrow, broad = (run_program(program, {"t": x}, {}, {"B": 3})["out"] for x in (t, t.double()))
+    assert torch.equal(narrow.double(), broad)
+    assert narrow[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+
+
+def test_a_position_table_knows_its_columns_and_rows() -> None:
+    table = initial("positions", (4, 6, 8), "sincos", {"extent": 2.0}, seed=0)
+    x, y = 5 * 2.0 / 6, 3 * 2.0 / 4
+    want = [math.sin(x), math.sin(x / 100), math.cos(x), math.cos(x / 100)]
+    want += [math.sin(y), math.sin(y / 100), math.cos(y), math.cos(y / 100)]
+    assert torch.allclose(table[3, 5], torch.tensor(want))
+
+
+def test_a_position_table_has_rows_and_columns() -> None:
+    with pytest.raises(SpecError, match="sincos"):
+        model(
+            dims={"N": 4, "D": 8},
+            inputs={"x": "float[B D]"},
+            steps=[{"param": {"shape": ["N", "D"], "init": {"sincos": 2}}}],
+        )

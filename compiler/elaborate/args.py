@@ -16,7 +16,7 @@ from specc.spec.expr import Expr, ExprError, evaluate, parse
 
 INIT_KINDS: dict[str, tuple[str, ...]] = {
     "normal": ("std",), "truncated_normal": ("std",), "uniform": ("low", "high"), "constant": ("value",),
-    "zeros": (), "ones": (), "xavier_uniform": (), "kaiming_normal": (),
+    "zeros": (), "ones": (), "xavier_uniform": (), "kaiming_normal": (), "sincos": ("extent",),
 }  # fmt: skip
 BLOCK_KINDS = ("dim", "dims", "int", "float", "bool", "str", "mask", "map", "init", "value")
 

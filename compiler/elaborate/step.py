@@ -176,6 +176,8 @@ def weight(
         return tied_weight(frame, str(args["tie"]), type_, (*at, "tie"))
     local = f"{path}.{w.name}" if w.name else path
     init = init_of(frame, args.get("init"), w.name or "weight", w.init, (*at, "init"))
+    if init.kind == "sincos" and (len(dims) != 3 or (dims[-1].size or 0) % 4):
+        frame.fail("S103", f"'sincos' fills a table [height width 4*n], got {type_}", (*at, "init"))
     return new_param(frame, local, type_, init, at)
 
 

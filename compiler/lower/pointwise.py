@@ -95,11 +95,12 @@ def one_hot(e: Local, index: Tensor) -> Tensor:
 
 
 def sinusoidal(e: Local, x: Tensor) -> Tensor:
-    """[...] -> [... D]: sines then cosines (or the other way) of x * period^(-i / (D/2 - shift))."""
+    """[...] -> [... D]: sines then cosines (or the other way) of x * period^(-i / (D/2 - shift)).
+
+    Angles are fp32 in every model, also in fp64 ones: this is how published diffusion models compute them."""
     half = e.size(e.out.dims[-1]) // 2
-    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
-    i = torch.arange(half, device=x.device, dtype=exact)
-    angle = x[..., None].to(exact) * torch.exp(-math.log(e.attr("period")) * i / (half - e.attr("shift")))
+    i = torch.arange(half, device=x.device, dtype=torch.float32)
+    angle = x[..., None].float() * torch.exp(-math.log(e.attr("period")) * i / (half - e.attr("shift")))
     parts = [angle.cos(), angle.sin()] if e.attr("cos_first") else [angle.sin(), angle.cos()]
     return torch.cat(parts, -1).to(x.dtype if x.is_floating_point() else e.attr("dtype") or torch.get_default_dtype())
 

@@ -50,6 +50,10 @@ def pick(e: Local, x: Tensor) -> Tensor:
     return x.select(e.axis(0, e.attr("over")), e.attr("at"))
 
 
+def unbind(e: Local, x: Tensor) -> tuple[Tensor, ...]:
+    return torch.unbind(x, e.axis(0, e.attr("over")))
+
+
 def take(e: Local, x: Tensor, index: Tensor) -> Tensor:
     at = e.axis(0, e.attr("over"))
     shared = sum(d in e.dims(0) for d in e.dims(1))
@@ -114,7 +118,7 @@ def combine(e: Local, rows: Tensor, order: Tensor, gates: Tensor) -> Tensor:
 
 
 IMPLS: dict[str, Impl] = {
-    "rearrange": rearrange, "concat": concat, "split": split, "slice": slice_, "pick": pick, "take": take,
-    "rename": rename, "index": index, "expand": expand, "upsample": upsample, "param": param, "stack": stack,
+    "rearrange": rearrange, "concat": concat, "split": split, "slice": slice_, "pick": pick, "unbind": unbind,
+    "take": take, "rename": rename, "index": index, "expand": expand, "upsample": upsample, "param": param, "stack": stack,
     "topk": topk, "dispatch": dispatch, "combine": combine,
 }  # fmt: skip

@@ -137,6 +137,15 @@ def _pick(a: Applied) -> tuple[TensorType, ...]:
     return (TensorType(x.dims[:at] + x.dims[at + 1 :], x.dtype),)
 
 
+def _unbind(a: Applied) -> tuple[TensorType, ...]:
+    x = a.type(0)
+    at = axis_of(x, a.args["over"])
+    n = x.dims[at].size
+    if n is None or n > MAX_PARTS:
+        raise OpError("S203", f"{x.dims[at].shown()} does not fall into 1 to {MAX_PARTS} known parts")
+    return (TensorType(x.dims[:at] + x.dims[at + 1 :], x.dtype),) * n
+
+
 def _take(a: Applied) -> tuple[TensorType, ...]:
     x, index = a.type(0), a.type(1)
     at = axis_of(x, a.args["over"])
@@ -177,6 +186,7 @@ def _upsample(a: Applied) -> tuple[TensorType, ...]:
     return (TensorType((*x.dims[:2], *(Dim(str(d.size), d.size) if d.size else d for d in big)), x.dtype),)
 
 
+MAX_PARTS = 64
 ANY: tuple[Literal["any"], ...] = ("any",)
 ROWS = (
     Op("rearrange", "-> ", "Split, join and reorder dims: 'b s (h e) -> b s h e'; `dims` gives the new letters' dims.",
@@ -192,6 +202,8 @@ ROWS = (
        args={"over": Arg("dim"), "start": Arg("int", 0), "length": Arg("dim")}, takes=ANY, infer=_slice, flops="none"),
     Op("pick", "-> ", "One entry of a dim, which goes; `at` may be negative.",
        args={"over": Arg("dim"), "at": Arg("int", 0)}, takes=ANY, infer=_pick, flops="none"),
+    Op("unbind", "-> ", "All entries of a dim, each a result of its own: `as: [scale, shift]`.",
+       args={"over": Arg("dim")}, takes=ANY, infer=_unbind, flops="none"),
     Op("take", "-> ", "Entries of a dim by an integer tensor, per batch.", inputs=("x", "index"),
        args={"over": Arg("dim")}, takes=("any", "int"), infer=_take, flops="none"),
     Op("rename", "-> ", "Give dims other names: {B: N}.", args={"dims": Arg("pattern")}, takes=ANY, infer=_rename,
