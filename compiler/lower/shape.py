@@ -119,6 +119,6 @@ def combine(e: Local, rows: Tensor, order: Tensor, gates: Tensor) -> Tensor:
 
 IMPLS: dict[str, Impl] = {
     "rearrange": rearrange, "concat": concat, "split": split, "slice": slice_, "pick": pick, "unbind": unbind,
-    "take": take, "rename": rename, "index": index, "expand": expand, "upsample": upsample, "param": param, "stack": stack,
-    "topk": topk, "dispatch": dispatch, "combine": combine,
+    "take": take, "rename": rename, "index": index, "expand": expand, "upsample": upsample, "param": param,
+    "stack": stack, "topk": topk, "dispatch": dispatch, "combine": combine,
 }  # fmt: skip
