@@ -1,0 +1,120 @@
+"""A small spec from YAML to a resumed, sampled model, in real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+SPEC = """
+specc: 1
+use: models/llama
+model:
+  dims: {D: 32, L: 2, H: 2, K: 1, F: 48, V: 512}
+stages:
+  pretrain:
+    data: {sources: [{path: texts}], seq_len: 32, validation: 0.2}
+    tokenizer: {vocab: 400}
+    batch: {sequences: 4, microbatch: 2}
+    optimizer: {lr: 1e-2}
+    budget: {steps: %d}
+    eval: {every: 10, batches: 2}
+    checkpoint: {every: 3, keep: 2}
+    sample: {prompts: [the], tokens: 8}
+"""
+
+
+def write_spec(folder: Path, steps: int) -> Path:
+    """The spec and its texts."""
+    (folder / "texts").mkdir()
+    draw = random.Random(0)
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "ran", "home"]
+    for i in range(30):
+        (folder / "texts" / f"{i:02d}.txt").write_text(" ".join(draw.choices(words, k=200)))
+    (folder / "tiny.yaml").write_text(SPEC % steps)
+    return folder / "tiny.yaml"
+
+
+def specc(folder: Path, *args: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "specc", *args]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def finished(process: subprocess.Popen[str], code: int = 0) -> str:
+    out = process.communicate(timeout=240)[0]
+    assert process.returncode == code, out
+    return out
+
+
+def run_folder(folder: Path) -> Path:
+    return next((folder / "build" / "tiny.runs").iterdir())
+
+
+def final_state(folder: Path) -> dict[str, bytes]:
+    """Weights and optimizer of the newest checkpoint, as bytes."""
+    newest = max((run_folder(folder) / "checkpoints").glob("step_*"))
+    tensors = {k: v for f in ("weights", "optimizer") for k, v in load_file(newest / f"{f}.safetensors").items()}
+    return {k: v.numpy().tobytes() for k, v in tensors.items()}
+
+
+def test_a_run_trains_skips_and_samples(tmp_path: Path) -> None:
+    write_spec(tmp_path, 30)
+    assert "parameters" in finished(specc(tmp_path, "build", "tiny.yaml"))
+    out = finished(specc(tmp_path, "run", "build/tiny"))
+    lines = [json.loads(x) for x in (run_folder(tmp_path) / "metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines] == list(range(1, 31))
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
+    assert "done, validation loss" in out
+    assert "skipped" in finished(specc(tmp_path, "run", "build/tiny"))
+    assert finished(specc(tmp_path, "sample", "build/tiny", "--prompt", "the cat", "--tokens", "4"))
+
+
+@pytest.mark.slow
+def test_kills_do_not_change_the_result(tmp_path: Path) -> None:
+    (tmp_path / "calm").mkdir()
+    (tmp_path / "rough").mkdir()
+    for folder in (tmp_path / "calm", tmp_path / "rough"):
+        write_spec(folder, 40)
+        finished(specc(folder, "build", "tiny.yaml"))
+    finished(specc(tmp_path / "calm", "run", "build/tiny"))
+    draw = random.Random(1)
+    kills = 0
+    for _ in range(4):
+        process = specc(tmp_path / "rough", "run", "build/tiny")
+        time.sleep(draw.uniform(2.0, 5.0))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+    assert kills, "no run was killed before its end"
+    finished(specc(tmp_path / "rough", "run", "build/tiny"))
+    assert final_state(tmp_path / "rough") == final_state(tmp_path / "calm")
+
+
+def test_a_signal_saves_and_a_second_run_goes_on(tmp_path: Path) -> None:
+    write_spec(tmp_path, 4000)
+    finished(specc(tmp_path, "build", "tiny.yaml"))
+    process = specc(tmp_path, "run", "build/tiny")
+    end = time.monotonic() + 120
+    while not list(tmp_path.glob("build/tiny.runs/*/checkpoints/step_*")) and time.monotonic() < end:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert "saved at step" in finished(process, 1)
+
+
+def test_a_changed_build_is_refused(tmp_path: Path) -> None:
+    write_spec(tmp_path, 3)
+    finished(specc(tmp_path, "build", "tiny.yaml"))
+    graph = next(tmp_path.glob("build/tiny/stages/pretrain/graphs/*.fwd.json"))
+    graph.write_text(graph.read_text() + " ")
+    assert "was changed since the build" in finished(specc(tmp_path, "run", "build/tiny"), 1)
