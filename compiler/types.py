@@ -47,6 +47,17 @@ def same(a: Dim, b: Dim) -> bool:
     return a.size is not None and a.size == b.size and not (a.is_plain and b.is_plain)
 
 
+def places(have: tuple[Dim, ...], want: tuple[Dim, ...]) -> list[int | None]:
+    """Where each dim stands among the wanted ones: by name first, else by size; no place is taken twice."""
+    found: list[int | None] = [None] * len(have)
+    for alike in (lambda a, b: a.name == b.name and same(a, b), same):
+        for i, dim in enumerate(have):
+            if found[i] is None:
+                free = (j for j, w in enumerate(want) if j not in found and alike(dim, w))
+                found[i] = next(free, None)
+    return found
+
+
 def preferred(a: Dim, b: Dim) -> Dim:
     return b if b.is_plain and not a.is_plain else a
 

@@ -81,3 +81,18 @@ def test_a_position_table_has_rows_and_columns() -> None:
             inputs={"x": "float[B D]"},
             steps=[{"param": {"shape": ["N", "D"], "init": {"sincos": 2}}}],
         )
+
+
+def test_a_formula_tells_dims_of_one_size_apart() -> None:
+    steps = [{"conv": {"out": 4, "bias": False}, "as": "y"}, {"expr": "y + x"}]
+    program = model(dims={"B": 2, "C": 4, "Y": 4, "X": 4}, inputs={"x": "float[B C Y X]"}, steps=steps)
+    x = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    out = run_program(program, {"x": x}, {"conv.weight": torch.zeros(4, 4, 3, 3)}, {})["out"]
+    assert torch.equal(out, x)
+
+
+def test_a_formula_of_square_images_keeps_channels_and_space_apart() -> None:
+    steps = [{"rearrange": {"pattern": "c y x -> c y x", "as_dims": [4, 4, 4]}, "as": "y"}, {"expr": "y * y - x * y"}]
+    program = model(dims={"C": 4, "Y": 4, "X": 4}, inputs={"x": "float[C Y X]"}, steps=steps)
+    x = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert not run_program(program, {"x": x}, {}, {})["out"].any()

@@ -97,7 +97,7 @@ def rope(e: Local, x: Tensor, positions: Tensor) -> Tensor:
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     pairs = torch.arange(0, rotated, 2, device=x.device, dtype=exact)
     frequency = e.attr("theta") ** (-pairs / rotated)
-    at = align(positions, e.dims(1), e.dims(0)[:-1], lambda a, b: a.name == b.name).to(exact)
+    at = align(positions, e.dims(1), e.dims(0)[:-1]).to(exact)
     angle = at[..., None] / e.attr("scaling") * frequency
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     turned, kept = x[..., :rotated], x[..., rotated:]

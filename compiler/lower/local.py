@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specc.compiler.lower.decode import Decoding
 from specc.compiler.program import Eqn
-from specc.compiler.types import Dim, TensorType, size_of
+from specc.compiler.types import Dim, TensorType, places, size_of
 
 Result = Tensor | tuple[Tensor, ...]
 Impl = Callable[..., Result]
@@ -48,15 +48,15 @@ class Local:
         return next(n for n, d in enumerate(self.dims(i)) if d.name == dim.name)
 
 
-def align(x: Tensor, have: tuple[Dim, ...], want: tuple[Dim, ...], same: Callable[[Dim, Dim], bool]) -> Tensor:
+def align(x: Tensor, have: tuple[Dim, ...], want: tuple[Dim, ...]) -> Tensor:
     """The tensor with its dims in the wanted order, length 1 where it lacks one."""
-    places = [next(i for i, w in enumerate(want) if same(h, w)) for h in have]
-    if places == list(range(len(want) - len(have), len(want))):
+    at = [i for i in places(have, want) if i is not None]
+    assert len(at) == len(have), f"{have} does not fit into {want}"
+    if at == list(range(len(want) - len(have), len(want))):
         return x  # broadcasting puts the missing leading dims in
-    order = sorted(range(len(have)), key=lambda i: places[i])
-    x = x.permute(order)
+    x = x.permute(sorted(range(len(have)), key=lambda i: at[i]))
     shape = iter(x.shape)
-    return x.reshape([next(shape) if i in places else 1 for i in range(len(want))])
+    return x.reshape([next(shape) if i in at else 1 for i in range(len(want))])
 
 
 def wide(x: Tensor) -> Tensor:

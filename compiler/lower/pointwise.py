@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from specc.compiler.lower.local import Impl, Local, align, wide
-from specc.compiler.types import same
 from specc.spec.expr import Expr, _apply
 
 Operand = Tensor | int | float | bool
@@ -64,7 +63,7 @@ def formula(e: Expr, values: Mapping[str, Operand], dtype: torch.dtype | None = 
 
 def expr(e: Local, *values: Tensor) -> Tensor:
     tree: Expr = e.attr("formula")
-    aligned = [align(v, e.dims(i), e.out.dims, same) for i, v in enumerate(values)]
+    aligned = [align(v, e.dims(i), e.out.dims) for i, v in enumerate(values)]
     result = formula(tree, dict(zip(tree.names(), aligned, strict=True)), e.attr("dtype"))
     assert isinstance(result, Tensor)
     return result if result.shape == e.shape() else result.expand(e.shape())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from specc.compiler.lower.local import Impl, Local, align
 from specc.compiler.ops.shape import groups, solve_letters
-from specc.compiler.types import Dim, same
+from specc.compiler.types import Dim
 
 
 def rearrange(e: Local, x: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def concat(e: Local, *xs: Tensor) -> Tensor:
     parts = []
     for i, x in enumerate(xs):
         want = (*e.dims(owner)[:at], names[i], *e.dims(owner)[at + 1 :])
-        x = align(x, e.dims(i), want, lambda a, b: a.name == b.name)
+        x = align(x, e.dims(i), want)
         shape = [e.size(d) for d in want]
         x = x.reshape([1] * (len(want) - x.ndim) + list(x.shape))
         shape[at] = x.shape[at]
@@ -76,7 +76,7 @@ def index(e: Local) -> Tensor:
 
 
 def expand(e: Local, x: Tensor) -> Tensor:
-    return align(x, e.dims(0), e.out.dims, same).expand(e.shape())
+    return align(x, e.dims(0), e.out.dims).expand(e.shape())
 
 
 def upsample(e: Local, x: Tensor) -> Tensor:

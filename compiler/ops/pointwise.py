@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from specc.compiler.ops.row import Applied, Arg, Op, OpError
-from specc.compiler.types import Dim, DType, TensorType, same
+from specc.compiler.types import Dim, DType, TensorType, places
 from specc.spec.expr import Expr
 
 COMPARISONS = {"<", "<=", ">", ">=", "==", "!=", "and", "or", "not"}
@@ -19,8 +19,7 @@ def broadcast(types: list[TensorType]) -> tuple[Dim, ...]:
     wide = max(types, key=lambda t: len(t.dims))
     out = list(wide.dims)
     for t in types:
-        for d in t.dims:
-            twin = next((i for i, o in enumerate(out) if same(o, d)), None)
+        for d, twin in zip(t.dims, places(t.dims, tuple(out)), strict=True):
             if twin is None:
                 raise OpError("S201", f"{t.shown()} has '{d.shown()}', which {wide.shown()} has not")
             if d.is_plain and not out[twin].is_plain:
