@@ -94,5 +94,8 @@ def _block(name: str) -> dict[str, Any]:
 def _repeat() -> dict[str, Any]:
     properties: dict[str, Any] = {
         "block": {"type": "string"}, "times": TEXT_OR_NUMBER, "args": {"type": "object"}, "start": TEXT_OR_NUMBER,
+        "each": {"type": "object", "description": "arguments with an entry for each call: {out: [64, 128]}"},
+        "reverse": {"type": "boolean", "description": "the lists of `each` from the end"},
     }  # fmt: skip
-    return _call("A block called `times` times, its outputs carried from tile to tile.", properties, ["block", "times"])
+    return _call("A block called `times` times, or once for each entry of lists; outputs are carried.", properties,
+                 ["block"])  # fmt: skip

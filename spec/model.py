@@ -80,7 +80,7 @@ class ModelSpec(Node):
     """An architecture: typed inputs, blocks, and the steps from the inputs to the outputs and the loss."""
 
     doc: str = ""
-    dims: dict[str, int | str] = {}
+    dims: dict[str, int | str | list[int | str]] = {}
     inputs: dict[str, str]
     attributes: dict[str, str | Attribute] = {}
     masks: dict[str, str] = {}

@@ -96,3 +96,61 @@ def test_a_formula_of_square_images_keeps_channels_and_space_apart() -> None:
     program = model(dims={"C": 4, "Y": 4, "X": 4}, inputs={"x": "float[C Y X]"}, steps=steps)
     x = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(0))
     assert not run_program(program, {"x": x}, {}, {})["out"].any()
+
+
+LEVELS: dict[str, Any] = {
+    "dims": {"widths": [4, 6, 6], "D": "first(widths)", "Z": "last(widths) * len(widths)"},
+    "inputs": {"x": "float[B D]"},
+    "blocks": {
+        "level": {
+            "args": {"out": "dim", "tile": "int", "tiles": "int"},
+            "in": {"x": "[B I]"},
+            "steps": [
+                {"linear": {"out": "out", "when": "I != out"}},
+                {"expr": "_ + tile", "when": "tile < tiles - 1"},
+            ],
+        }
+    },
+    "steps": [{"repeat": {"block": "level", "each": {"out": "widths"}, "name": "levels"}}],
+}
+
+
+def test_a_repeat_over_a_list_gives_each_call_its_own_shape() -> None:
+    program = model(**LEVELS)
+    assert {n: str(p.type) for n, p in program.params.items()} == {"levels.1.linear.weight": "float[D 6]"}
+    x = torch.ones(2, 4)
+    out = run_program(program, {"x": x}, {"levels.1.linear.weight": torch.ones(4, 6)}, {"B": 2})["out"]
+    assert torch.equal(out, torch.full((2, 6), 5.0))
+
+
+def test_a_repeat_goes_through_a_list_backwards() -> None:
+    turned = [{"repeat": {"block": "level", "each": {"out": "widths"}, "reverse": True, "name": "levels"}}]
+    program = model(**{**LEVELS, "steps": turned})
+    assert [p.type.shape({}) for p in program.params.values()] == [(4, 6), (6, 4)]
+
+
+def test_the_ends_and_length_of_a_list_are_numbers() -> None:
+    steps = [{"linear": {"out": "Z"}}]
+    program = model(**{**LEVELS, "steps": steps})
+    assert program.params["linear.weight"].type.shape({}) == (4, 18)
+
+
+@pytest.mark.parametrize(
+    ("dims", "call", "message"),
+    [
+        ({"widths": []}, {"each": {"out": "widths"}}, "one known size"),
+        ({"widths": [4, "B"]}, {"each": {"out": "widths"}}, "no dim is called 'B'"),
+        ({}, {"each": {"out": "widths"}}, "the name of one"),
+        ({}, {"each": {"out": [4], "tile": [1, 2]}}, "differ in length"),
+        ({}, {"each": [4]}, "reads"),
+        ({}, {"each": {"out": [4]}, "times": 2}, "without 'times'"),
+        ({}, {"each": {"out": [4]}, "args": [1]}, "reads"),
+        ({}, {"each": {"out": [{}]}}, "a dim is"),
+    ],
+)
+def test_mistakes_in_lists_are_reported(dims: dict[str, Any], call: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        model(
+            dims={"D": 4, **dims}, inputs=LEVELS["inputs"], blocks=LEVELS["blocks"],
+            steps=[{"repeat": {"block": "level", **call}}],
+        )  # fmt: skip

@@ -16,7 +16,7 @@ from specc.spec.errors import Diagnostic, did_you_mean
 from specc.spec.expr import parse
 from specc.spec.model import Block, Step
 
-REPEAT_KEYS = ["block", "times", "args", "start"]
+REPEAT_KEYS = ["block", "times", "args", "start", "each", "reverse"]
 MAX_TILES = 4096
 
 
@@ -177,6 +177,8 @@ def repeat(frame: Frame, step: Step, at: Path) -> list[Value]:
     """`repeat: {block: b, times: L}`: outputs named as inputs are carried from tile to tile."""
     here = (*at, "repeat")
     args = named_args(frame, step.args, REPEAT_KEYS, "`repeat`", here)
+    if "each" in args:
+        return levels(frame, step, args, at)
     for key in ("block", "times"):
         if key not in args:
             frame.fail("S107", f"`repeat` needs '{key}'", here)
@@ -195,6 +197,35 @@ def repeat(frame: Frame, step: Step, at: Path) -> list[Value]:
             frame, block, locate, where, name, args.get("args"), ins, label, range(start, start + times), here
         )
     return tiled(frame, block, locate, where, name, args.get("args"), ins, label, range(start, start + times), here)
+
+
+def levels(frame: Frame, step: Step, args: dict[str, Any], at: Path) -> list[Value]:
+    """`repeat: {block: b, each: {out: widths}}`: a call for each entry, with arguments and shapes of its own.
+
+    A block that declares `tile` and `tiles` is told which call of how many it is."""
+    here = (*at, "repeat")
+    shared = args.get("args") or {}
+    if "block" not in args or "times" in args or not (isinstance(args["each"], dict) and isinstance(shared, dict)):
+        frame.fail("S103", "a repeat over lists reads {block: NAME, each: {ARGUMENT: LIST}}, without 'times'", here)
+    lists = {n: frame.entries(raw, (*here, "each", n)) for n, raw in args["each"].items()}
+    rows = [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=False)]
+    if any(len(entries) != len(rows) for entries in lists.values()):
+        lengths = ", ".join(f"'{n}' has {len(entries)}" for n, entries in lists.items())
+        frame.fail("S103", f"the lists differ in length: {lengths}", (*here, "each"))
+    if args.get("reverse"):
+        rows.reverse()
+    name = str(args["block"])
+    block, locate, where = find_block(frame, name, (*here, "block"))
+    ins = wired(frame, block, Step(op=name, **{"from": step.from_}), at)
+    outs = list(ins.values())[:1]
+    start = int(frame.number(args.get("start", 0), (*here, "start")))
+    for tile, row in enumerate(rows):
+        told = {n: v for n, v in (("tile", tile), ("tiles", len(rows))) if n in block.args}
+        given = {**shared, **row, **told}
+        inner = enter(frame, block, locate, where, name, given, ins, f"{step.name or name}.{start + tile}", here)
+        outs = leave(inner, block, where)
+        ins = ins | {spot: out for spot, out in zip(carried(block), outs, strict=True) if spot}
+    return outs
 
 
 def carried(block: Block) -> list[str | None]:

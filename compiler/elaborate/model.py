@@ -84,19 +84,30 @@ def declare_dims(frame: Frame) -> None:
             declare_dim(frame, name, waiting.pop(name))
 
 
-def _dim_names(raw: int | str) -> list[str]:
+def _dim_names(raw: int | str | list[int | str]) -> list[str]:
     try:
-        return parse(raw).names()
+        return [n for entry in (raw if isinstance(raw, list) else [raw]) for n in parse(entry).names()]
     except ExprError:
         return []
 
 
-def declare_dim(frame: Frame, name: str, raw: int | str) -> None:
+def declare_dim(frame: Frame, name: str, raw: int | str | list[int | str]) -> None:
     here = (*frame.at, "dims", name)
     if not name.isidentifier() or not name.isascii():
         frame.fail("S110", f"'{name}' is not a name for a dim", here)
+    if isinstance(raw, list):
+        declare_list(frame, name, raw, here)
+        return
     value = frame.dim(raw, here)
     frame.dims[name] = value if value.size is None else Dim(name, value.size)
+
+
+def declare_list(frame: Frame, name: str, raw: list[int | str], at: Path) -> None:
+    """Sizes of several levels: `widths: [128, 256, 512]`."""
+    sizes = [frame.dim(entry, (*at, i)).size for i, entry in enumerate(raw)]
+    if not sizes or None in sizes:
+        frame.fail("S110", f"the list '{name}' holds one known size or more", at)
+    frame.ctx.lists[name] = [s for s in sizes if s is not None]
 
 
 def declare_inputs(frame: Frame) -> None:

@@ -14,6 +14,9 @@ from specc.spec.expr import Expr, ExprError, evaluate, parse
 from specc.spec.model import Block, ModelSpec
 
 Path = tuple[str | int, ...]
+LIST_FUNCTIONS: Mapping[str, Callable[[list[int]], int]] = {
+    "first": lambda x: x[0], "last": lambda x: x[-1], "len": len,
+}  # fmt: skip
 
 
 class StepFailed(Exception):
@@ -41,6 +44,7 @@ class Context:
     attributes: dict[str, list[tuple[str, TensorType]]] = field(default_factory=dict)
     made_masks: dict[str, Value] = field(default_factory=dict)
     model_dims: dict[str, Dim] = field(default_factory=dict)
+    lists: dict[str, list[int]] = field(default_factory=dict)  # sizes of levels: {widths: [128, 256]}
     diagnostics: list[Diagnostic] = field(default_factory=list)
 
 
@@ -120,9 +124,24 @@ class Frame:
         if not isinstance(text, str | int | float):
             self.fail("S103", f"an expression is a text or a number, got {text!r}", at)
         try:
-            return parse(text)
+            return self.counted(parse(text))
         except ExprError as e:
             self.fail("S104", str(e), at)
+
+    def counted(self, e: Expr) -> Expr:
+        """`first(widths)`, `last(widths)` and `len(widths)` as numbers."""
+        if e.op == "call" and e.value in LIST_FUNCTIONS and len(e.args) == 1 and e.args[0].value in self.ctx.lists:
+            return Expr("num", LIST_FUNCTIONS[str(e.value)](self.ctx.lists[str(e.args[0].value)]))
+        return Expr(e.op, e.value, tuple(self.counted(a) for a in e.args)) if e.args else e
+
+    def entries(self, raw: Any, at: Path) -> list[Any]:
+        """A list of `dims:` by its name, or one written here."""
+        if isinstance(raw, list):
+            return raw
+        if not isinstance(raw, str) or raw not in self.ctx.lists:
+            hint = did_you_mean(str(raw), self.ctx.lists)
+            self.fail("S103", f"expected a list or the name of one under 'dims:', got {raw!r}", at, hint)
+        return list(self.ctx.lists[raw])
 
     def number(self, raw: Any, at: Path) -> int | float | bool:
         e = self.expr(raw, at)
