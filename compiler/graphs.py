@@ -209,3 +209,7 @@ def _decode(a: Any, nodes: Mapping[str, fx.Node]) -> Any:
     if kind == "device":
         return torch.device(value)
     raise ValueError(f"'{kind}' is not a kind of argument")
+
+
+def dtype_named(name: str) -> torch.dtype:
+    return _DTYPES[name]

@@ -1,0 +1,67 @@
+"""One side of a benchmark in a process of its own: `python -m tests.bench.worker SIDE '{"dtype": "bf16"}'`.
+
+It answers each line on standard input with one line of JSON: `step` does a training step, `reset` forgets the
+peak memory so far, `quit` gives the peak. Nothing else is written to standard output."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from tests.bench.setting import Setting
+
+# Modules are named as text, so that a side imports nothing of the others: its memory is its own.
+SIDES: dict[str, tuple[str, tuple[bool, ...]]] = {
+    "hf-eager": ("tests.bench.hf", (False,)),
+    "hf-compiled": ("tests.bench.hf", (True,)),
+    "specc": ("tests.bench.specc_side", ()),
+    "gemm": ("tests.bench.gemm", ()),
+}
+
+
+def main(side: str, settings: str) -> None:
+    setting = Setting(**json.loads(settings))
+    torch.set_num_threads(setting.threads)
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints goes to standard error
+    module, args = SIDES[side]
+    make: Callable[..., Callable[[], float]] = import_module(module).make
+    imported = resident()
+    step = make(setting, *args)
+    for line in sys.stdin:
+        answer = handle(line.strip(), step, imported)
+        print(json.dumps(answer), file=out, flush=True)
+        if line.strip() == "quit":
+            break
+
+
+def handle(command: str, step: Callable[[], float], imported: int) -> dict[str, float]:
+    if command == "step":
+        start = time.perf_counter()
+        value = step()
+        return {"seconds": time.perf_counter() - start, "value": value}
+    if command == "reset":
+        Path("/proc/self/clear_refs").write_text("5")
+        return {}
+    return {"peak": status("VmHWM"), "imported": imported}
+
+
+def resident() -> int:
+    return status("VmRSS")
+
+
+def status(key: str) -> int:
+    """A size of this process from the kernel, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
