@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from specc.compiler.build import lower
 from specc.compiler.elaborate import elaborate_model
 from specc.compiler.lower.run import run_program
+from specc.compiler.ops.pointwise import FUNCTIONS
 from specc.compiler.program import Program
+from specc.compiler.schedule.actions import one_rank
+from specc.runtime.executor import Compiled, Executor
 from specc.runtime.init import initial
 from specc.spec.errors import SpecError
 from specc.spec.model import ModelSpec
@@ -154,3 +158,30 @@ def test_mistakes_in_lists_are_reported(dims: dict[str, Any], call: dict[str, An
             dims={"D": 4, **dims}, inputs=LEVELS["inputs"], blocks=LEVELS["blocks"],
             steps=[{"repeat": {"block": "level", **call}}],
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [n for n in FUNCTIONS if n not in ("float", "detach", "where")])
+def test_every_function_of_a_formula_lowers_with_its_gradient(name: str) -> None:
+    rest = {1: "", 2: ", y", 3: ", -1, 0.5"}[FUNCTIONS[name]]
+    program = model(
+        dims={"N": 5},
+        inputs={"y": "float[N]"},
+        steps=[
+            {"param": {"shape": "N", "name": "x"}, "as": "x"},
+            {"expr": f"{name}(x{rest})"},
+            {"sum": {}, "as": "loss"},
+        ],
+        loss="loss",
+    )
+    x = torch.tensor([0.3, 0.9, 2.0, 0.1, 0.5], dtype=torch.float64, requires_grad=True)
+    inputs = {"y": torch.full((5,), 0.4, dtype=torch.float64)}
+    (want,) = torch.autograd.grad(run_program(program, inputs, {"x": x}, {})["loss"], x)
+    graphs, calls = lower(program, {}, torch.float64, None)
+    bodies = {
+        n: Compiled(g.fwd, g.bwd, g.bwd_input, g.bwd_weight, g.n_outs, g.in_grads, g.param_grads, g.out_grads)
+        for n, g in graphs.items()
+    }
+    actions = one_rank(len(calls), 1, set(range(len(calls))))
+    run = Executor(calls, bodies, actions, program.loss, {}, frozenset({"x"}), torch.float64)
+    grad = run.step({"x": x.detach()}, [inputs], [1.0]).grads["x"]
+    torch.testing.assert_close(grad, want)

@@ -25,9 +25,15 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "cos": torch.cos, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu, "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "silu": F.silu, "softplus": F.softplus, "square": torch.square, "detach": torch.detach,
-    "min": lambda a, b: torch.minimum(*_tensors(a, b)), "max": lambda a, b: torch.maximum(*_tensors(a, b)),
-    "where": torch.where, "clamp": torch.clamp,
+    "min": lambda a, b: _chosen(lambda x, y: x < y, a, b), "max": lambda a, b: _chosen(lambda x, y: x > y, a, b),
+    "where": torch.where, "clamp": lambda x, low, high: torch.where(x < low, low, torch.where(x > high, high, x)),
 }  # fmt: skip
+
+
+def _chosen(better: Callable[[Tensor, Tensor], Tensor], a: Operand, b: Operand) -> Tensor:
+    """Minimum or maximum by selection, whose gradient (unlike torch.minimum's) mutates nothing; NaN goes through."""
+    x, y = _tensors(a, b)
+    return torch.where(better(x, y) | (x != x), x, y)
 
 
 def _tensors(a: Operand, b: Operand) -> tuple[Tensor, Tensor]:
