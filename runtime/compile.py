@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx
+from torch import SymInt, Tensor, fx
+from torch._inductor import compile as inductor
 
 from specc.compiler.graphs import dtype_named
 
@@ -32,10 +33,10 @@ def choose(mode: Mode, run_seconds: float, n_graphs: int) -> tuple[bool, str]:
 
 def compile_graph(gm: fx.GraphModule) -> Function:
     """The graph through Inductor; its operands' types are those that it was built with."""
-    from torch._inductor import compile as inductor
-
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(private_cache()))
-    made = [example(node.meta["type"]) for node in gm.graph.find_nodes(op="placeholder")]
+    made: list[Tensor | int | SymInt | None] = [
+        example(node.meta["type"]) for node in gm.graph.find_nodes(op="placeholder")
+    ]
     compiled: Any = inductor(gm, made)
     return lambda *args: compiled(*args)
 

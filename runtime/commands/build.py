@@ -10,41 +10,50 @@ from dataclasses import asdict
 from pathlib import Path
 
 from specc.compiler.build import StageFacts, build_spec
+from specc.compiler.report import render
+from specc.compiler.report.gather import read_build
+from specc.compiler.report.text import flops
 from specc.compiler.units import count, duration, size
 from specc.spec.spec import load
 
 
 def run(args: argparse.Namespace) -> int:
-    out = build_at(Path(args.spec), args.overrides, args.out, quiet=args.json)
+    began = time.monotonic()
+    facts, out = build_at(Path(args.spec), args.overrides, args.out)
     if args.json:
-        print(json.dumps({"build": str(out)}))
+        print(json.dumps({"build": str(out), "stages": [asdict(f) for f in facts]}, indent=1))
+        return 0
+    print(f"{out}: built in {duration(time.monotonic() - began)}\n\n{summary(facts)}\n")
+    print(f"next: specc run {out}        look: {out}/report.html")
     return 0
 
 
-def build_at(path: Path, overrides: Sequence[str], out: str | None, quiet: bool = False) -> Path:
-    """Build a spec file; where the build is."""
-    began = time.monotonic()
+def build_at(path: Path, overrides: Sequence[str], out: str | None) -> tuple[list[StageFacts], Path]:
+    """Build a spec file into `out` (default: build/NAME), with its page; what a person wants to know, and where."""
     spec = load(path, overrides)
-    target = Path(out) if out else Path("build") / spec.name
+    target = Path(out or f"build/{spec.name}")
     facts = build_spec(spec, target)
-    if not quiet:
-        print("\n".join(line for f in facts for line in summary(f)))
-        print(f"built {target} in {duration(time.monotonic() - began)}")
-    return target
+    (target / "report.html").write_text(render(read_build(target)), encoding="utf-8")
+    return facts, target
 
 
-def summary(f: StageFacts) -> list[str]:
-    """A stage in a few lines."""
-    frozen = f"  ({count(f.params - f.trained)} frozen)" if f.params != f.trained else ""
-    memory = ", ".join(f"{name} {size(n)}" for name, n in f.memory.items())
-    blocks = ", ".join(f"{name} x{n}" if n > 1 else name for name, n in f.bodies.items())
-    return [
-        f"{f.name}: {count(f.params)} parameters{frozen}, {count(f.flops_per_token)} FLOPs a token, forward and back",
-        f"  {f.steps} steps, {count(f.tokens)} tokens, {count(f.tokens * f.flops_per_token)} FLOPs in all",
-        f"  memory: {memory}",
-        f"  blocks: {blocks}",
+def summary(facts: Sequence[StageFacts]) -> str:
+    """A table with a column for each stage."""
+    rows = [
+        ("", [f.name for f in facts]),
+        ("parameters", [count(f.params) for f in facts]),
+        ("trained", [count(f.trained) for f in facts]),
+        ("FLOPs a token", [flops(f.flops_per_token) for f in facts]),
+        ("steps", [f"{f.steps:,}" for f in facts]),
+        ("tokens", [count(f.tokens) for f in facts]),
+        ("FLOPs in all", [flops(f.flops_per_token * f.tokens) for f in facts]),
     ]
-
-
-def as_data(f: StageFacts) -> dict[str, object]:
-    return asdict(f)
+    categories = dict.fromkeys(c for f in facts for c in f.memory)
+    rows += [(c, [size(f.memory[c]) if c in f.memory else "-" for f in facts]) for c in categories]
+    rows.append(("blocks", [", ".join(f"{n} x{k}" if k > 1 else n for n, k in f.bodies.items()) for f in facts]))
+    wide = [max(len(cells[i]) for _, cells in rows) for i in range(len(facts))]
+    left = max(len(name) for name, _ in rows)
+    return "\n".join(
+        f"  {name:{left}}  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(cells, wide, strict=True))
+        for name, cells in rows
+    )

@@ -1,20 +1,29 @@
-"""`specc run`: run the stages of a build (or of a spec, which is built first)."""
+"""`specc run`: run the stages of a build (or of a spec, which is built first), and draw what came out."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from specc.runtime.commands.build import build_at
+from specc.runtime.commands.report import read_runs, write_page
 from specc.runtime.run import run_build
-from specc.runtime.train import stage_folder
+from specc.spec.errors import Diagnostic, SpecError
 
 
 def run(args: argparse.Namespace) -> int:
     target = Path(args.target)
-    path = target if target.is_dir() else build_at(target, args.overrides, args.out, quiet=args.json)
-    build = run_build(path, args.stage, say=(lambda _: None) if args.json else print)
+    if target.is_dir() and (args.overrides or args.out):
+        hint = "give the spec file instead, or build it again"
+        raise SpecError(Diagnostic("S304", f"{target} is a build: --set and --out act on specs alone", hint=hint))
+    path = target if target.is_dir() else build_at(target, args.overrides, args.out)[1]
+    out = sys.stderr if args.json else sys.stdout
+    build = run_build(path, args.stage, say=lambda line: print(line, file=out, flush=True))
+    page = write_page(build)
     if args.json:
-        print(json.dumps({n: str(stage_folder(build, s)) for n, s in build.stages.items()}))
+        print(json.dumps({"build": str(path), "report": str(page), "stages": read_runs(build)}, indent=1))
+    else:
+        print(f"\nlook: {page}        talk: specc sample {path} --prompt TEXT")
     return 0
