@@ -13,6 +13,14 @@ SUFFIX = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 Objective = Literal["causal_lm", "masked_lm", "span_corruption", "blank_infilling"]
 
 
+class ParamGroup(Node):
+    """Settings of the parameters that a pattern matches; the first group that matches counts."""
+
+    match: str = Field(description="pattern of parameter paths, such as 'embed.*'")
+    lr_scale: float = Field(1.0, ge=0, description="times the learning rate")
+    weight_decay: float | None = Field(None, ge=0, description="default: as all others")
+
+
 class Optimizer(Node):
     kind: Literal["adamw"] = "adamw"
     lr: float = Field(3e-4, gt=0)
@@ -21,6 +29,7 @@ class Optimizer(Node):
     weight_decay: float = Field(0.1, ge=0)
     clip: float | None = Field(1.0, gt=0)
     no_decay: list[str] = Field([], description="patterns; one-dimensional parameters never decay")
+    groups: list[ParamGroup] = Field([], description="parameters that learn at another rate or decay")
 
 
 class Schedule(Node):
