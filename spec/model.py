@@ -81,6 +81,7 @@ class ModelSpec(Node):
 
     doc: str = ""
     dims: dict[str, int | str | list[int | str]] = {}
+    numbers: dict[str, float] = {}  # named constants of the architecture that are not sizes
     inputs: dict[str, str]
     attributes: dict[str, str | Attribute] = {}
     masks: dict[str, str] = {}

@@ -125,7 +125,7 @@ def enter(
     inner = Frame(
         frame.ctx, locate, where, unit or frame.own_unit, f"{frame.prefix}{label}." if prefix is None else prefix,
         local_blocks=own, stack=(*frame.stack, name), called_at=None if own else frame.locate(at),
-        dims=dict(frame.ctx.model_dims) if own else {},
+        dims=dict(frame.ctx.model_dims) if own else {}, args=dict(frame.ctx.spec.numbers) if own else {},
     )  # fmt: skip
     set_args(frame, inner, block, raw, (*at, name))
     for spot, value in ins.items():

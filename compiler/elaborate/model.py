@@ -43,7 +43,7 @@ def elaborate_model(
     """Raises SpecError with all independent mistakes."""
     masks = {"objective": OBJECTIVES[objective or "causal_lm"], **spec.masks}
     ctx = Context(spec, Model(), {**OPS, **(user_ops or {})}, masks, library_block, library_names)
-    frame = Frame(ctx, locate, at)
+    frame = Frame(ctx, locate, at, args=dict(spec.numbers))
     guarded(ctx, lambda: declare_dims(frame))
     guarded(ctx, lambda: declare_inputs(frame))
     stop_on_mistakes(ctx)

@@ -12,7 +12,8 @@ from torch import Tensor
 from specc.compiler.lower.local import Impl, Local, wide
 from specc.compiler.ops.loss import IGNORE
 
-CHUNK_ELEMENTS = 1 << 22  # logits held at a time
+CHUNK_ELEMENTS = 1 << 22  # logits held at a time,
+MAX_CHUNKS = 16  # if that takes no more chunks than this: each chunk is a piece of the graph
 
 
 def cross_entropy(e: Local, logits: Tensor, labels: Tensor) -> Tensor:
@@ -27,13 +28,18 @@ def cross_entropy(e: Local, logits: Tensor, labels: Tensor) -> Tensor:
     return total / count
 
 
+def chunk_rows(rows: int, vocab: int) -> int:
+    """Rows whose logits are held at a time."""
+    return min(rows, max(CHUNK_ELEMENTS // vocab, -(-rows // MAX_CHUNKS)))
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Loss and gradients of a chunk of rows at a time: the logits of the batch are never whole."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, labels: Tensor, needs: tuple[bool, bool]) -> Tensor:
         count = (labels != IGNORE).sum().clamp(min=1)
-        rows = max(1, min(x.shape[0], CHUNK_ELEMENTS // weight.shape[1]))
+        rows = chunk_rows(x.shape[0], weight.shape[1])
         total = wide(x.new_zeros(()))
         d_x: list[Tensor] = []
         d_weight: Tensor | None = None
@@ -77,7 +83,7 @@ def linear_cross_entropy(e: Local, x: Tensor, weight: Tensor, labels: Tensor) ->
 
 
 def _loss_only(x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    rows = max(1, min(x.shape[0], CHUNK_ELEMENTS // weight.shape[1]))
+    rows = chunk_rows(x.shape[0], weight.shape[1])
     total = wide(x.new_zeros(()))
     for start in range(0, x.shape[0], rows):
         logits = wide(x[start : start + rows] @ weight)
