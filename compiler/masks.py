@@ -25,6 +25,7 @@ OBJECTIVES = {
     "blank_infilling": "prefix & document",
     "span_corruption": "causal & document",
 }
+CAUSAL = parse(LIBRARY["causal"])
 MAX_DEPTH = 16
 ALLOWED = {
     "num",
@@ -58,6 +59,11 @@ class MaskError(Exception):
 def expand(predicate: str, masks: Mapping[str, str]) -> Expr:
     """The predicate with every name replaced by its definition."""
     return _expand(_read(predicate), {**LIBRARY, **masks}, 0)
+
+
+def implies_causal(e: Expr) -> bool:
+    """Whether the predicate lets no query see a later key, as far as its form shows."""
+    return e == CAUSAL or (e.op == "and" and any(map(implies_causal, e.args)))
 
 
 def _read(text: str) -> Expr:

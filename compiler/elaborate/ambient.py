@@ -6,11 +6,10 @@ from typing import Any
 
 from specc.compiler.elaborate.scope import Frame, Path
 from specc.compiler.elaborate.unit import Value
-from specc.compiler.masks import MaskError, expand
+from specc.compiler.masks import CAUSAL, MaskError, expand, implies_causal
 from specc.compiler.ops import OPS
 from specc.compiler.ops.row import Applied
 from specc.compiler.types import Dim, TensorType
-from specc.spec.expr import parse
 
 
 def positions(frame: Frame, given: Any, x: TensorType, at: Path) -> Value:
@@ -22,9 +21,6 @@ def positions(frame: Frame, given: Any, x: TensorType, at: Path) -> Value:
     if found is not None:
         return found
     return frame.emit("index", [], (TensorType((seq,), "int"),), {"of": seq}, "positions")[0]
-
-
-CAUSAL = parse("k.index <= q.index")
 
 
 def mask(frame: Frame, predicate: str, q: Dim, k: Dim, at: Path) -> Value | None:
@@ -42,6 +38,11 @@ def mask(frame: Frame, predicate: str, q: Dim, k: Dim, at: Path) -> Value | None
         frame.ctx.made_masks[key] = _make(frame, tree, q, k, at)
     made = frame.ctx.made_masks[key]
     return made if frame.own_unit is None else Value(frame.own_unit.capture(made.name, made.type), made.type, "mask")
+
+
+def is_causal(frame: Frame, predicate: str, q: Dim, k: Dim) -> bool:
+    """Whether a mask that was made lets no query see a later key of its own sequence."""
+    return q == k and implies_causal(expand(predicate, frame.ctx.masks))
 
 
 def _make(frame: Frame, tree: Any, q: Dim, k: Dim, at: Path) -> Value:

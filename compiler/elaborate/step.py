@@ -77,8 +77,9 @@ def extra_operands(frame: Frame, op: Op, args: dict[str, Any], ins: list[Value |
     if op.name == "attend":
         q, k = ins[0], ins[1]
         if args["mask"] is not None and q is not None and k is not None and len(q.type.dims) > 2 < len(k.type.dims):
-            ins[3] = ambient.mask(frame, str(args["mask"]), q.type.dims[-3], k.type.dims[-3], (*at, "mask"))
-            args["causal"] = ins[3] is None
+            predicate, q_dim, k_dim = str(args["mask"]), q.type.dims[-3], k.type.dims[-3]
+            ins[3] = ambient.mask(frame, predicate, q_dim, k_dim, (*at, "mask"))
+            args["causal"] = ambient.is_causal(frame, predicate, q_dim, k_dim)
         if args["bias"] is not None:
             ins[4] = frame.value(str(args["bias"]), (*at, "bias"))
     return []

@@ -8,9 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from specc.compiler.lower.attention_blocks import Blocks, attend_blocks, block_rows
 from specc.compiler.lower.decode import Decoding
 from specc.compiler.lower.local import Impl, Local, align
 from specc.compiler.lower.pointwise import formula
+
+FEW_QUERIES = 64  # with fewer, blocks gain nothing
 
 
 def attend(e: Local, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
@@ -20,6 +23,10 @@ def attend(e: Local, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
         k, v = decoding.cached(e.eqn.outs[0], k, v)
         if mask is None:
             mask = _seen(decoding, q.shape[-3], causal=bool(e.attr("causal", False)))
+    if bias is None and not decoding and (e.attr("softmax") != "fp32" or q.dtype != torch.float64):
+        blocks = _blocks(e, q, k)
+        if blocks:
+            return _attend_blocks(e, q, k, v, mask, blocks)
     q4, k4, v4 = (_heads_first(x) for x in (q, k, v))
     groups = q4.shape[1] // k4.shape[1]
     if groups > 1:
@@ -31,6 +38,24 @@ def attend(e: Local, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
     else:
         y = F.scaled_dot_product_attention(q4, k4, v4, attn_mask=term, is_causal=is_causal, scale=e.attr("scale"))
     return y.transpose(1, 2).reshape(e.shape())
+
+
+def _blocks(e: Local, q: Tensor, k: Tensor) -> Blocks | None:
+    """How to cut the queries on a CPU, if they are many and their scores few enough."""
+    queries, keys = q.shape[-3], k.shape[-3]
+    rows = block_rows(q.numel() // (queries * q.shape[-1]), queries, keys)
+    if q.device.type != "cpu" or rows is None or queries < FEW_QUERIES:
+        return None
+    return Blocks(rows, e.attr("scale") or q.shape[-1] ** -0.5, bool(e.attr("causal", False)))
+
+
+def _attend_blocks(e: Local, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, blocks: Blocks) -> Tensor:
+    k4, v4 = _heads_first(k), _heads_first(v)
+    q4 = _heads_first(q)
+    q5 = q4.reshape(q4.shape[0], k4.shape[1], -1, *q4.shape[2:])
+    mask = None if mask is None else mask.reshape(-1, *mask.shape[-2:])
+    y = attend_blocks(q5, k4, v4, mask, blocks)
+    return y.permute(0, 3, 1, 2, 4).reshape(e.shape())
 
 
 def _attend_fp32(q: Tensor, k: Tensor, v: Tensor, term: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
