@@ -14,6 +14,7 @@ from torch import SymInt, Tensor, fx
 from torch._inductor import compile as inductor
 
 from specc.compiler.graphs import dtype_named
+from specc.runtime.products import with_fast_products
 
 Function = Callable[..., Sequence[Tensor]]
 Mode = Literal["auto", "on", "off"]
@@ -29,6 +30,12 @@ def choose(mode: Mode, run_seconds: float, n_graphs: int) -> tuple[bool, str]:
     better = gain > cost
     verb = "pays" if better else "does not pay"
     return better, f"compiling {n_graphs} graphs (about {cost:.0f} s) {verb} in a run of about {run_seconds:.0f} s"
+
+
+def callable_of(gm: fx.GraphModule, compiled: bool) -> Function:
+    """The graph with this machine's fastest products, through Inductor or as it is."""
+    gm = with_fast_products(gm)
+    return compile_graph(gm) if compiled else gm
 
 
 def compile_graph(gm: fx.GraphModule) -> Function:

@@ -13,7 +13,7 @@ from specc.compiler.graphs import from_json, to_json
 from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
 from specc.compiler.passes.prune import prune
 from specc.compiler.schedule.actions import one_rank
-from specc.runtime.compile import compile_graph
+from specc.runtime.compile import callable_of
 from specc.runtime.executor import Compiled, Executor
 from specc.runtime.init import initial
 from specc.runtime.optimizer import AdamW, clip
@@ -36,7 +36,7 @@ def make(setting: Setting, compiled: bool = True) -> Callable[[], float]:
     bodies: dict[str, Compiled] = {}
     for name, g in lowered.items():
         parts = {p: from_json(to_json(gm)) for p, gm in g.parts().items() if p in ("fwd", "bwd")}
-        ready = {p: compile_graph(gm) if compiled else gm for p, gm in parts.items()}
+        ready = {p: callable_of(gm, compiled) for p, gm in parts.items()}
         bodies[name] = Compiled(
             ready["fwd"], ready["bwd"], None, None, g.n_outs, g.in_grads, g.param_grads, g.out_grads
         )

@@ -1,0 +1,50 @@
+"""Products by oneDNN: the same numbers as torch's own, and only where they are large and fp32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from specc.compiler.graphs import from_json, to_json
+from specc.runtime.products import LARGE, available, mm, with_fast_products
+
+pytestmark = pytest.mark.skipif(not available(), reason="this torch has no oneDNN")
+
+
+def graph(m: int, k: int, n: int, dtype: torch.dtype) -> fx.GraphModule:
+    """x [m k] y [k n], and x' x, as a loaded graph."""
+    with FakeTensorMode():
+        x, y = torch.empty(m, k, dtype=dtype), torch.empty(k, n, dtype=dtype)
+    return from_json(to_json(make_fx(lambda x, y: [x @ y, x.t() @ x])(x, y)))
+
+
+def targets(gm: fx.GraphModule) -> list[str]:
+    return [str(n.target) for n in gm.graph.nodes if "mm" in str(n.target)]
+
+
+def test_large_fp32_products_are_replaced_and_agree() -> None:
+    gm = with_fast_products(graph(512, 256, 192, torch.float32))
+    assert targets(gm) == ["specc.mm.default"] * 2
+    x, y = torch.randn(512, 256), torch.randn(256, 192)
+    for found, exact in zip(gm(x, y), (x.double() @ y.double(), x.double().t() @ x.double()), strict=True):
+        assert found.is_contiguous()
+        assert float((found - exact).abs().max() / exact.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize(("m", "k", "n", "dtype"), [(64, 64, 64, torch.float32), (512, 256, 192, torch.float64),
+                                                     (512, 256, 192, torch.bfloat16)])  # fmt: skip
+def test_others_are_left_alone(m: int, k: int, n: int, dtype: torch.dtype) -> None:
+    assert targets(with_fast_products(graph(m, k, n, dtype))) == ["aten.mm.default"] * 2
+
+
+def test_the_op_says_its_shape() -> None:
+    torch.library.opcheck(mm, (torch.randn(8, 4), torch.randn(4, 6)), test_utils=("test_schema", "test_faketensor"))
+
+
+def test_strided_operands() -> None:
+    x, y = torch.randn(300, 200), torch.randn(300, 400)
+    assert x.numel() * 400 >= LARGE
+    torch.testing.assert_close(torch.ops.specc.mm.default(x.t(), y), x.t() @ y, rtol=1e-4, atol=1e-4)
