@@ -2,7 +2,7 @@
 
 The scores of a block are whole, so that products are large and what stands between them is a chain that a compiler
 fuses. Keys and values of grouped heads are not repeated: a group's queries are the rows of one product. The backward
-recomputes the scores from the saved log-sum-exp (Flash Attention, arXiv:2205.14135, algorithm 4)."""
+recomputes the weights of a block, so that nothing of length times length is kept (arXiv:2205.14135)."""
 
 from __future__ import annotations
 
@@ -43,73 +43,62 @@ def block_rows(rows_a_query: int, queries: int, keys: int) -> int | None:
 
 def attend_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, blocks: Blocks) -> Tensor:
     """q [B K G S E], k [B K T E], v [B K T F], mask [B or 1, S T] -> [B K G S F]."""
-    apply: Callable[..., tuple[Tensor, Tensor]] = _Attend.apply
-    return apply(q, k, v, mask, blocks)[0]
+    apply: Callable[..., Tensor] = _Attend.apply
+    return apply(q, k, v, mask, blocks)
 
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, blocks: Blocks
-    ) -> tuple[Tensor, Tensor]:
-        tiny = torch.finfo(wide(q).dtype).tiny
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, blocks: Blocks) -> Tensor:
         out: list[Tensor] = []
-        log_sums: list[Tensor] = []
         for start in range(0, q.shape[3], blocks.rows):
             rows, n = blocks.seen(start, q.shape[3], k.shape[2])
-            s = _scores(q[:, :, :, rows], k[:, :, :n], mask, rows, blocks)
-            top = s.amax(-1, keepdim=True).clamp(min=torch.finfo(s.dtype).min)  # a query that sees nothing gives zeros
-            p = (s - top).exp()
-            total = p.sum(-1, keepdim=True).clamp(min=tiny)
-            out.append(_unrows(_times((p / total).to(v.dtype), v[:, :, :n]), q.shape[2]))
-            log_sums.append(top + total.log())
-        y, log_sum = torch.cat(out, 3), torch.cat(log_sums, 3)
-        ctx.save_for_backward(q, k, v, mask, y, log_sum)
+            p = _weights(q[:, :, :, rows], k[:, :, :n], mask, rows, blocks)
+            out.append(_times(p.to(v.dtype), v[:, :, :n]))
+        ctx.save_for_backward(q, k, v, mask)
         ctx.blocks = blocks
-        return y, log_sum
+        return _where_any(torch.cat(out, 3), mask)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        q, k, v, mask, y, log_sum = ctx.saved_tensors
-        blocks, groups, d_y = ctx.blocks, q.shape[2], grads[0]
-        delta = (wide(d_y) * wide(y)).sum(-1, keepdim=True)
+        q, k, v, mask = ctx.saved_tensors
+        blocks, d_y = ctx.blocks, _where_any(grads[0], mask)
         d_q: list[Tensor] = []
         d_k: list[Tensor] = []
         d_v: list[Tensor] = []
         for start in range(0, q.shape[3], blocks.rows):
             rows, n = blocks.seen(start, q.shape[3], k.shape[2])
             q_rows, d_rows = q[:, :, :, rows], d_y[:, :, :, rows]
-            p = (_scores(q_rows, k[:, :, :n], mask, rows, blocks) - log_sum[:, :, :, rows]).exp()
-            d_p = wide(_unrows(_times(d_rows, v[:, :, :n].transpose(2, 3)), groups))
-            d_s = (p * (d_p - delta[:, :, :, rows]) * blocks.scale).to(q.dtype)
-            d_q.append(_unrows(_times(d_s, k[:, :, :n]), groups))
-            d_k.append(_transposed_times(d_s, q_rows))
+            p = _weights(q_rows, k[:, :, :n], mask, rows, blocks)
+            d_p = wide(_times(d_rows, v[:, :, :n].transpose(2, 3)))
+            d_s = torch.ops.aten._softmax_backward_data.default(d_p, p, -1, p.dtype).to(q.dtype)
+            d_q.append(_times(d_s, k[:, :, :n]) * blocks.scale)
+            d_k.append(_transposed_times(d_s, q_rows) * blocks.scale)
             d_v.append(_transposed_times(p.to(v.dtype), d_rows))
         return torch.cat(d_q, 3), _summed(d_k, blocks.rows), _summed(d_v, blocks.rows), None, None
 
 
-def _scores(q: Tensor, k: Tensor, mask: Tensor | None, rows: slice, blocks: Blocks) -> Tensor:
-    """Scaled scores [B K G s n] in fp32 or wider, -inf where a query does not see a key."""
+def _weights(q: Tensor, k: Tensor, mask: Tensor | None, rows: slice, blocks: Blocks) -> Tensor:
+    """Softmax [B K G s n] of the scaled scores, in fp32 or wider; uniform where a query sees nothing."""
     n = k.shape[2]
-    s = _unrows(_times(wide(q), wide(k).transpose(2, 3)), q.shape[2]) * blocks.scale
+    s = _times(wide(q) * blocks.scale, wide(k).transpose(2, 3))
     if mask is not None:
-        return torch.where(mask[:, None, None, rows, :n], s, -math.inf)
+        return torch.where(mask[:, None, None, rows, :n], s, torch.finfo(s.dtype).min).softmax(-1)
     if not blocks.causal:
-        return s
+        return s.softmax(-1)
     queries = torch.arange(rows.start, rows.stop, device=q.device)
-    return torch.where(queries[:, None] >= torch.arange(n, device=q.device), s, -math.inf)
+    return torch.where(queries[:, None] >= torch.arange(n, device=q.device), s, -math.inf).softmax(-1)
+
+
+def _where_any(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x [B K G S j], zeros for the queries that see nothing."""
+    return x if mask is None else torch.where(mask.any(-1)[:, None, None, :, None], x, 0.0)
 
 
 def _times(x: Tensor, y: Tensor) -> Tensor:
     """x [B K G s i] times y [B K i j], as a batch of B K products of G s rows."""
     b, k, g, s, i = x.shape
-    return torch.bmm(x.reshape(b * k, g * s, i), y.reshape(b * k, i, -1)).reshape(b, k, g * s, -1)
-
-
-def _unrows(x: Tensor, groups: int) -> Tensor:
-    """[B K (G s) j] -> [B K G s j]."""
-    b, k, rows, j = x.shape
-    return x.reshape(b, k, groups, rows // groups, j)
+    return torch.bmm(x.reshape(b * k, g * s, i), y.reshape(b * k, i, -1)).reshape(b, k, g, s, -1)
 
 
 def _transposed_times(x: Tensor, y: Tensor) -> Tensor:
