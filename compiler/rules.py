@@ -42,11 +42,13 @@ class Rule:
 
 
 class Mismatch(Exception):
-    """An operand does not fit its pattern. `dim` is what was found, `wanted` what the letter was bound to."""
+    """An operand does not fit its pattern. `dim` is what was found, `wanted` what the letter was bound to.
 
-    def __init__(self, message: str, wanted: Dim | None = None, dim: Dim | None = None) -> None:
+    `place` says which dim of the operand it is."""
+
+    def __init__(self, message: str, wanted: Dim | None = None, dim: Dim | None = None, place: str = "") -> None:
         super().__init__(message)
-        self.wanted, self.dim = wanted, dim
+        self.wanted, self.dim, self.place = wanted, dim, place
 
 
 @cache
@@ -79,18 +81,19 @@ def match(pattern: Pattern, dims: tuple[Dim, ...], binding: Binding) -> None:
         lengths[i] = spare
     at = 0
     for token, length in zip(pattern, lengths, strict=True):
-        _bind(token, dims[at : at + length], binding)
+        _bind(token, dims[at : at + length], binding, at, len(dims))
         at += length
 
 
-def _bind(token: Token, dims: tuple[Dim, ...], binding: Binding) -> None:
+def _bind(token: Token, dims: tuple[Dim, ...], binding: Binding, start: int, count: int) -> None:
     known = binding.get(token.letter)
     if known is None:
         binding[token.letter] = dims
         return
-    for want, got in zip(known, dims, strict=True):
+    for i, (want, got) in enumerate(zip(known, dims, strict=True), start):
         if not same(want, got):
-            raise Mismatch(f"needs {want.shown()}, got {got.shown()}", want, got)
+            place = "last dim" if i == count - 1 else "first dim" if i == 0 else f"dim {i + 1}"
+            raise Mismatch(f"needs {want.shown()}, got {got.shown()}", want, got, place)
     binding[token.letter] = tuple(preferred(a, b) for a, b in zip(known, dims, strict=True))
 
 

@@ -9,6 +9,7 @@ from typing import TextIO
 from specc.spec.errors import Diagnostic, SpecError
 
 RED, YELLOW, CYAN, BOLD, DIM = "31", "33", "36", "1", "2"
+MAX_SHOWN = 10
 _HEAD = re.compile(r"^(?P<where>.*?)(?P<kind>error\[\w+\]): (?P<what>.*)$")
 _MARGIN = re.compile(r"^(?P<margin> *\d* \| )(?P<text>.*)$")
 
@@ -29,10 +30,11 @@ def paint(text: str, *codes: str, on: bool = True) -> str:
 def show_error(error: SpecError, stream: TextIO) -> None:
     """Write every diagnostic, with a line between two and a count below several."""
     on = has_colour(stream)
-    shown = [coloured(d) if on else str(d) for d in error.diagnostics]
+    count = len(error.diagnostics)
+    shown = [coloured(d) if on else str(d) for d in error.diagnostics[:MAX_SHOWN]]
     print("\n\n".join(shown), file=stream)
-    if len(shown) > 1:
-        print(f"\n{len(shown)} errors", file=stream)
+    if count > 1:
+        print(f"\n{count} errors" + (f", the first {MAX_SHOWN} are shown" if count > MAX_SHOWN else ""), file=stream)
     codes = sorted(set(error.codes))
     if codes:
         print(paint(f"`specc explain {codes[0]}` tells more", DIM, on=on), file=stream)

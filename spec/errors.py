@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+MAX_LINE, MAX_MESSAGE, MAX_HINT = 160, 600, 400  # characters
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -33,11 +35,12 @@ class Diagnostic:
 
     def __str__(self) -> str:
         where = f"{self.mark}: " if self.mark else ""
-        lines = [f"{where}error[{self.code}]: {self.message}"]
+        hint = cut(self.hint, MAX_HINT)
+        lines = [f"{where}error[{self.code}]: {cut(self.message, MAX_MESSAGE)}"]
         if self.mark and self.mark.text:
-            lines += excerpt(self.mark, self.hint)
-        elif self.hint:
-            lines.append(f"  hint: {self.hint}")
+            lines += excerpt(self.mark, hint)
+        elif hint:
+            lines.append(f"  hint: {hint}")
         for mark, text in self.related:
             lines.append(f"  {mark}: {text}")
         return "\n".join(lines)
@@ -56,20 +59,39 @@ class SpecError(Exception):
 
 
 def excerpt(mark: Mark, hint: str) -> list[str]:
-    """The source line with a caret line below it; the hint stands behind the caret."""
+    """The source line with a caret line below it; the hint stands behind the caret. A long line is cut around it."""
     number = f"{mark.line:5d}"
-    start = max(mark.column - 1, 0)
-    caret = "^" * max(1, min(mark.length, len(mark.text) - start))
-    return [f"{number} | {mark.text}", f"{' ' * 5} | {' ' * start}{caret} {hint}".rstrip()]
+    start, text = max(mark.column - 1, 0), mark.text
+    if len(text) > MAX_LINE:
+        cut = max(0, start - MAX_LINE // 2)
+        text, start = text[cut : cut + MAX_LINE], start - cut
+    caret = "^" * max(1, min(mark.length, len(text) - start))
+    return [f"{number} | {text}", f"{' ' * 5} | {' ' * start}{caret} {hint}".rstrip()]
+
+
+def in_order(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
+    """Each mistake once, by file and line; those without a place come last."""
+    once = {(d.code, d.message, d.mark): d for d in diagnostics}
+
+    def place(d: Diagnostic) -> tuple[bool, str, int, int]:
+        return (True, "", 0, 0) if d.mark is None else (False, d.mark.file, d.mark.line, d.mark.column)
+
+    return sorted(once.values(), key=place)
+
+
+def cut(text: str, length: int) -> str:
+    """A text that is not too long and on one line."""
+    text = text.replace("\n", " ")
+    return text if len(text) <= length else f"{text[: length - 40]}... ({len(text)} characters)"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint that names the nearest known name, or lists the known ones."""
     names = sorted(set(known))
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(name, names, n=1) if len(name) < 100 and len(names) < 2000 else []
     if close:
         return f"did you mean '{close[0]}'?"
     if not names:
         return ""
-    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    shown = ", ".join(cut(n, 80) for n in names[:12]) + (", ..." if len(names) > 12 else "")
     return f"known: {shown}"

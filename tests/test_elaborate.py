@@ -138,7 +138,7 @@ def test_a_block_cannot_contain_itself() -> None:
 
 
 def test_a_mismatch_names_dims_and_source() -> None:
-    with pytest.raises(SpecError, match=r"`a` needs D=8, got F=12 for its input .x. from `linear`"):
+    with pytest.raises(SpecError, match=r"`a` needs the last dim `D`=8 of its input 'x', got `F`=12 from `linear`"):
         program(
             BASE.replace("steps:", "blocks:\n  a: {in: {x: [B S D]}, steps: [rms_norm]}\nsteps:")
             + "  - linear: {out: F}\n  - a\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from specc.compiler.elaborate.scope import Frame, Path
+from specc.compiler.elaborate.scope import Frame, Path, Poisoned
 from specc.compiler.elaborate.unit import Value
 from specc.compiler.masks import CAUSAL, MaskError, expand, implies_causal
 from specc.compiler.ops import OPS
@@ -55,6 +55,8 @@ def _make(frame: Frame, tree: Any, q: Dim, k: Dim, at: Path) -> Value:
         side, _, attribute = str(node.value).partition(".")
         dim = q if side == "q" else k
         own = next(((n, t) for n, t in frame.ctx.attributes.get(attribute, []) if t.dims[-1] == dim), None)
+        if attribute in frame.ctx.unknown_attributes:
+            raise Poisoned
         if own is None:
             declared = ", ".join(frame.ctx.attributes) or "none"
             frame.fail(

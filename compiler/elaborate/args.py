@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import yaml
 
-from specc.compiler.elaborate.scope import Frame, Path
+from specc.compiler.elaborate.scope import Frame, Path, gather
 from specc.compiler.ops.row import Arg, Op
 from specc.compiler.program import Init
 from specc.compiler.types import Dim
@@ -24,13 +25,15 @@ BLOCK_KINDS = ("dim", "dims", "int", "float", "bool", "str", "mask", "map", "ini
 def op_args(frame: Frame, op: Op, raw: Any, at: Path) -> dict[str, Any]:
     """The op's parameters, resolved and with defaults; unknown names come before missing ones."""
     given = named_args(frame, raw, list(op.args), f"`{op.name}`", at)
-    missing = [n for n, a in op.args.items() if a.is_required and n not in given]
-    if missing:
-        frame.fail("S107", f"`{op.name}` needs '{missing[0]}'", at, op.args[missing[0]].doc)
-    return {
-        name: resolve(frame, arg, given[name], (*at, name)) if name in given else arg.default
-        for name, arg in op.args.items()
-    }
+    out: dict[str, Any] = {}
+
+    def one(name: str, arg: Arg) -> None:
+        if arg.is_required and name not in given:
+            frame.fail("S107", f"`{op.name}` needs '{name}'", at, arg.doc)
+        out[name] = resolve(frame, arg, given[name], (*at, name)) if name in given else arg.default
+
+    gather(partial(one, *row) for row in op.args.items())
+    return out
 
 
 def named_args(frame: Frame, raw: Any, names: list[str], what: str, at: Path) -> dict[str, Any]:
@@ -42,9 +45,12 @@ def named_args(frame: Frame, raw: Any, names: list[str], what: str, at: Path) ->
         if not names:
             frame.fail("S102", f"{what} has no parameters", at)
         return {names[0]: raw}
-    for key in raw:
+
+    def known(key: str) -> None:
         if key not in names:
-            frame.fail("S102", f"{what} has no parameter '{key}'", (*at, key), did_you_mean(str(key), names))
+            frame.fail("S102", f"{what} has no parameter '{key}'", (*at, key), did_you_mean(key, names))
+
+    gather(partial(known, str(key)) for key in raw)
     return {k: substitute(frame, v) for k, v in raw.items()}
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from specc.compiler.elaborate.args import block_value, declared, named_args
-from specc.compiler.elaborate.scope import Frame, Path, Poisoned, StepFailed
+from specc.compiler.elaborate.mismatch import mismatch
+from specc.compiler.elaborate.scope import Frame, Path, Poisoned, StepFailed, gather
 from specc.compiler.elaborate.step import apply_op
 from specc.compiler.elaborate.unit import Locate, Planned, Unit, Value
 from specc.compiler.program import Body, Call, Var
 from specc.compiler.rules import Binding, Mismatch, match
 from specc.compiler.rules import Token as RuleToken
 from specc.compiler.types import TensorType, same
-from specc.spec.errors import Diagnostic, did_you_mean
+from specc.spec.errors import Diagnostic, Mark, did_you_mean
 from specc.spec.expr import parse
 from specc.spec.model import Block, Step
 
@@ -31,7 +33,7 @@ def run_steps(frame: Frame, steps: list[Step], at: Path) -> None:
         except Poisoned:
             outs = None
         except StepFailed as e:
-            frame.ctx.diagnostics.append(e.diagnostic)
+            frame.ctx.diagnostics += e.diagnostics
             outs = None
         bind_outs(frame, step, outs, here)
 
@@ -56,17 +58,12 @@ def run_step(frame: Frame, step: Step, at: Path) -> list[Value]:
     if op is not None and not op.internal:
         return apply_op(frame, op, step, at)
     block, locate, where = find_block(frame, step.op, at)
-    inner = enter(
-        frame,
-        block,
-        locate,
-        where,
-        step.op,
-        step.args,
-        wired(frame, block, step, at),
-        step.name or step.op,
-        at,
-    )
+    try:
+        ins = wired(frame, block, step, at)
+    except Poisoned:
+        look_inside(frame, block, locate, where, step.op, step.args, at)
+        raise
+    inner = enter(frame, block, locate, where, step.op, step.args, ins, step.name or step.op, at)
     return leave(inner, block, where)
 
 
@@ -121,18 +118,42 @@ def enter(
     at: Path, unit: Unit | None = None, prefix: str | None = None,
 ) -> Frame:  # fmt: skip
     """Elaborate a block's steps in a frame of its own."""
-    own = frame.ctx.spec.blocks.get(name) is block
-    inner = Frame(
-        frame.ctx, locate, where, unit or frame.own_unit, f"{frame.prefix}{label}." if prefix is None else prefix,
-        local_blocks=own, stack=(*frame.stack, name), called_at=None if own else frame.locate(at),
-        dims=dict(frame.ctx.model_dims) if own else {}, args=dict(frame.ctx.spec.numbers) if own else {},
-    )  # fmt: skip
+    inner = scope(frame, block, locate, where, name, at, unit or frame.own_unit)
+    inner.prefix = f"{frame.prefix}{label}." if prefix is None else prefix
     set_args(frame, inner, block, raw, (*at, name))
-    for spot, value in ins.items():
-        bind_input(inner, block, spot, value, (*where, "in", spot))
+    called = frame.locate(at)
+    gather(partial(bind_input, inner, block, spot, value, (*where, "in", spot), called) for spot, value in ins.items())
     inner.values["_"] = next(iter(ins.values()), None)
     run_steps(inner, block.steps, (*where, "steps"))
     return inner
+
+
+def scope(
+    frame: Frame, block: Block, locate: Locate, where: Path, name: str, at: Path, unit: Unit | None
+) -> Frame:  # fmt: skip
+    """What the steps of a block see: blocks of the model see its dims and numbers, blocks of the library do not."""
+    own = frame.ctx.spec.blocks.get(name) is block
+    return Frame(
+        frame.ctx, locate, where, unit, local_blocks=own, stack=(*frame.stack, name),
+        called_at=None if own else frame.locate(at), dims=dict(frame.ctx.model_dims) if own else {},
+        args=dict(frame.ctx.spec.numbers) if own else {}, unknown=set(frame.ctx.unknown) if own else set(),
+    )  # fmt: skip
+
+
+def look_inside(frame: Frame, block: Block, locate: Locate, where: Path, name: str, raw: Any, at: Path) -> None:
+    """Find the mistakes in a block whose inputs are not known, because of one before it."""
+    inner = scope(frame, block, locate, where, name, at, Unit(""))
+    declared_dims = [w for d in block.in_.values() for w in input_pattern(d)]
+    inner.unknown |= set(declared_dims) - set(inner.dims)
+    set_args(frame, inner, block, raw, (*at, name))
+    inner.values |= dict.fromkeys(["_", *block.in_], None)
+    run_steps(inner, block.steps, (*where, "steps"))
+
+
+def input_pattern(declared_dims: str | list[str | int]) -> list[str]:
+    """The words of `[B S D]`, `float[B S D]` or a list of dims."""
+    words = declared_dims if isinstance(declared_dims, str) else " ".join(map(str, declared_dims))
+    return words.removeprefix("float").removeprefix("int").removeprefix("bool").strip().strip("[]").split()
 
 
 def set_args(frame: Frame, inner: Frame, block: Block, raw: Any, at: Path) -> None:
@@ -151,19 +172,14 @@ def set_args(frame: Frame, inner: Frame, block: Block, raw: Any, at: Path) -> No
             inner.dims[name] = value
 
 
-def bind_input(inner: Frame, block: Block, spot: str, value: Value, at: Path) -> None:
+def bind_input(inner: Frame, block: Block, spot: str, value: Value, at: Path, called: Mark | None) -> None:
     """Match an input's type with the block's declaration `[B S D]` and bind the names of its dims."""
-    declared_dims = block.in_[spot]
-    words = declared_dims if isinstance(declared_dims, str) else " ".join(map(str, declared_dims))
-    words = words.removeprefix("float").removeprefix("int").removeprefix("bool").strip().strip("[]")
-    pattern = tuple(RuleToken(w, many=w == "...") for w in words.split())
+    pattern = tuple(RuleToken(w, many=w == "...") for w in input_pattern(block.in_[spot]))
     binding: Binding = {t.letter: (inner.dims[t.letter],) for t in pattern if t.letter in inner.dims}
     try:
         match(pattern, value.type.dims, binding)
     except Mismatch as e:
-        by = f" from `{value.by}`" if value.by else ""
-        related = ((value.mark, f"`{value.by}` makes {value.type.shown()}"),) if value.mark else ()
-        inner.fail("S201", f"`{inner.stack[-1]}` {e} for its input '{spot}'{by}", at, related=related)
+        raise StepFailed(mismatch(inner, inner.stack[-1], e, value, at, spot, called)) from None
     inner.dims |= {letter: dims[0] for letter, dims in binding.items() if letter != "..." and len(dims) == 1}
     inner.values[spot] = value
 
@@ -190,7 +206,11 @@ def repeat(frame: Frame, step: Step, at: Path) -> list[Value]:
     if not 0 <= times <= MAX_TILES:
         frame.fail("S103", f"'times' is 0 to {MAX_TILES}, got {times}", (*here, "times"))
     block, locate, where = find_block(frame, name, (*here, "block"))
-    ins = wired(frame, block, Step(op=name, **{"from": step.from_}), at)
+    try:
+        ins = wired(frame, block, Step(op=name, **{"from": step.from_}), at)
+    except Poisoned:
+        look_inside(frame, block, locate, where, name, args.get("args"), here)
+        raise
     label = step.name or name
     if frame.own_unit is not None:
         return unrolled(

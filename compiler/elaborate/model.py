@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING
 
 from specc.compiler.elaborate.block import run_steps
 from specc.compiler.elaborate.library import library_block, library_names
-from specc.compiler.elaborate.scope import Context, Frame, Path, Poisoned, StepFailed
+from specc.compiler.elaborate.scope import Context, Frame, Path, Poisoned, StepFailed, gather
 from specc.compiler.elaborate.step import formula, formula_values
 from specc.compiler.elaborate.unit import Locate, Model, Value, finish
 from specc.compiler.masks import OBJECTIVES
@@ -19,7 +20,7 @@ from specc.compiler.ops.pointwise import broadcast
 from specc.compiler.ops.row import Op, OpError
 from specc.compiler.program import Param, Program, check
 from specc.compiler.types import Dim, DType, TensorType
-from specc.spec.errors import Diagnostic, SpecError, did_you_mean
+from specc.spec.errors import Diagnostic, SpecError, did_you_mean, in_order
 from specc.spec.expr import Expr, ExprError, parse
 from specc.spec.model import ModelSpec
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from specc.spec.spec import Spec
 
 TYPE = re.compile(r"(float|int|bool)\[([^\[\]]*)\]")
-MAX_SHOWN = 10
 
 
 def elaborate(spec: Spec, model: str | None = None, objective: str | None = None) -> Program:
@@ -43,36 +43,38 @@ def elaborate_model(
     """Raises SpecError with all independent mistakes."""
     masks = {"objective": OBJECTIVES[objective or "causal_lm"], **spec.masks}
     ctx = Context(spec, Model(), {**OPS, **(user_ops or {})}, masks, library_block, library_names)
-    frame = Frame(ctx, locate, at, args=dict(spec.numbers))
-    guarded(ctx, lambda: declare_dims(frame))
-    guarded(ctx, lambda: declare_inputs(frame))
-    stop_on_mistakes(ctx)
+    frame = Frame(ctx, locate, at, args=dict(spec.numbers), unknown=ctx.unknown)
+    declare_dims(frame)
+    declare_inputs(frame)
     run_steps(frame, spec.steps, (*at, "steps"))
     outputs: dict[str, str] = {}
     loss: list[str] = []
-    guarded(ctx, lambda: outputs.update(find_outputs(frame)))
+    parameters_are_known = not ctx.diagnostics
+    guarded(ctx, lambda: find_outputs(frame, outputs))
     guarded(ctx, lambda: loss.extend(find_loss(frame)))
-    guarded(ctx, lambda: set_trainable(frame))
+    if parameters_are_known:
+        guarded(ctx, lambda: set_trainable(frame))
     stop_on_mistakes(ctx)
     bodies, calls = finish(ctx.model, [*outputs.values(), *loss])
     inputs = dict(ctx.model.inputs)
     return check(Program(name, inputs, ctx.model.params, bodies, calls, outputs, loss[0] if loss else None))
 
 
-def guarded(ctx: Context, work: object) -> None:
-    assert callable(work)
+def guarded(ctx: Context, work: Callable[[], None]) -> bool:
+    """Do a part of the model; whether it went well."""
     try:
         work()
+        return True
     except Poisoned:
         pass
     except StepFailed as e:
-        ctx.diagnostics.append(e.diagnostic)
+        ctx.diagnostics += e.diagnostics
+    return False
 
 
 def stop_on_mistakes(ctx: Context) -> None:
     if ctx.diagnostics:
-        unique = list(dict.fromkeys(ctx.diagnostics))
-        raise SpecError(*unique[:MAX_SHOWN])
+        raise SpecError(*in_order(ctx.diagnostics))
 
 
 def declare_dims(frame: Frame) -> None:
@@ -80,8 +82,15 @@ def declare_dims(frame: Frame) -> None:
     waiting = dict(frame.ctx.spec.dims)
     while waiting:
         ready = [n for n, raw in waiting.items() if not set(_dim_names(raw)) & set(waiting)]
-        for name in ready or list(waiting)[:1]:  # a circle: the first one's unknown name is reported
-            declare_dim(frame, name, waiting.pop(name))
+        if not ready:
+            circle = ", ".join(f"'{n}'" for n in waiting)
+            mark = frame.locate((*frame.at, "dims", next(iter(waiting))))
+            frame.ctx.diagnostics.append(Diagnostic("S112", f"these dims are defined by each other: {circle}", mark))
+            frame.unknown |= set(waiting)
+            return
+        for name in ready:
+            if not guarded(frame.ctx, partial(declare_dim, frame, name, waiting.pop(name))):
+                frame.unknown.add(name)
 
 
 def _dim_names(raw: int | str | list[int | str]) -> list[str]:
@@ -113,22 +122,34 @@ def declare_list(frame: Frame, name: str, raw: list[int | str], at: Path) -> Non
 def declare_inputs(frame: Frame) -> None:
     spec = frame.ctx.spec
     for name, text in spec.inputs.items():
-        type_ = parse_type(frame, text, (*frame.at, "inputs", name))
-        frame.values[name] = Value(name, type_, f"input {name}", frame.locate((*frame.at, "inputs", name)))
-        frame.ctx.model.inputs[name] = type_
+        if not guarded(frame.ctx, partial(declare_input, frame, name, text)):
+            frame.values[name] = None
     for name, attribute in spec.attributes.items():
-        here = (*frame.at, "attributes", name)
         text, role = (attribute, name) if isinstance(attribute, str) else (attribute.type, attribute.as_ or name)
-        type_ = parse_type(frame, text, here)
-        if name in spec.inputs:
-            frame.fail("S109", f"'{name}' is an input and an attribute", here)
-        if type_.dtype != "int" or not type_.dims:
-            frame.fail("S204", f"an attribute is int[... tokens], got {type_}", here)
-        frame.ctx.attributes.setdefault(role, []).append((name, type_))
-        frame.ctx.model.inputs[name] = type_
+        if not guarded(frame.ctx, partial(declare_attribute, frame, name, text, role)):
+            frame.ctx.unknown_attributes.add(role)
+            frame.unknown.add(name)
     frame.ctx.model.types |= frame.ctx.model.inputs
     frame.ctx.model_dims = dict(frame.dims)
     frame.values["_"] = next((v for n, v in frame.values.items() if n in spec.inputs), None)
+
+
+def declare_input(frame: Frame, name: str, text: str) -> None:
+    here = (*frame.at, "inputs", name)
+    type_ = parse_type(frame, text, here)
+    frame.values[name] = Value(name, type_, f"input {name}", frame.locate(here))
+    frame.ctx.model.inputs[name] = type_
+
+
+def declare_attribute(frame: Frame, name: str, text: str, role: str) -> None:
+    here = (*frame.at, "attributes", name)
+    type_ = parse_type(frame, text, here)
+    if name in frame.ctx.spec.inputs:
+        frame.fail("S109", f"'{name}' is an input and an attribute", here)
+    if type_.dtype != "int" or not type_.dims:
+        frame.fail("S204", f"an attribute is int[... tokens], got {type_}", here)
+    frame.ctx.attributes.setdefault(role, []).append((name, type_))
+    frame.ctx.model.inputs[name] = type_
 
 
 def parse_type(frame: Frame, text: str, at: Path) -> TensorType:
@@ -147,13 +168,19 @@ def parse_type(frame: Frame, text: str, at: Path) -> TensorType:
     return TensorType(tuple(dims), dtype)
 
 
-def find_outputs(frame: Frame) -> dict[str, str]:
+def find_outputs(frame: Frame, found: dict[str, str]) -> None:
+    """The values that the model gives, by name; without `outputs:` the last one."""
     wanted = frame.ctx.spec.outputs
     if wanted == "_":
         last = frame.values.get("_")
-        return {"out": last.name} if last is not None and last.type.dims else {}
+        found |= {"out": last.name} if last is not None and last.type.dims else {}
+        return
     assert isinstance(wanted, dict)
-    return {n: frame.value(v, (*frame.at, "outputs", n)).name for n, v in wanted.items()}
+
+    def one(name: str, value: str) -> None:
+        found[name] = frame.value(value, (*frame.at, "outputs", name)).name
+
+    gather(partial(one, *item) for item in wanted.items())
 
 
 def find_loss(frame: Frame) -> list[str]:
@@ -184,7 +211,7 @@ def set_trainable(frame: Frame) -> None:
     for key, patterns in (("freeze", spec.freeze), ("train", spec.train)):
         for i, pattern in enumerate(patterns):
             hit = [p for p in params if fnmatchcase(p, pattern)]
-            if not hit and not frame.ctx.diagnostics:
+            if not hit:
                 hint = did_you_mean(pattern.strip("*."), {p.rsplit(".", 1)[0] for p in params})
                 frame.ctx.diagnostics.append(
                     Diagnostic("S108", f"no parameter matches '{pattern}'", frame.locate((*frame.at, key, i)), hint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -20,15 +20,32 @@ LIST_FUNCTIONS: Mapping[str, Callable[[list[int]], int]] = {
 
 
 class StepFailed(Exception):
-    """A step has a mistake; it is recorded, and what follows from it is left out."""
+    """A step has mistakes; they are recorded, and what follows from them is left out."""
 
-    def __init__(self, diagnostic: Diagnostic) -> None:
-        super().__init__(str(diagnostic))
-        self.diagnostic = diagnostic
+    def __init__(self, *diagnostics: Diagnostic) -> None:
+        super().__init__("\n".join(map(str, diagnostics)))
+        self.diagnostics = diagnostics
 
 
 class Poisoned(Exception):
     """A step uses the result of one that failed: nothing more to say."""
+
+
+def gather(parts: Iterable[Callable[[], None]]) -> None:
+    """Do all parts of one step; then fail with the mistakes of all."""
+    found: list[Diagnostic] = []
+    is_poisoned = False
+    for part in parts:
+        try:
+            part()
+        except Poisoned:
+            is_poisoned = True
+        except StepFailed as e:
+            found += e.diagnostics
+    if found:
+        raise StepFailed(*found)
+    if is_poisoned:
+        raise Poisoned
 
 
 @dataclass
@@ -45,6 +62,8 @@ class Context:
     made_masks: dict[str, Value] = field(default_factory=dict)
     model_dims: dict[str, Dim] = field(default_factory=dict)
     lists: dict[str, list[int]] = field(default_factory=dict)  # sizes of levels: {widths: [128, 256]}
+    unknown: set[str] = field(default_factory=set)  # dims and attributes whose declaration has a mistake
+    unknown_attributes: set[str] = field(default_factory=set)  # the same by role
     diagnostics: list[Diagnostic] = field(default_factory=list)
 
 
@@ -63,6 +82,7 @@ class Frame:
     local_blocks: bool = True  # whether `model.blocks` are seen from here (not from the library)
     stack: tuple[str, ...] = ()
     called_at: Mark | None = None
+    unknown: set[str] = field(default_factory=set)  # names whose declaration has a mistake
 
     @property
     def unit(self) -> Unit:
@@ -95,6 +115,8 @@ class Frame:
             for own, type_ in declared:
                 if own == name:
                     return self.captured(own, type_)
+        if name in self.unknown:
+            raise Poisoned
         if name == "_":
             self.fail("S105", "there is no previous output here; say 'from:'", at)
         known = [*self.values, *(n for d in self.ctx.attributes.values() for n, _ in d)]
@@ -108,6 +130,8 @@ class Frame:
 
     def attribute(self, name: str, dims: tuple[Dim, ...]) -> Value | None:
         """The attribute of the tokens along one of the dims, or None if the model declares none."""
+        if name in self.ctx.unknown_attributes:
+            raise Poisoned
         for own, type_ in self.ctx.attributes.get(name, []):
             if type_.dims[-1] in dims:
                 return self.captured(own, type_)
@@ -149,8 +173,14 @@ class Frame:
             return evaluate(e, self.numbers())
         except ExprError as error:
             unknown = [n for n in e.names() if n not in self.numbers()]
+            self.stop_at_unknown(unknown)
             hint = did_you_mean(unknown[0], self.numbers()) if unknown else ""
             self.fail("S111" if unknown else "S104", str(error), at, hint)
+
+    def stop_at_unknown(self, names: list[str]) -> None:
+        """A name whose own declaration has a mistake is not reported again."""
+        if self.unknown & set(names):
+            raise Poisoned
 
     def dim(self, raw: Any, at: Path) -> Dim:
         if isinstance(raw, Dim):
@@ -162,6 +192,7 @@ class Frame:
             n: Dim(str(v), v) for n, v in self.args.items() if isinstance(v, int) and not isinstance(v, bool)
         }
         unknown = [n for n in e.names() if n not in names]
+        self.stop_at_unknown(unknown)
         if unknown:
             self.fail("S111", f"no dim is called '{unknown[0]}' here", at, did_you_mean(unknown[0], names))
         try:

@@ -6,7 +6,8 @@ from typing import Any
 
 from specc.compiler.elaborate import ambient
 from specc.compiler.elaborate.args import init_of, op_args, plain_attrs
-from specc.compiler.elaborate.scope import Frame, Path
+from specc.compiler.elaborate.mismatch import mismatch
+from specc.compiler.elaborate.scope import Frame, Path, StepFailed
 from specc.compiler.elaborate.tie import tied_weight
 from specc.compiler.elaborate.unit import Value
 from specc.compiler.ops import OPS
@@ -15,6 +16,8 @@ from specc.compiler.rules import Binding, Mismatch, Pattern, build, match
 from specc.compiler.types import Dim, TensorType
 from specc.spec.expr import Expr
 from specc.spec.model import Step
+
+MAX_RELATED = 4
 
 
 def apply_op(frame: Frame, op: Op, step: Step, at: Path) -> list[Value]:
@@ -119,26 +122,19 @@ def bind(frame: Frame, op: Op, ins: list[Value | None], args: dict[str, Any], at
             binding[letter] = ins[0].type.dims[-1:]
     if op.inputs and op.inputs[0].startswith("*"):
         return binding
-    for value, pattern in zip(ins, op.parsed.ins, strict=False):
+    for i, (value, pattern) in enumerate(zip(ins, op.parsed.ins, strict=False)):
         if value is None or (not pattern and op.infer is not None):
             continue
-        match_operand(frame, op, value, pattern, binding, at)
+        match_operand(frame, op, i, value, pattern, binding, at)
     return binding
 
 
-def match_operand(frame: Frame, op: Op, value: Value, pattern: Pattern, binding: Binding, at: Path) -> None:
+def match_operand(frame: Frame, op: Op, i: int, value: Value, pattern: Pattern, binding: Binding, at: Path) -> None:
     try:
         match(pattern, value.type.dims, binding)
     except Mismatch as e:
-        by = f" from `{value.by}`" if value.by else ""
-        where = f" at {value.mark.file}:{value.mark.line}" if value.mark else ""
-        related = ((value.mark, f"`{value.by}` makes {value.type.shown()}"),) if value.mark else ()
-        hint = (
-            "the sizes agree but the names do not: use 'rename'"
-            if e.wanted and e.dim and e.wanted.size == e.dim.size
-            else ""
-        )
-        frame.fail("S201", f"`{op.name}` {e}{by}{where}", at, hint, related)
+        spot = op.inputs[i].rstrip("?") if len(op.inputs) > 1 else ""
+        raise StepFailed(mismatch(frame, op.name, e, value, at, spot)) from None
 
 
 def infer(
@@ -154,9 +150,10 @@ def infer(
             types = tuple(TensorType(build(p, binding)) for p in op.parsed.outs)
     except (OpError, Mismatch) as e:
         code, hint, operand = (e.code, e.hint, e.operand) if isinstance(e, OpError) else ("S201", "", None)
-        source = ins[operand] if operand is not None and operand < len(ins) else next((v for v in ins if v), None)
-        related = ((source.mark, f"`{source.by}` makes {source.type.shown()}"),) if source and source.mark else ()
-        frame.fail(code, f"`{op.name}`: {e}", at, hint, related)
+        given = ins if operand is None or operand >= len(ins) else [ins[operand]]
+        sources = dict.fromkeys((v.mark, f"`{v.by}` makes {v.type.shown()}") for v in given if v and v.mark)
+        related = [(mark, text) for mark, text in sources if mark]
+        frame.fail(code, f"`{op.name}`: {e}", at, hint, tuple(related[:MAX_RELATED]))
     return tuple(
         TensorType(t.dims, g if op.infer is None or g == "bool" else t.dtype)
         for t, g in zip(types, (*op.gives, *op.gives[-1:] * len(types)), strict=False)

@@ -1,0 +1,90 @@
+"""What a person reads: all independent mistakes at once, in order, and shapes with both their places."""
+
+from __future__ import annotations
+
+
+import pytest
+
+from specc.compiler.elaborate import elaborate
+from specc.spec.errors import Diagnostic, Mark, SpecError
+from specc.spec.spec import Spec
+
+TOP = """specc: 1
+model:
+  dims: {D: 8, H: 2, E: D // H, F: 12, V: 16, L: 3}
+  inputs: {tokens: 'int[B S]'}
+  blocks:
+    layer:
+      in: {x: [B S D]}
+      steps:
+        - rms_norm
+        - linear: {out: D}
+  steps:
+    - embedding: {rows: V, out: D, from: tokens, as: x}
+"""
+
+
+def found(text: str) -> list[tuple[str, int]]:
+    with pytest.raises(SpecError) as caught:
+        elaborate(Spec.from_yaml(text, "m.yaml"))
+    return [(d.code, d.mark.line if d.mark else 0) for d in caught.value.diagnostics]
+
+
+def test_mistakes_in_separate_places_are_found_together() -> None:
+    text = TOP.replace("H: 2", "H: Q").replace("- rms_norm", "- rms_norm: {epss: 1, from: y}")
+    text += "    - linear: {out: D, bais: true, inti: zeros}\n    - nothing: {from: x}\n    - layer: {from: x}\n"
+    assert found(text) == [("S111", 3), ("S102", 9), ("S102", 13), ("S102", 13), ("S106", 14)]
+
+
+def test_what_follows_from_a_mistake_is_not_reported() -> None:
+    text = TOP + "    - linear: {out: Q, as: y}\n    - rms_norm: {from: y, as: z}\n    - expr: y + z\n    - layer\n"
+    assert found(text) == [("S111", 13)]
+
+
+def test_a_name_with_a_mistake_is_reported_once() -> None:
+    text = TOP.replace("D: 8", "D: 8 +").replace("tokens: 'int[B S]'", "tokens: 'int[B S]', y: 'floaty[B S]'")
+    assert found(text + "    - linear: {out: [H, E], from: y}\n    - layer: {from: x}\n") == [("S104", 3), ("S110", 4)]
+
+
+def test_dims_in_a_circle_are_named() -> None:
+    assert found(TOP.replace("H: 2", "H: F + 1").replace("F: 12", "F: H")) == [("S112", 3)]
+
+
+def test_a_block_is_read_behind_a_mistake() -> None:
+    text = TOP.replace("- rms_norm", "- rms_nrm") + "    - linear: {out: Q}\n    - repeat: {block: layer, times: L}\n"
+    assert found(text) == [("S106", 9), ("S111", 13)]
+
+
+def test_both_unmatched_patterns_are_found() -> None:
+    text = TOP + "    - layer\n  freeze: [layr.*, embedding.*]\n  train: [nothing]\n"
+    assert found(text) == [("S108", 14), ("S108", 15)]
+
+
+def test_each_output_is_looked_up() -> None:
+    assert found(TOP + "  outputs: {a: x, b: y, c: z}\n  loss: w\n") == [("S105", 13), ("S105", 13), ("S105", 14)]
+
+
+def test_a_shape_error_names_the_dims_the_op_and_both_places() -> None:
+    text = TOP + "    - glu: {hidden: F, name: glu}\n    - linear: {out: F}\n    - layer\n"
+    with pytest.raises(SpecError) as caught:
+        elaborate(Spec.from_yaml(text, "m.yaml"))
+    want = "`layer` at m.yaml:15 needs the last dim `D`=8 of its input 'x', got `F`=12 from `linear` at :14"
+    assert caught.value.diagnostics[0].message == want
+    related = [f"{mark.line}: {text}" for mark, text in caught.value.diagnostics[0].related]
+    assert related == ["14: `linear` makes float[B S F=12]", "7: `layer` declares its input here"]
+
+
+def test_operands_that_do_not_fit_name_each_other() -> None:
+    text = TOP + "    - linear: {out: F, as: y}\n    - expr: x + y\n"
+    with pytest.raises(SpecError) as caught:
+        elaborate(Spec.from_yaml(text, "m.yaml"))
+    assert [m.line for m, _ in caught.value.diagnostics[0].related] == [12, 13]
+
+
+def test_a_long_line_is_cut_around_its_caret() -> None:
+    mark = Mark("a.yaml", 1, 5001, 3, "x" * 5000 + "yyy" + "z" * 5000)
+    lines = str(Diagnostic("S101", "m" * 5000, mark, "h" * 5000)).splitlines()
+    assert max(map(len, lines)) < 800
+    assert lines[1][lines[2].index("^") :].startswith("yyy")
+
+
