@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         show_error(error, sys.stderr)
         return WRONG_SPEC
     except RunError as error:
-        return _failed(str(error))
+        return _failed(str(error), error.code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -74,9 +74,11 @@ def _call(command: Command, args: argparse.Namespace) -> int:
     return code
 
 
-def _failed(message: str) -> int:
-    print(f"{paint('error', RED, BOLD, on=has_colour(sys.stderr))}: {message}", file=sys.stderr)
-    return RUN_FAILED
+def _failed(message: str, code: int = RUN_FAILED) -> int:
+    """Say what failed; a run that a signal stopped did not fail."""
+    word = paint("error", RED, BOLD, on=has_colour(sys.stderr)) if code == RUN_FAILED else "stopped"
+    print(f"{word}: {message}", file=sys.stderr)
+    return code
 
 
 def _sentence(command: Command) -> str:

@@ -1,20 +1,23 @@
-"""AdamW over fp32 master weights, learning-rate schedules, clipping, and the guard against bad numbers."""
+"""AdamW over master weights in groups, learning-rate schedules and clipping."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
 
-from specc.spec.errors import Diagnostic, SpecError
+from specc.spec.errors import Diagnostic, SpecError, did_you_mean
 from specc.spec.stage import Optimizer, Schedule
 
 
 def learning_rate(schedule: Schedule, base: float, step: int, steps: int) -> float:
-    """The learning rate of a step (from 0) of `steps`."""
+    """The learning rate of a step (from 0) of `steps`; behind the last one it would be `final` of the base.
+
+    `wsd` is "warm up, stay, decay" (arXiv:2404.06395): linear over the last share `decay` of all steps."""
     warmup = int(schedule.warmup * steps) if schedule.warmup < 1 else int(schedule.warmup)
     if step < warmup:
         return base * (step + 1) / warmup
@@ -26,9 +29,45 @@ def learning_rate(schedule: Schedule, base: float, step: int, steps: int) -> flo
         case "linear":
             return base * (1 - (1 - final) * done)
         case "wsd":
-            over = (done - (1 - schedule.decay)) / max(schedule.decay, 1e-9)
+            length = schedule.decay * steps
+            over = (step - (steps - length)) / length if length else 0.0
             return base * (1 - (1 - final) * max(0.0, over))
     return base * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share their settings."""
+
+    paths: list[str]
+    lr_scale: float
+    weight_decay: float
+
+
+def groups(spec: Optimizer, params: Mapping[str, Tensor]) -> list[Group]:
+    """The parameters by settings. The first of the spec's groups that matches a parameter counts.
+
+    Without a word on decay, vectors (norms, biases) and what `no_decay` matches do not decay."""
+    for key, pattern in [*(("no_decay", p) for p in spec.no_decay), *(("groups", g.match) for g in spec.groups)]:
+        if not matches([pattern], params):
+            hint = did_you_mean(pattern, params)
+            text = f"no trained parameter matches the pattern '{pattern}' of optimizer.{key}"
+            raise SpecError(Diagnostic("S304", text, hint=hint))
+    made: dict[tuple[float, float], list[str]] = {}
+    free = matches(spec.no_decay, params)
+    for path, tensor in params.items():
+        group = next((g for g in spec.groups if fnmatchcase(path, g.match)), None)
+        decay = 0.0 if tensor.ndim < 2 or path in free else spec.weight_decay
+        if group is not None and group.weight_decay is not None:
+            decay = group.weight_decay
+        made.setdefault((group.lr_scale if group else 1.0, decay), []).append(path)
+    return [Group(paths, scale, decay) for (scale, decay), paths in made.items()]
+
+
+def matches(patterns: Iterable[str], paths: Iterable[str]) -> set[str]:
+    """The paths that a pattern matches."""
+    tried = list(patterns)
+    return {path for path in paths if any(fnmatchcase(path, p) for p in tried)}
 
 
 class AdamW:
@@ -36,23 +75,16 @@ class AdamW:
 
     def __init__(self, spec: Optimizer, params: Mapping[str, Tensor]) -> None:
         self.spec, self.params = spec, dict(params)
-        for pattern in spec.no_decay:
-            if not any(fnmatchcase(p, pattern) for p in params):
-                raise SpecError(Diagnostic("S304", f"no parameter matches the no_decay pattern '{pattern}'"))
-        plain = [p for p in params if params[p].ndim < 2 or any(fnmatchcase(p, q) for q in spec.no_decay)]
-        self.groups = [[p for p in params if p not in plain], plain]
+        self.groups = groups(spec, params)
         self.optimizer = torch.optim.AdamW(
-            [
-                {"params": [self.params[p] for p in names], "weight_decay": decay}
-                for names, decay in zip(self.groups, (spec.weight_decay, 0.0), strict=True)
-                if names
-            ],
+            [{"params": [self.params[p] for p in g.paths], "weight_decay": g.weight_decay} for g in self.groups],
             lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=True,
         )  # fmt: skip
 
     def step(self, grads: Mapping[str, Tensor], lr: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        """One update at the learning rate `lr`, times each group's scale."""
+        for group, made in zip(self.groups, self.optimizer.param_groups, strict=True):
+            made["lr"] = lr * group.lr_scale
         for path, tensor in self.params.items():
             tensor.grad = grads[path].to(tensor.dtype)
         self.optimizer.step()
@@ -67,6 +99,7 @@ class AdamW:
         return found
 
     def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` gave."""
         for key, value in state.items():
             name, path = key.split("/", 1)
             self.optimizer.state[self.params[path]][name] = value.clone()
@@ -79,13 +112,3 @@ def clip(grads: Mapping[str, Tensor], limit: float | None) -> float:
     if limit is not None and math.isfinite(norm) and norm > limit:
         torch._foreach_mul_(list(grads.values()), limit / (norm + 1e-6))
     return norm
-
-
-def bad_tensors(tensors: Mapping[str, Tensor]) -> list[str]:
-    """`path: 3 of 4096 are not finite`, for every tensor with such elements."""
-    found: list[str] = []
-    for path, t in tensors.items():
-        bad = int((~torch.isfinite(t)).sum())
-        if bad:
-            found.append(f"{path}: {bad} of {t.numel()} are not finite")
-    return found

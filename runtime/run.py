@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
-from specc.runtime.built import Build, open_build
+from specc.runtime.built import Build, Stage, open_build
 from specc.runtime.errors import RunError
-from specc.runtime.train import Stopped, run_stage
+from specc.runtime.train import run_stage
 from specc.spec.errors import did_you_mean
+
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 
 
 def run_build(
-    path: Path, stage: str | None = None, say: Callable[[str], None] = print, base: Path | None = None
-) -> Build:
-    """Run all stages (or one); what is done is skipped, what is half done goes on."""
+    path: Path, stage: str | None = None, say: Callable[[str], None] = print, base: Path | None = None,
+    bar: TextIO | None = None,
+) -> Build:  # fmt: skip
+    """Run all stages (or one); what is done is skipped, what is half done goes on.
+
+    `bar` is a terminal to draw progress on; without one there are lines by `say` alone."""
     build = open_build(path)
     if stage is not None and stage not in build.stages:
         raise RunError(f"the build has no stage '{stage}'; {did_you_mean(stage, build.stages)}")
@@ -25,8 +32,31 @@ def run_build(
             threads = found.plan["threads"]
             if isinstance(threads, int):
                 torch.set_num_threads(threads)
-            try:
-                run_stage(build, found, base or Path.cwd(), say)
-            except Stopped as e:
-                raise RunError(str(e)) from None
+            with told(found):
+                run_stage(build, found, base or Path.cwd(), say, bar)
     return build
+
+
+@contextmanager
+def told(stage: Stage) -> Iterator[None]:
+    """Failures of the machine as a sentence that says what to do."""
+    try:
+        yield
+    except OSError as e:
+        where = f"{e.filename}: " if e.filename else ""
+        raise RunError(f"'{stage.name}' stopped: {where}{e.strerror or e}; mend it and run again") from None
+    except MemoryError:
+        raise RunError(no_memory(stage)) from None
+    except RuntimeError as e:
+        if any(words in str(e) for words in OUT_OF_MEMORY):
+            raise RunError(no_memory(stage)) from None
+        raise
+
+
+def no_memory(stage: Stage) -> str:
+    batch = stage.spec.batch
+    return (
+        f"'{stage.name}' is out of memory: a microbatch has {batch.microbatch or batch.sequences} sequences of "
+        f"{stage.spec.data.seq_len} tokens; lower batch.microbatch (the results stay the same), data.seq_len or the "
+        "model's dims, build again and run"
+    )

@@ -17,7 +17,7 @@ LAYERS = ["spec", "compiler", "runtime"]  # each may import itself and those bef
 FILES = [p for layer in LAYERS for p in sorted((ROOT / layer).rglob("*.py"))]
 SHIPPED = {".py", ".yaml", ".md", ".js", ".css"}
 # What may be imported inside a function: it is not always installed.
-OPTIONAL = {"datasets", "diffusers", "liger_kernel", "pyarrow", "transformers", "triton"}
+OPTIONAL = {"datasets", "diffusers", "liger_kernel", "pyarrow", "tensorboard", "transformers", "triton"}
 
 
 def tree(path: Path) -> ast.Module:

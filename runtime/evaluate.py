@@ -1,0 +1,52 @@
+"""What a model under training is worth: its loss on held-out rows, and texts that it writes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from specc.compiler.ops.loss import IGNORE
+from specc.runtime.built import Stage
+from specc.runtime.data.batches import batch, render
+from specc.runtime.data.pack import Rows
+from specc.runtime.errors import RunError
+from specc.runtime.executor import Executor
+from specc.runtime.sample import Choice, write_text
+
+
+def validation_loss(stage: Stage, executor: Executor, params: Mapping[str, Tensor], rows: Rows) -> float:
+    """Mean loss over the labels of the first batches of the held-out rows, each row once."""
+    size = stage.spec.batch.microbatch or stage.spec.batch.sequences
+    total, labels = 0.0, 0
+    for i in range(min(stage.spec.eval.batches, math.ceil(len(rows) / size))):
+        made = batch(rows, [j % len(rows) for j in range(i * size, (i + 1) * size)], stage.fields)
+        if "labels" in made:
+            made["labels"][len(rows) - i * size :] = IGNORE  # rows that fill up the batch were counted before
+            count = int((made["labels"] != IGNORE).sum())
+        else:
+            count = size
+        if count:
+            total += float(executor.forward(params, made)["loss"]) * count
+            labels += count
+    return total / labels if labels else math.nan
+
+
+def write_samples(
+    stage: Stage, params: Mapping[str, Tensor], tokenizer: Tokenizer, say: Callable[[str], None]
+) -> list[tuple[str, str]]:
+    """The prompts of the stage and what the model writes behind them; a prompt that fails is told and left out."""
+    spec = stage.spec
+    made: list[tuple[str, str]] = []
+    for prompt in spec.sample.prompts if stage.facts["decodes"] else []:
+        text = prompt
+        if spec.kind == "sft":
+            text = render(spec.template, [{"role": "user", "content": prompt}]) + "<|im_start|>assistant\n"
+        choice = Choice(spec.sample.temperature, seed=spec.seed)
+        try:
+            made.append((prompt, write_text(stage, params, tokenizer, text, spec.sample.tokens, choice)))
+        except RunError as e:
+            say(f"  no sample of {prompt!r}: {e}")
+    return made
