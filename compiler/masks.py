@@ -26,7 +26,7 @@ OBJECTIVES = {
     "span_corruption": "causal & document",
 }
 CAUSAL = parse(LIBRARY["causal"])
-MAX_DEPTH = 16
+MAX_DEPTH, MAX_PARTS = 16, 400
 ALLOWED = {
     "num",
     "attr",
@@ -58,7 +58,7 @@ class MaskError(Exception):
 
 def expand(predicate: str, masks: Mapping[str, str]) -> Expr:
     """The predicate with every name replaced by its definition."""
-    return _expand(_read(predicate), {**LIBRARY, **masks}, 0)
+    return _expand(_read(predicate), {**LIBRARY, **masks}, 0, [0])
 
 
 def implies_causal(e: Expr) -> bool:
@@ -73,14 +73,18 @@ def _read(text: str) -> Expr:
         raise MaskError(str(e)) from None
 
 
-def _expand(e: Expr, masks: Mapping[str, str], depth: int) -> Expr:
-    if depth > MAX_DEPTH:
-        raise MaskError(f"the mask '{e}' is defined by itself")
+def _expand(e: Expr, masks: Mapping[str, str], depth: int, count: list[int]) -> Expr:
+    """`depth` counts the names that led here; `count` holds how many parts were made so far."""
+    count[0] += 1
+    if count[0] > MAX_PARTS:
+        raise MaskError(f"the mask has more than {MAX_PARTS} parts")
     if e.op in ("name", "call"):
-        return _expand(_definition(e, masks), masks, depth + 1)
+        if depth > MAX_DEPTH:
+            raise MaskError(f"the mask '{e.value}' is defined by itself")
+        return _expand(_definition(e, masks), masks, depth + 1, count)
     if e.op not in ALLOWED:
         raise MaskError(f"'{e.op}' has no place in a mask")
-    return Expr(e.op, e.value, tuple(_expand(a, masks, depth + 1 if depth else 0) for a in e.args))
+    return Expr(e.op, e.value, tuple(_expand(a, masks, depth, count) for a in e.args))
 
 
 def _definition(e: Expr, masks: Mapping[str, str]) -> Expr:

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+MAX_MISTAKES = 50  # that are looked for in one spec
 MAX_LINE, MAX_MESSAGE, MAX_HINT = 160, 600, 400  # characters
 
 
@@ -88,7 +89,7 @@ def cut(text: str, length: int) -> str:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint that names the nearest known name, or lists the known ones."""
     names = sorted(set(known))
-    close = difflib.get_close_matches(name, names, n=1) if len(name) < 100 and len(names) < 2000 else []
+    close = difflib.get_close_matches(name, names, n=1) if len(name) < 100 and len(names) < 500 else []
     if close:
         return f"did you mean '{close[0]}'?"
     if not names:

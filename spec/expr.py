@@ -156,9 +156,12 @@ def evaluate(e: Expr, names: Mapping[str, Number]) -> Number:
         case "attr":
             raise ExprError(f"'{e.value}' only makes sense in a mask")
     try:
-        return _apply(e, [evaluate(a, names) for a in e.args])
+        number = _apply(e, [evaluate(a, names) for a in e.args])
     except (ArithmeticError, ValueError, TypeError) as error:
         raise ExprError(f"'{e}': {error}") from None
+    if isinstance(number, complex) or not math.isfinite(number):
+        raise ExprError(f"'{e}' is not a finite number")
+    return number
 
 
 def _apply(e: Expr, a: list[Number]) -> Number:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from specc.spec.errors import Diagnostic, Mark, SpecError, did_you_mean
+from specc.spec.errors import MAX_MISTAKES, Diagnostic, Mark, SpecError, did_you_mean, in_order
 from specc.spec.use import Sources, put, read_file, shown
 from specc.spec.yaml import Document, KeyPath, load_text
 
@@ -38,8 +38,8 @@ def validate(document: Document, model: type[Model], at: KeyPath = ()) -> Model:
         return model.model_validate(node)
     except ValidationError as e:
         errors = sorted(e.errors(), key=lambda err: err["type"] != "extra_forbidden")
-        found = [_diagnostic(document, model, at, dict(err)) for err in errors]
-    raise SpecError(*found)
+        found = [_diagnostic(document, model, at, dict(err)) for err in errors[:MAX_MISTAKES]]
+    raise SpecError(*in_order(found))
 
 
 def _diagnostic(document: Document, model: type[BaseModel], at: KeyPath, err: dict[str, Any]) -> Diagnostic:

@@ -84,7 +84,7 @@ class ModelSpec(Node):
     numbers: dict[str, float] = {}  # named constants of the architecture that are not sizes
     inputs: dict[str, str]
     attributes: dict[str, str | Attribute] = {}
-    masks: dict[str, str] = {}
+    masks: dict[str, str] = Field({}, max_length=100)
     blocks: dict[str, Block] = {}
     steps: list[Step]
     outputs: dict[str, str] | Literal["_"] = "_"

@@ -20,12 +20,14 @@ from specc.spec.model import Block, Step
 
 REPEAT_KEYS = ["block", "times", "args", "start", "each", "reverse"]
 MAX_TILES = 4096
+STEP = 10  # what a step costs, in parameters
 
 
 def run_steps(frame: Frame, steps: list[Step], at: Path) -> None:
     """Elaborate steps in order; a step with a mistake is recorded and its results are unknown."""
     for i, step in enumerate(steps):
         here = (*at, i)
+        frame.ctx.count(STEP, frame.locate(here))
         try:
             if not guard(frame, step, here):
                 continue
@@ -132,6 +134,7 @@ def scope(
     frame: Frame, block: Block, locate: Locate, where: Path, name: str, at: Path, unit: Unit | None
 ) -> Frame:  # fmt: skip
     """What the steps of a block see: blocks of the model see its dims and numbers, blocks of the library do not."""
+    frame.ctx.count(STEP, frame.locate(at))
     own = frame.ctx.spec.blocks.get(name) is block
     return Frame(
         frame.ctx, locate, where, unit, local_blocks=own, stack=(*frame.stack, name),
@@ -338,6 +341,7 @@ def plan_calls(
     at: Path,
 ) -> list[Value]:
     model = frame.ctx.model
+    frame.ctx.count(len(tiles) * (1 + len(body.params) + len(outs)), frame.locate(at))
     model.close_segment()
     now = {n: v.name for n, v in ins.items()}
     calls: list[Call] = []

@@ -9,11 +9,12 @@ from typing import Any, NoReturn
 from specc.compiler.elaborate.unit import Locate, Model, Unit, Value
 from specc.compiler.ops.row import Op
 from specc.compiler.types import Dim, TensorType, derived
-from specc.spec.errors import Diagnostic, Mark, did_you_mean
+from specc.spec.errors import MAX_MISTAKES, Diagnostic, Mark, SpecError, did_you_mean, in_order
 from specc.spec.expr import Expr, ExprError, evaluate, parse
 from specc.spec.model import Block, ModelSpec
 
 Path = tuple[str | int, ...]
+MAX_WORK = 50_000
 LIST_FUNCTIONS: Mapping[str, Callable[[list[int]], int]] = {
     "first": lambda x: x[0], "last": lambda x: x[-1], "len": len,
 }  # fmt: skip
@@ -65,6 +66,16 @@ class Context:
     unknown: set[str] = field(default_factory=set)  # dims and attributes whose declaration has a mistake
     unknown_attributes: set[str] = field(default_factory=set)  # the same by role
     diagnostics: list[Diagnostic] = field(default_factory=list)
+    work: int = 0  # steps, block calls and parameters so far
+
+    def count(self, n: int, mark: Mark | None) -> None:
+        """Stop at a model that grows without end, such as blocks that call blocks twice, many deep."""
+        self.work += n
+        if len(self.diagnostics) > MAX_MISTAKES:
+            raise SpecError(*in_order(self.diagnostics))
+        if self.work > MAX_WORK:
+            message = f"the model has more than {MAX_WORK} steps, block calls and parameters"
+            raise SpecError(*in_order([*self.diagnostics, Diagnostic("S005", message, mark)]))
 
 
 @dataclass
