@@ -23,6 +23,12 @@ def has_colour(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
+def has_progress(stream: TextIO) -> bool:
+    """Whether to draw a moving bar: on a terminal alone, and not where NO_COLOR or CI ask for plain lines."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("CI") or os.environ.get("TERM") == "dumb"
+    return stream.isatty() and not plain
+
+
 def paint(text: str, *codes: str, on: bool = True) -> str:
     return f"\033[{';'.join(codes)}m{text}\033[0m" if on and text else text
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from specc.runtime.commands.build import build_at
 from specc.runtime.commands.report import read_runs, write_page
 from specc.runtime.run import run_build
+from specc.runtime.terminal import has_progress
 from specc.spec.errors import Diagnostic, SpecError
 
 
@@ -20,7 +21,8 @@ def run(args: argparse.Namespace) -> int:
         raise SpecError(Diagnostic("S304", f"{target} is a build: --set and --out act on specs alone", hint=hint))
     path = target if target.is_dir() else build_at(target, args.overrides, args.out)[1]
     out = sys.stderr if args.json else sys.stdout
-    build = run_build(path, args.stage, say=lambda line: print(line, file=out, flush=True))
+    bar = out if has_progress(out) else None
+    build = run_build(path, args.stage, say=lambda line: print(line, file=out, flush=True), bar=bar)
     page = write_page(build)
     if args.json:
         print(json.dumps({"build": str(path), "report": str(page), "stages": read_runs(build)}, indent=1))

@@ -1,0 +1,125 @@
+"""Schedules to the last digit, groups, clipping, and AdamW against its formula."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from specc.runtime.optimizer import AdamW, clip, groups, learning_rate
+from specc.spec.errors import SpecError
+from specc.spec.stage import Optimizer, ParamGroup, Schedule
+
+
+def rates(steps: int, **settings: object) -> list[float]:
+    schedule = Schedule.model_validate(settings)
+    return [learning_rate(schedule, 2.0, step, steps) for step in range(steps)]
+
+
+def test_warmup_rises_to_the_base_in_its_last_step() -> None:
+    assert rates(6, kind="constant", warmup=4) == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+    assert rates(8, kind="constant", warmup=0.5) == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0]
+    assert rates(3, kind="constant", warmup=0) == [2.0] * 3
+
+
+def test_linear() -> None:
+    assert rates(5, kind="linear", warmup=1, final=0.5) == [2.0, 2.0, 1.75, 1.5, 1.25]
+    assert rates(4, kind="linear", warmup=0, final=0) == [2.0, 1.5, 1.0, 0.5]
+
+
+def test_cosine() -> None:
+    found = rates(8, kind="cosine", warmup=0, final=0.1)
+    assert found[0] == 2.0
+    assert found[4] == pytest.approx(2.0 * 0.55, abs=1e-15)  # half-way between 1 and 0.1
+    assert found == pytest.approx([2 * (0.1 + 0.45 * (1 + math.cos(math.pi * i / 8))) for i in range(8)], abs=1e-15)
+
+
+def test_wsd_stays_and_then_falls_over_the_last_share_of_all_steps() -> None:
+    assert rates(10, kind="wsd", warmup=2, final=0, decay=0.4) == pytest.approx(
+        [1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.5, 1.0, 0.5], abs=1e-15
+    )
+    assert rates(4, kind="wsd", warmup=0, final=0.5, decay=0) == [2.0] * 4
+
+
+PARAMS = {
+    "embed.weight": torch.zeros(4, 2), "layers.0.norm.weight": torch.zeros(2), "layers.0.up.weight": torch.zeros(2, 3),
+    "layers.0.up.bias": torch.zeros(3), "head.weight": torch.zeros(2, 4),
+}  # fmt: skip
+
+
+def settings_of(spec: Optimizer) -> dict[str, tuple[float, float]]:
+    return {p: (g.lr_scale, g.weight_decay) for g in groups(spec, PARAMS) for p in g.paths}
+
+
+def test_norms_and_biases_do_not_decay() -> None:
+    assert settings_of(Optimizer(no_decay=["embed.*"])) == {
+        "embed.weight": (1, 0), "layers.0.norm.weight": (1, 0), "layers.0.up.weight": (1, 0.1),
+        "layers.0.up.bias": (1, 0), "head.weight": (1, 0.1),
+    }  # fmt: skip
+
+
+def test_the_first_group_that_matches_counts() -> None:
+    chosen = [ParamGroup(match="*.bias", weight_decay=0.3), ParamGroup(match="layers.*", lr_scale=0.5)]
+    assert settings_of(Optimizer(groups=chosen)) == {
+        "embed.weight": (1, 0.1), "layers.0.norm.weight": (0.5, 0), "layers.0.up.weight": (0.5, 0.1),
+        "layers.0.up.bias": (1, 0.3), "head.weight": (1, 0.1),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", [Optimizer(no_decay=["embd.*"]), Optimizer(groups=[ParamGroup(match="embd.*")])])
+def test_a_pattern_that_matches_nothing_is_an_error(spec: Optimizer) -> None:
+    with pytest.raises(SpecError, match=r"no trained parameter matches the pattern 'embd\.\*'"):
+        groups(spec, PARAMS)
+
+
+def test_adamw_follows_its_formula() -> None:
+    """Algorithm 2 of arXiv:1711.05101, in fp64, with one group at half the rate."""
+    g = torch.Generator().manual_seed(0)
+    start = {n: torch.randn(3, 2, generator=g, dtype=torch.float64) for n in ("a", "b")}
+    grads = [{n: torch.randn(3, 2, generator=g, dtype=torch.float64) for n in start} for _ in range(5)]
+    spec = Optimizer(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, groups=[ParamGroup(match="b", lr_scale=0.5)])
+    params = {n: t.clone() for n, t in start.items()}
+    optimizer = AdamW(spec, params)
+    for t, given in enumerate(grads):
+        optimizer.step(given, 0.1 / (t + 1))
+    for name, scale in (("a", 1.0), ("b", 0.5)):
+        w, m, v = start[name], torch.zeros(3, 2).double(), torch.zeros(3, 2).double()
+        for t, given in enumerate(grads, 1):
+            lr = scale * 0.1 / t
+            m = 0.9 * m + 0.1 * given[name]
+            v = 0.95 * v + 0.05 * given[name] ** 2
+            w = w - lr * (0.1 * w + m / (1 - 0.9**t) / ((v / (1 - 0.95**t)).sqrt() + 1e-8))
+        torch.testing.assert_close(params[name], w, rtol=1e-12, atol=1e-12)
+
+
+def test_the_state_goes_into_another_optimizer_bit_by_bit() -> None:
+    def grads(step: int) -> dict[str, Tensor]:
+        g = torch.Generator().manual_seed(step)
+        return {n: torch.randn(t.shape, generator=g) for n, t in PARAMS.items()}
+
+    spec = Optimizer(groups=[ParamGroup(match="head.*", lr_scale=2)])
+    one = {n: t.clone() for n, t in PARAMS.items()}
+    first = AdamW(spec, one)
+    for step in range(3):
+        first.step(grads(step), 0.01)
+    two = {n: t.clone() for n, t in one.items()}
+    second = AdamW(spec, two)
+    second.load(first.state())
+    for step in range(3, 6):
+        first.step(grads(step), 0.01)
+        second.step(grads(step), 0.01)
+    assert all(torch.equal(one[n], two[n]) for n in one)
+    assert all(torch.equal(t, second.state()[n]) for n, t in first.state().items())
+
+
+def test_clipping_is_by_the_norm_of_all() -> None:
+    grads = {"a": torch.full((2, 2), 3.0), "b": torch.full((7,), 4.0)}
+    norm = math.sqrt(4 * 9 + 7 * 16)
+    assert clip(dict(grads), 1e9) == pytest.approx(norm)
+    assert float(grads["a"][0, 0]) == 3.0
+    assert clip(grads, 2.0) == pytest.approx(norm)
+    assert math.sqrt(sum(float(g.square().sum()) for g in grads.values())) == pytest.approx(2.0, rel=1e-6)
+    assert math.isnan(clip({"a": torch.tensor([1.0, math.nan])}, 1.0))
+    assert clip({"a": torch.tensor([1.0, math.inf])}, 1.0) == math.inf
