@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+MISSING = "S107"  # often follows from a wrong name beside it
 MAX_MISTAKES = 50  # that are looked for in one spec
 MAX_LINE, MAX_MESSAGE, MAX_HINT = 160, 600, 400  # characters
 
@@ -71,11 +72,13 @@ def excerpt(mark: Mark, hint: str) -> list[str]:
 
 
 def in_order(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
-    """Each mistake once, by file and line; those without a place come last."""
+    """Each mistake once, by file and line; what is missing comes after what is wrong, what has no place comes last."""
     once = {(d.code, d.message, d.mark): d for d in diagnostics}
 
-    def place(d: Diagnostic) -> tuple[bool, str, int, int]:
-        return (True, "", 0, 0) if d.mark is None else (False, d.mark.file, d.mark.line, d.mark.column)
+    def place(d: Diagnostic) -> tuple[bool, str, bool, int, int]:
+        if d.mark is None:
+            return True, "", False, 0, 0
+        return False, d.mark.file, d.code == MISSING, d.mark.line, d.mark.column
 
     return sorted(once.values(), key=place)
 

@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from specc.spec.errors import MAX_MISTAKES, Diagnostic, Mark, SpecError, did_you_mean, in_order
+from specc.spec.repair import without
 from specc.spec.use import Sources, put, read_file, shown
 from specc.spec.yaml import Document, KeyPath, load_text
 
-__all__ = ["Document", "KeyPath", "load_document", "load_text", "put", "validate"]
+__all__ = ["Document", "KeyPath", "attempt", "load_document", "load_text", "put", "validate"]
+MAX_REPAIRS = 3
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -29,22 +31,32 @@ def load_document(path: Path, overrides: Sequence[str] = ()) -> Document:
     return document
 
 
-def validate(document: Document, model: type[Model], at: KeyPath = ()) -> Model:
+def validate(document: Document, model: type[Model]) -> Model:
     """The typed spec; raises all mistakes, each at its place."""
-    node = document.data
-    for key in at:
-        node = node[key]
-    try:
-        return model.model_validate(node)
-    except ValidationError as e:
-        errors = sorted(e.errors(), key=lambda err: err["type"] != "extra_forbidden")
-        found = [_diagnostic(document, model, at, dict(err)) for err in errors[:MAX_MISTAKES]]
-    raise SpecError(*in_order(found))
+    found, mistakes = attempt(document, model)
+    if mistakes or found is None:
+        raise SpecError(*mistakes)
+    return found
 
 
-def _diagnostic(document: Document, model: type[BaseModel], at: KeyPath, err: dict[str, Any]) -> Diagnostic:
+def attempt(document: Document, model: type[Model]) -> tuple[Model | None, list[Diagnostic]]:
+    """The typed spec and its mistakes; with mistakes it is what is left without them, or None."""
+    data, mistakes = document.data, None
+    for _ in range(MAX_REPAIRS):
+        try:
+            return model.model_validate(data), mistakes or []
+        except ValidationError as e:
+            errors: list[dict[str, Any]] = [dict(err) for err in e.errors(include_url=False, include_input=False)]
+        errors.sort(key=lambda err: err["type"] != "extra_forbidden")
+        if mistakes is None:
+            mistakes = in_order(_diagnostic(document, model, err) for err in errors[:MAX_MISTAKES])
+        data = without(data, errors)
+    return None, mistakes or []
+
+
+def _diagnostic(document: Document, model: type[BaseModel], err: dict[str, Any]) -> Diagnostic:
     loc = tuple(p for p in err["loc"])
-    mark = document.mark((*at, *_real(document, at, loc)))
+    mark = document.mark(_real(document, loc))
     name = str(loc[-1]) if loc else ""
     if err["type"] == "extra_forbidden":
         return Diagnostic("S101", f"'{name}' is not a key here", mark, did_you_mean(name, _fields(model, loc[:-1])))
@@ -54,11 +66,11 @@ def _diagnostic(document: Document, model: type[BaseModel], at: KeyPath, err: di
     return Diagnostic("S103", f"{'.'.join(map(str, loc)) or 'spec'}: {message}", mark)
 
 
-def _real(document: Document, at: KeyPath, loc: KeyPath) -> KeyPath:
+def _real(document: Document, loc: KeyPath) -> KeyPath:
     """The location without the tags that pydantic puts in for unions."""
     out: KeyPath = ()
     for part in loc:
-        if (*at, *out, part) in document.marks:
+        if (*out, part) in document.marks:
             out = (*out, part)
     return out
 

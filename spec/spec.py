@@ -9,8 +9,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, PrivateAttr, model_validator
 
-from specc.spec.errors import Diagnostic, Mark, SpecError, did_you_mean
-from specc.spec.loader import Document, KeyPath, load_document, load_text, validate
+from specc.spec.errors import Diagnostic, Mark, SpecError, did_you_mean, in_order
+from specc.spec.loader import Document, KeyPath, attempt, load_document, load_text
 from specc.spec.model import ModelSpec
 from specc.spec.node import Node
 from specc.spec.plan import PlanSpec
@@ -67,18 +67,31 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     return _typed(load_document(Path(path), overrides), str(path))
 
 
+def examine(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Spec | None, list[Diagnostic]]:
+    """A spec file and the mistakes of its form; with mistakes the spec is what is left without them, or None."""
+    return _examined(load_document(Path(path), overrides), str(path))
+
+
 def _typed(document: Document, file: str) -> Spec:
-    if not isinstance(document.data, dict):
-        raise SpecError(Diagnostic("S002", "a spec is a mapping with 'specc: 1' at its top", document.mark(())))
-    document.data.setdefault("name", Path(file).stem if Path(file).suffix in (".yaml", ".yml") else "model")
-    spec = validate(document, Spec)
-    spec._document = document
-    check_stages(spec)
+    spec, mistakes = _examined(document, file)
+    if mistakes or spec is None:
+        raise SpecError(*mistakes)
     return spec
 
 
-def check_stages(spec: Spec) -> None:
-    """`from:` names an earlier stage; the first stage of a chain has a tokenizer."""
+def _examined(document: Document, file: str) -> tuple[Spec | None, list[Diagnostic]]:
+    if not isinstance(document.data, dict):
+        raise SpecError(Diagnostic("S002", "a spec is a mapping with 'specc: 1' at its top", document.mark(())))
+    document.data.setdefault("name", Path(file).stem if Path(file).suffix in (".yaml", ".yml") else "model")
+    spec, mistakes = attempt(document, Spec)
+    if spec is not None:
+        spec._document = document
+        mistakes = mistakes or in_order(stage_mistakes(spec))
+    return spec, mistakes
+
+
+def stage_mistakes(spec: Spec) -> list[Diagnostic]:
+    """`model:` names a model, `from:` an earlier stage; the first stage of a chain has a tokenizer."""
     found: list[Diagnostic] = []
     for i, (name, stage) in enumerate(spec.stages.items()):
         earlier = list(spec.stages)[:i]
@@ -90,5 +103,8 @@ def check_stages(spec: Spec) -> None:
             )
         if stage.from_ is None and stage.tokenizer is None:
             found.append(Diagnostic("S303", f"the stage '{name}' has no tokenizer", spec.mark(at), "add 'tokenizer:'"))
-    if found:
-        raise SpecError(*found)
+        models = [spec.name, *spec.models] if spec.model is not None else list(spec.models)
+        if stage.model is not None and stage.model not in models:
+            hint = did_you_mean(stage.model, models)
+            found.append(Diagnostic("S301", f"no model is called '{stage.model}'", spec.mark((*at, "model")), hint))
+    return found

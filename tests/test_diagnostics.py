@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 
 import pytest
 
 from specc.compiler.elaborate import elaborate
+from specc.runtime.commands.check import check_file
 from specc.spec.errors import Diagnostic, Mark, SpecError
 from specc.spec.spec import Spec
 
@@ -88,3 +90,52 @@ def test_a_long_line_is_cut_around_its_caret() -> None:
     assert lines[1][lines[2].index("^") :].startswith("yyy")
 
 
+BROKEN = """specc: 1
+use: models/llama
+modle: 3
+model:
+  dims: {D: 64, L: 2, H: Q}
+  outputs: {a: nope}
+plan: {compile: maybe}
+stages:
+  pre:
+    data: {sources: [{corpus: python-stdlib}]}
+    tokenizer: {vocab: 10}
+    budget: {steps: 3}
+"""
+
+
+def checked(text: str, folder: Path) -> list[tuple[str, int]]:
+    path = folder / "a.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(SpecError) as caught:
+        check_file(path, [])
+    return [(d.code, d.mark.line if d.mark else 0) for d in caught.value.diagnostics]
+
+
+def test_mistakes_of_form_and_of_meaning_are_found_together(tmp_path: Path) -> None:
+    assert checked(BROKEN, tmp_path) == [("S101", 3), ("S111", 5), ("S105", 6), ("S103", 7), ("S103", 11)]
+
+
+def test_a_step_that_cannot_be_read_does_not_hide_others(tmp_path: Path) -> None:
+    text = TOP + "    - {linear: {out: D}, rms_norm: {}, as: y}\n    - expr: x + y\n    - linear: {out: Q, from: x}\n"
+    assert checked(text, tmp_path) == [("S103", 13), ("S111", 15)]
+
+
+STAGE = """stages:
+  pre:
+    data: {sources: [{corpus: python-stdlib}]}
+    tokenizer: {vocab: 300}
+    budget: {steps: 3}
+    optimizer: {no_decay: [nothing], groups: [{match: none}]}
+"""
+
+
+def test_patterns_of_the_optimizer_match_parameters(tmp_path: Path) -> None:
+    assert checked("specc: 1\nuse: models/llama\n" + STAGE, tmp_path) == [("S108", 8), ("S108", 8)]
+
+
+def test_a_stage_needs_a_loss_and_a_known_model(tmp_path: Path) -> None:
+    text = TOP + "    - layer\n" + STAGE.replace("    optimizer: {no_decay: [nothing], groups: [{match: none}]}\n", "")
+    assert checked(text, tmp_path) == [("S307", 2)]
+    assert checked(text.replace("  pre:\n", "  pre:\n    model: mdoel\n"), tmp_path) == [("S301", 16)]

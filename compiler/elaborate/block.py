@@ -17,6 +17,7 @@ from specc.compiler.types import TensorType, same
 from specc.spec.errors import Diagnostic, Mark, did_you_mean
 from specc.spec.expr import parse
 from specc.spec.model import Block, Step
+from specc.spec.repair import UNKNOWN
 
 REPEAT_KEYS = ["block", "times", "args", "start", "each", "reverse"]
 MAX_TILES = 4096
@@ -56,6 +57,8 @@ def guard(frame: Frame, step: Step, at: Path) -> bool:
 def run_step(frame: Frame, step: Step, at: Path) -> list[Value]:
     if step.op == "repeat":
         return repeat(frame, step, at)
+    if step.op == UNKNOWN:
+        raise Poisoned
     op = frame.ctx.ops.get(step.op)
     if op is not None and not op.internal:
         return apply_op(frame, op, step, at)

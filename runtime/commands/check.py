@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from specc.compiler.elaborate import elaborate
 from specc.compiler.program import Program
 from specc.compiler.units import count
 from specc.runtime.terminal import show_error
-from specc.spec.errors import Diagnostic, SpecError
-from specc.spec.spec import Spec, load
+from specc.spec.errors import Diagnostic, SpecError, did_you_mean, in_order
+from specc.spec.spec import Spec, examine
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,9 +40,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_file(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Load, type and elaborate a spec; what it holds, in numbers."""
-    spec = load(path, overrides)
-    found = programs(spec)
+    """Load, type and elaborate a spec; what it holds, in numbers. Raises all mistakes of its form and its meaning."""
+    spec, mistakes = examine(path, overrides)
+    found: dict[tuple[str, str], Program] = {}
+    if spec is not None:
+        try:
+            found = programs(spec)
+            mistakes += training_mistakes(spec, found)
+        except SpecError as e:
+            mistakes += e.diagnostics
+    if mistakes or spec is None:
+        raise SpecError(*in_order(mistakes))
     models = {p.name: p for p in found.values()}
     return {
         "models": {name: {"parameters": n_params(p), "blocks": list(p.bodies)} for name, p in models.items()},
@@ -53,10 +62,41 @@ def programs(spec: Spec) -> dict[tuple[str, str], Program]:
     """The Program of every model for every objective that a stage gives it."""
     first = spec.model_section()[0]
     wanted = [(s.model or first, s.objective) for s in spec.stages.values()]
+    known = [*([spec.name] if spec.model is not None else []), *spec.models]
+    wanted = [(name, objective) for name, objective in wanted if name in known]  # the loader reports the others
     used = {name for name, _ in wanted}
-    names = [spec.name] if spec.model is not None else []
-    wanted += [(name, "causal_lm") for name in [*names, *spec.models] if name not in used]
-    return {key: elaborate(spec, *key) for key in dict.fromkeys(wanted)}
+    wanted += [(name, "causal_lm") for name in known if name not in used]
+    found: dict[tuple[str, str], Program] = {}
+    mistakes: list[Diagnostic] = []
+    for key in dict.fromkeys(wanted):
+        try:
+            found[key] = elaborate(spec, *key)
+        except SpecError as e:
+            mistakes += e.diagnostics
+    if mistakes:
+        raise SpecError(*in_order(mistakes))
+    return found
+
+
+def training_mistakes(spec: Spec, found: dict[tuple[str, str], Program]) -> list[Diagnostic]:
+    """Stages whose model has no loss, and optimizer patterns that no parameter matches."""
+    first = spec.model_section()[0]
+    out: list[Diagnostic] = []
+    for name, stage in spec.stages.items():
+        program = found.get((stage.model or first, stage.objective))
+        if program is None:
+            continue
+        if program.loss is None:
+            mark = spec.mark(spec.model_section(stage.model)[2])
+            out.append(Diagnostic("S307", "the model has no loss to train", mark, "add 'loss:'"))
+        o = stage.optimizer
+        groups = [(("groups", i, "match"), g.match) for i, g in enumerate(o.groups)]
+        for at, pattern in [*((("no_decay", i), p) for i, p in enumerate(o.no_decay)), *groups]:
+            if not any(fnmatchcase(p, pattern) for p in program.params):
+                mark = spec.mark(("stages", name, "optimizer", *at))
+                hint = did_you_mean(pattern.strip("*."), {p.rsplit(".", 1)[0] for p in program.params})
+                out.append(Diagnostic("S108", f"no parameter matches '{pattern}'", mark, hint))
+    return out
 
 
 def summary(report: dict[str, Any]) -> str:
