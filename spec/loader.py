@@ -49,21 +49,33 @@ def attempt(document: Document, model: type[Model]) -> tuple[Model | None, list[
             errors: list[dict[str, Any]] = [dict(err) for err in e.errors(include_url=False, include_input=False)]
         errors.sort(key=lambda err: err["type"] != "extra_forbidden")
         if mistakes is None:
-            mistakes = in_order(_diagnostic(document, model, err) for err in errors[:MAX_MISTAKES])
+            mistakes = in_order(_diagnostics(document, model, errors[:MAX_MISTAKES]))
         data = without(data, errors)
     return None, mistakes or []
 
 
-def _diagnostic(document: Document, model: type[BaseModel], err: dict[str, Any]) -> Diagnostic:
-    loc = tuple(p for p in err["loc"])
-    mark = document.mark(_real(document, loc))
-    name = str(loc[-1]) if loc else ""
-    if err["type"] == "extra_forbidden":
-        return Diagnostic("S101", f"'{name}' is not a key here", mark, did_you_mean(name, _fields(model, loc[:-1])))
-    if err["type"] == "missing":
+def _diagnostics(document: Document, model: type[BaseModel], errors: Sequence[dict[str, Any]]) -> list[Diagnostic]:
+    """One for each place: what a value may be of several kinds is said in one sentence."""
+    found: list[Diagnostic] = []
+    kinds: dict[KeyPath, list[str]] = {}
+    for err in errors:
+        loc = tuple(err["loc"])
+        if err["type"] in ("extra_forbidden", "missing"):
+            found.append(_wrong_key(document, model, err["type"], loc))
+            continue
+        message = str(err["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+        kinds.setdefault(_real(document, loc), []).append(message)
+    for at, messages in kinds.items():
+        text = ", or ".join([messages[0], *(m.removeprefix("should be ") for m in messages[1:])])
+        found.append(Diagnostic("S103", f"{'.'.join(map(str, at)) or 'spec'}: {text}", document.mark(at)))
+    return found
+
+
+def _wrong_key(document: Document, model: type[BaseModel], kind: str, loc: KeyPath) -> Diagnostic:
+    mark, name = document.mark(_real(document, loc)), str(loc[-1])
+    if kind == "missing":
         return Diagnostic("S107", f"the key '{name}' is missing", mark)
-    message = str(err["msg"]).removeprefix("Value error, ")
-    return Diagnostic("S103", f"{'.'.join(map(str, loc)) or 'spec'}: {message}", mark)
+    return Diagnostic("S101", f"'{name}' is not a key here", mark, did_you_mean(name, _fields(model, loc[:-1])))
 
 
 def _real(document: Document, loc: KeyPath) -> KeyPath:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from specc.compiler.elaborate.scope import Frame, Path, gather
+from specc.compiler.ops import OPS
 from specc.compiler.ops.row import Arg, Op
 from specc.compiler.program import Init
 from specc.compiler.types import Dim
@@ -19,6 +20,7 @@ INIT_KINDS: dict[str, tuple[str, ...]] = {
     "normal": ("std",), "truncated_normal": ("std",), "uniform": ("low", "high"), "constant": ("value",),
     "zeros": (), "ones": (), "xavier_uniform": (), "kaiming_normal": (), "sincos": ("extent",),
 }  # fmt: skip
+WEIGHTS = {w.name or "weight" for op in OPS.values() for w in op.weights}
 BLOCK_KINDS = ("dim", "dims", "int", "float", "bool", "str", "mask", "map", "init", "value")
 
 
@@ -159,6 +161,10 @@ def settled(frame: Frame, raw: Any) -> Any:
 def init_of(frame: Frame, raw: Any, weight: str, default: tuple[str, tuple[tuple[str, float], ...]], at: Path) -> Init:
     """`zeros`, `{normal: 0.02}`, `{uniform: [0, 1]}`, or one of these for each weight by name."""
     if isinstance(raw, Mapping) and not set(raw) <= set(INIT_KINDS):
+        strange = [str(k) for k in raw if k not in WEIGHTS]
+        if strange:
+            known = [*INIT_KINDS, *WEIGHTS]
+            frame.fail("S103", f"'{strange[0]}' is no initialiser and no weight", at, did_you_mean(strange[0], known))
         raw = raw.get(weight)
     elif weight == "bias":
         raw = None  # a plain initialiser is the weight's

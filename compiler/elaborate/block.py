@@ -126,7 +126,7 @@ def enter(
     inner = scope(frame, block, locate, where, name, at, unit or frame.own_unit)
     inner.prefix = f"{frame.prefix}{label}." if prefix is None else prefix
     set_args(frame, inner, block, raw, (*at, name))
-    called = frame.locate(at)
+    called = frame.called_at or frame.locate((*at, name))
     gather(partial(bind_input, inner, block, spot, value, (*where, "in", spot), called) for spot, value in ins.items())
     inner.values["_"] = next(iter(ins.values()), None)
     run_steps(inner, block.steps, (*where, "steps"))
@@ -141,7 +141,7 @@ def scope(
     own = frame.ctx.spec.blocks.get(name) is block
     return Frame(
         frame.ctx, locate, where, unit, local_blocks=own, stack=(*frame.stack, name),
-        called_at=None if own else frame.locate(at), dims=dict(frame.ctx.model_dims) if own else {},
+        called_at=None if own else frame.called_at or frame.locate((*at, name)), dims=dict(frame.ctx.model_dims) if own else {},
         args=dict(frame.ctx.spec.numbers) if own else {}, unknown=set(frame.ctx.unknown) if own else set(),
     )  # fmt: skip
 

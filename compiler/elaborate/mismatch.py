@@ -18,7 +18,7 @@ def mismatch(
 
     `called` is where a block is called whose declaration stands at `at`."""
     declared = frame.locate(at)
-    mark = called or declared
+    mark = called or frame.called_at or declared
     given = f"its input '{spot}'" if spot else "its input"
     if e.wanted and e.dim:
         text = f"needs the {e.place} {_dim(e.wanted)} of {given}, got {_dim(e.dim)}"
@@ -28,8 +28,8 @@ def mismatch(
     related = [(value.mark, f"`{value.by}` makes {value.type.shown()}")] if value.mark else []
     if called and declared:
         related.append((declared, f"`{what}` declares its input here"))
-    elif frame.called_at:
-        related.append((frame.called_at, "in the block called here"))
+    elif frame.called_at and declared:
+        related.append((declared, "here in the library"))
     place = f" at {mark.file}:{mark.line}" if mark else ""
     same_size = e.wanted and e.dim and e.wanted.size is not None and e.wanted.size == e.dim.size
     return Diagnostic("S201", f"`{what}`{place} {text}{source}", mark, RENAME if same_size else "", tuple(related))

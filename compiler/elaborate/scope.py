@@ -92,7 +92,7 @@ class Frame:
     args: dict[str, Any] = field(default_factory=dict)
     local_blocks: bool = True  # whether `model.blocks` are seen from here (not from the library)
     stack: tuple[str, ...] = ()
-    called_at: Mark | None = None
+    called_at: Mark | None = None  # in a block of the library: the line of the user's that calls it
     unknown: set[str] = field(default_factory=set)  # names whose declaration has a mistake
 
     @property
@@ -111,9 +111,10 @@ class Frame:
     def fail(
         self, code: str, message: str, at: Path, hint: str = "", related: tuple[tuple[Mark, str], ...] = ()
     ) -> NoReturn:
-        if self.called_at:
-            related = (*related, (self.called_at, "in the block called here"))
-        raise StepFailed(Diagnostic(code, message, self.locate(at), hint, related))
+        mark = self.locate(at)
+        if self.called_at and mark:  # the user's own line is what can be changed
+            mark, related = self.called_at, (*related, (mark, "here in the library"))
+        raise StepFailed(Diagnostic(code, message, mark, hint, related))
 
     def value(self, name: str, at: Path) -> Value:
         """The value of a name; attributes of the model are seen everywhere."""
