@@ -133,16 +133,17 @@ def enter(
     return inner
 
 
-def scope(
-    frame: Frame, block: Block, locate: Locate, where: Path, name: str, at: Path, unit: Unit | None
-) -> Frame:  # fmt: skip
+def scope(frame: Frame, block: Block, locate: Locate, where: Path, name: str, at: Path, unit: Unit | None) -> Frame:
     """What the steps of a block see: blocks of the model see its dims and numbers, blocks of the library do not."""
     frame.ctx.count(STEP, frame.locate(at))
-    own = frame.ctx.spec.blocks.get(name) is block
+    if frame.ctx.spec.blocks.get(name) is not block:
+        called_at = frame.called_at or frame.locate((*at, name))
+        return Frame(
+            frame.ctx, locate, where, unit, local_blocks=False, stack=(*frame.stack, name), called_at=called_at
+        )
     return Frame(
-        frame.ctx, locate, where, unit, local_blocks=own, stack=(*frame.stack, name),
-        called_at=None if own else frame.called_at or frame.locate((*at, name)), dims=dict(frame.ctx.model_dims) if own else {},
-        args=dict(frame.ctx.spec.numbers) if own else {}, unknown=set(frame.ctx.unknown) if own else set(),
+        frame.ctx, locate, where, unit, stack=(*frame.stack, name), dims=dict(frame.ctx.model_dims),
+        args=dict(frame.ctx.spec.numbers), unknown=set(frame.ctx.unknown),
     )  # fmt: skip
 
 
