@@ -21,6 +21,10 @@ from specc.compiler.graphs import Graphs, to_json, to_text, verify
 from specc.compiler.lower.bodies import DTYPES, Variant, as_function, operands, variants
 from specc.compiler.lower.decode import refusal
 from specc.compiler.lower.decode_bodies import decode_body, decode_function, decode_operands
+from specc.compiler.lower.local import Impl
+from specc.compiler.lower.user import user_impls
+from specc.compiler.ops.row import Op
+from specc.compiler.ops.user import op_files, user_ops
 from specc.compiler.partition import build_graphs, clean
 from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
 from specc.compiler.passes.prune import prune
@@ -48,27 +52,33 @@ class StageFacts:
     tokens: int
 
 
-def build_spec(spec: Spec, out: Path) -> list[StageFacts]:
-    """Write the build of all stages; what stood in `out` before is replaced."""
+def build_spec(spec: Spec, out: Path, allow_ops: bool = False) -> list[StageFacts]:
+    """Write the build of all stages; what stood in `out` before is replaced. `allow_ops` trusts the spec's own ops."""
     if not spec.stages:
         raise SpecError(Diagnostic("S305", "there are no stages to build", spec.mark(()), "add 'stages:'"))
     if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
         raise SpecError(Diagnostic("S306", f"{out} is not a build, so it is not replaced"))
+    own = user_impls(spec, allow_ops)
     work = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     write(work / "spec.yaml", spec.to_yaml())
+    for file in op_files(spec):
+        (work / file.name).parent.mkdir(parents=True, exist_ok=True)
+        (work / file.name).write_bytes(file.source)
     facts: list[StageFacts] = []
     hashes: dict[str, str] = {}
     for name, stage in spec.stages.items():
-        facts.append(build_stage(spec, name, stage, work / "stages" / name, hashes))
+        facts.append(build_stage(spec, name, stage, work / "stages" / name, hashes, own))
     write_manifest(spec, work, hashes)
     shutil.rmtree(out, ignore_errors=True)
     work.rename(out)
     return facts
 
 
-def build_stage(spec: Spec, name: str, stage: StageSpec, out: Path, hashes: dict[str, str]) -> StageFacts:
+def build_stage(
+    spec: Spec, name: str, stage: StageSpec, out: Path, hashes: dict[str, str], own: Mapping[str, Impl]
+) -> StageFacts:
     """Programs, graphs, calls, parameters and the schedule of one stage."""
     whole = elaborate(spec, stage.model, stage.objective)
     if whole.loss is None:
@@ -78,7 +88,7 @@ def build_stage(spec: Spec, name: str, stage: StageSpec, out: Path, hashes: dict
     size = stage.batch.microbatch or stage.batch.sequences
     sizes = stage_sizes(program, size, stage.data.seq_len)
     out.mkdir(parents=True)
-    lowered, calls = lower(program, sizes, compute, out / "graphs")
+    lowered, calls = lower(program, sizes, compute, out / "graphs", own)
     write(out / "program.txt", str(program))
     write_json(
         out / "calls.json", {"calls": [vars(c) for c in calls], "graphs": {n: layout(g) for n, g in lowered.items()}}
@@ -87,13 +97,14 @@ def build_stage(spec: Spec, name: str, stage: StageSpec, out: Path, hashes: dict
     backward = {i for i, c in enumerate(calls) if lowered[c.body].bwd is not None}
     actions = one_rank(len(calls), stage.batch.sequences // size, backward)
     write(out / "schedule.txt", "\n".join(map(str, actions)) + "\n")
-    decoding = build_decoding(whole, stage, compute, out / "decode")
+    decoding = build_decoding(whole, stage, compute, out / "decode", own, user_ops(spec, (), ()))
     write(out / "decode.txt", decoding + "\n")
     result = facts_of(name, stage, program, sizes, lowered, calls, compute, spec)
     write_json(out / "memory.json", result.memory)
     described = {
         "name": name, "spec": stage.model_dump(mode="json", by_alias=True), "plan": spec.plan.model_dump(mode="json"),
         "inputs": {n: str(t) for n, t in program.inputs.items()}, "loss": program.loss, "sizes": sizes,
+        "ops": {f.name: f.sha256 for f in op_files(spec)},
         "parent": stage.from_, "decodes": not decoding, "flops_per_token": result.flops_per_token,
     }  # fmt: skip
     parent = hashes.get(stage.from_ or "", "")
@@ -114,11 +125,12 @@ def stage_sizes(program: Program, batch: int, seq_len: int) -> dict[str, int]:
 
 
 def lower(
-    program: Program, sizes: Mapping[str, int], compute: torch.dtype, out: Path | None
-) -> tuple[dict[str, Graphs], tuple[Call, ...]]:
+    program: Program, sizes: Mapping[str, int], compute: torch.dtype, out: Path | None,
+    own: Mapping[str, Impl] | None = None,
+) -> tuple[dict[str, Graphs], tuple[Call, ...]]:  # fmt: skip
     """Graphs of each unique body, written to `out`."""
     found, calls = variants(program)
-    lowered = {name: lower_body(v, sizes, compute) for name, v in found.items()}
+    lowered = {name: lower_body(v, sizes, compute, own or {}) for name, v in found.items()}
     for name, graphs in lowered.items() if out else ():
         assert out is not None
         out.mkdir(exist_ok=True)
@@ -128,19 +140,21 @@ def lower(
     return lowered, calls
 
 
-def lower_body(v: Variant, sizes: Mapping[str, int], compute: torch.dtype) -> Graphs:
+def lower_body(v: Variant, sizes: Mapping[str, int], compute: torch.dtype, own: Mapping[str, Impl]) -> Graphs:
     mode = FakeTensorMode()
     ins, params = operands(v.body, sizes, compute, mode)
-    return build_graphs(as_function(v.body, sizes), ins, params, v.in_grads, v.param_grads, mode)
+    return build_graphs(as_function(v.body, sizes, own), ins, params, v.in_grads, v.param_grads, mode)
 
 
-def build_decoding(whole: Program, stage: StageSpec, compute: torch.dtype, out: Path) -> str:
+def build_decoding(
+    whole: Program, stage: StageSpec, compute: torch.dtype, out: Path, own: Mapping[str, Impl], rows: Mapping[str, Op]
+) -> str:
     """Decoding graphs for one token and for a chunk of a prompt; why not, if the model cannot decode."""
     if "logits" not in whole.outputs or "tokens" not in whole.inputs:
         return "a model that decodes has an input 'tokens' and an output 'logits'"
     program = prune(whole, ["logits"], loss=False)
     seq = program.inputs["tokens"].dims[-1].name
-    reason = refusal(list(program.bodies.values()), seq)
+    reason = refusal(list(program.bodies.values()), seq, rows)
     strange = [n for n, t in program.inputs.items() if t.dims[-1].name != seq or t.dtype != "int"]
     if reason or strange:
         return reason or f"decoding does not know what to give the input '{strange[0]}'"
@@ -153,7 +167,7 @@ def build_decoding(whole: Program, stage: StageSpec, compute: torch.dtype, out: 
             d, mode = decode_body(body, seq, sizes, capacity), FakeTensorMode()
             flat = decode_operands(d, seq, sizes, capacity, compute, mode)
             with mode:
-                gm = verify(clean(make_fx(decode_function(d, seq, sizes, capacity))(*flat)))
+                gm = verify(clean(make_fx(decode_function(d, seq, sizes, capacity, own))(*flat)))
             write(out / f"{name}.{width}.json", to_json(gm))
             keys[name] = {"keys": [[v.name for v in body.ins].index(k) for k in d.key_attributes], "caches": d.caches}
     write_json(out / "calls.json", {

@@ -38,6 +38,7 @@ SET = option(
 STAGE = option("--stage", metavar="NAME", help="only this stage")
 JSON = option("--json", action="store_true", help="print JSON on standard output")
 BUILD_OUT = option("-o", "--out", metavar="DIR", help="where a spec's build goes (default: build/NAME)")
+ALLOW_OPS = option("--allow-ops", action="store_true", help="trust the Python files under the spec's 'ops:', run them")
 EMIT = ("tree", "program", "spec", "graphs", "schedule")
 
 COMMANDS: dict[str, Command] = {
@@ -61,12 +62,12 @@ COMMANDS: dict[str, Command] = {
     "build": Command(
         "compile a spec to a build directory",
         "specc.runtime.commands.build:run",
-        (SPEC, SET, BUILD_OUT, JSON),
+        (SPEC, SET, BUILD_OUT, ALLOW_OPS, JSON),
     ),
     "run": Command(
         "run the stages of a build: what is done is skipped, what is half done goes on",
         "specc.runtime.commands.run:run",
-        (TARGET, SET, BUILD_OUT, STAGE, JSON),
+        (TARGET, SET, BUILD_OUT, ALLOW_OPS, STAGE, JSON),
     ),
     "sample": Command(
         "write text with a trained model",

@@ -41,12 +41,20 @@ class Step(Node):
         return {"op": ops[0], "args": args, **wiring}
 
     @model_serializer
-    def _fold(self) -> dict[str, Any]:
-        out: dict[str, Any] = {self.op: {} if self.args is None else self.args}
-        for key, value in (("from", self.from_), ("as", self.as_), ("name", self.name), ("when", self.when)):
-            if value is not None:
-                out[key] = value
-        return out
+    def _fold(self) -> str | dict[str, Any]:
+        wiring = {"from": self.from_, "as": self.as_, "name": self.name, "when": self.when}
+        given = {key: value for key, value in wiring.items() if value is not None}
+        return {self.op: self.args, **given} if given or self.args is not None else self.op
+
+
+def step(
+    op: str, *value: Any, from_: Wiring | None = None, as_: str | list[str] | None = None, name: str | None = None,
+    when: str | bool | None = None, **args: Any,
+) -> Step:  # fmt: skip
+    """A step in Python: `step("linear", out="V", from_="x", as_="logits")`, `step("expr", "x + _")`."""
+    if len(value) > 1 or (value and args):
+        raise ValueError(f"a step of '{op}' has one plain value or named parameters")
+    return Step(op=op, args=value[0] if value else args or None, from_=from_, as_=as_, name=name, when=when)
 
 
 class Block(Node):

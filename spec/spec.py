@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
 from pydantic import Field, PrivateAttr, model_validator
 
+from specc.spec.dump import dump
 from specc.spec.errors import Diagnostic, Mark, SpecError, did_you_mean, in_order
-from specc.spec.loader import Document, KeyPath, attempt, load_document, load_text
+from specc.spec.loader import Document, KeyPath, attempt, load_document, load_text, put
 from specc.spec.model import ModelSpec
 from specc.spec.node import Node
 from specc.spec.plan import PlanSpec
@@ -26,13 +26,24 @@ class Spec(Node):
     models: dict[str, ModelSpec] = {}
     plan: PlanSpec = PlanSpec()
     stages: dict[str, StageSpec] = {}
+    ops: list[str] = Field([], max_length=16, description="Python files with ops of your own, beside the spec")
     _document: Document | None = PrivateAttr(None)
+    _folder: Path = PrivateAttr(Path("."))
 
     @model_validator(mode="after")
     def _some_model(self) -> Spec:
         if self.model is None and not self.models:
             raise ValueError("a spec has a 'model' (or several 'models')")
         return self
+
+    def __eq__(self, other: object) -> bool:
+        """Equal specs say the same, wherever they were read from."""
+        return self.__dict__ == other.__dict__ if isinstance(other, Spec) else NotImplemented
+
+    @property
+    def folder(self) -> Path:
+        """Where the spec's file lies, or the working directory."""
+        return self._folder
 
     def mark(self, path: KeyPath) -> Mark | None:
         """Where a value of the spec stands, if it came from a file."""
@@ -48,28 +59,46 @@ class Spec(Node):
             raise SpecError(Diagnostic("S301", f"no model is called '{name}'", None, did_you_mean(name, self.models)))
         return name, self.models[name], ("models", name)
 
-    def user_ops(self) -> dict[str, Any]:
-        """Ops of the user's own; none are registered in this version."""
-        return {}
-
     def to_yaml(self) -> str:
         """YAML that loads to an equal spec."""
         data = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        return yaml.safe_dump({"specc": 1, **data}, sort_keys=False, width=110, allow_unicode=True)
+        return dump({"specc": 1, **data})
 
     @classmethod
     def from_yaml(cls, text: str, file: str = "<text>") -> Spec:
+        """The spec of a text that stands alone; what it uses lies in the library."""
         return _typed(load_text(text, file), file)
+
+    def changed(self, *overrides: str) -> Spec:
+        """The spec with values put in by path: `spec.changed("model.dims.L=4")`."""
+        return _changed(self, overrides)
+
+
+def _changed(spec: Spec, overrides: Sequence[str]) -> Spec:
+    document = load_text(spec.to_yaml(), spec.name)
+    for text in overrides:
+        key, eq, value = text.partition("=")
+        if not eq:
+            raise SpecError(Diagnostic("S006", f"a change reads PATH=VALUE, got '{text}'"))
+        put(document, key, load_text(value or "null", key).data, Mark(key, 1, 1, len(text), text))
+    changed = _typed(document, spec.name)
+    changed._folder = spec.folder
+    return changed
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     """Load and validate a spec file; raises SpecError with every mistake at its place."""
-    return _typed(load_document(Path(path), overrides), str(path))
+    spec = _typed(load_document(Path(path), overrides), str(path))
+    spec._folder = Path(path).parent
+    return spec
 
 
 def examine(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Spec | None, list[Diagnostic]]:
     """A spec file and the mistakes of its form; with mistakes the spec is what is left without them, or None."""
-    return _examined(load_document(Path(path), overrides), str(path))
+    spec, mistakes = _examined(load_document(Path(path), overrides), str(path))
+    if spec is not None:
+        spec._folder = Path(path).parent
+    return spec, mistakes
 
 
 def _typed(document: Document, file: str) -> Spec:

@@ -10,16 +10,12 @@ import yaml
 
 from specc.compiler.elaborate.scope import Frame, Path, gather
 from specc.compiler.ops import OPS
-from specc.compiler.ops.row import Arg, Op
+from specc.compiler.ops.row import INIT_KINDS, Arg, Op
 from specc.compiler.program import Init
 from specc.compiler.types import Dim
 from specc.spec.errors import did_you_mean
 from specc.spec.expr import Expr, ExprError, evaluate, parse
 
-INIT_KINDS: dict[str, tuple[str, ...]] = {
-    "normal": ("std",), "truncated_normal": ("std",), "uniform": ("low", "high"), "constant": ("value",),
-    "zeros": (), "ones": (), "xavier_uniform": (), "kaiming_normal": (), "sincos": ("extent",),
-}  # fmt: skip
 WEIGHTS = {w.name or "weight" for op in OPS.values() for w in op.weights}
 BLOCK_KINDS = ("dim", "dims", "int", "float", "bool", "str", "mask", "map", "init", "value")
 
@@ -185,6 +181,8 @@ def init_of(frame: Frame, raw: Any, weight: str, default: tuple[str, tuple[tuple
 
 def plain_attrs(op: Op, args: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters that the lowering reads: not those that only shaped operands."""
+    if op.source:
+        return {k: v for k, v in args.items() if k != "init" and v is not None}
     hidden = {"init", "per", "tie", "positions", "bias" if op.name == "attend" else "", "mask"}
     used = {"out", "over", "rows", "shape", "bias", "scale"} if op.weights else set()
     return {

@@ -18,6 +18,7 @@ from specc.compiler.masks import OBJECTIVES
 from specc.compiler.ops import OPS
 from specc.compiler.ops.pointwise import broadcast
 from specc.compiler.ops.row import Op, OpError
+from specc.compiler.ops.user import user_ops
 from specc.compiler.program import Param, Program, check
 from specc.compiler.types import Dim, DType, TensorType
 from specc.spec.errors import Diagnostic, SpecError, did_you_mean, in_order
@@ -33,16 +34,17 @@ TYPE = re.compile(r"(float|int|bool)\[([^\[\]]*)\]")
 def elaborate(spec: Spec, model: str | None = None, objective: str | None = None) -> Program:
     """The Program of a spec's model (of the one called `model` if it has several)."""
     name, section, at = spec.model_section(model)
-    return elaborate_model(section, name, spec.mark, at, objective, spec.user_ops())
+    own = user_ops(spec, OPS, library_names()) if spec.ops else None
+    return elaborate_model(section, name, spec.mark, at, objective, own)
 
 
 def elaborate_model(
     spec: ModelSpec, name: str, locate: Locate = lambda _: None, at: Path = ("model",), objective: str | None = None,
-    user_ops: Mapping[str, Op] | None = None,
+    own_ops: Mapping[str, Op] | None = None,
 ) -> Program:  # fmt: skip
     """Raises SpecError with all independent mistakes."""
     masks = {"objective": OBJECTIVES[objective or "causal_lm"], **spec.masks}
-    ctx = Context(spec, Model(), {**OPS, **(user_ops or {})}, masks, library_block, library_names)
+    ctx = Context(spec, Model(), {**OPS, **(own_ops or {})}, masks, library_block, library_names)
     frame = Frame(ctx, locate, at, args=dict(spec.numbers), unknown=ctx.unknown)
     declare_dims(frame)
     declare_inputs(frame)

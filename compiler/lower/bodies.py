@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from specc.compiler.lower.local import Impl
 from specc.compiler.lower.run import run_body
 from specc.compiler.program import Body, Call, Program
 from specc.compiler.types import DType, TensorType
@@ -66,5 +67,8 @@ def operands(
     return ins, [fake(p.type, sizes, compute, mode) for p in body.params]
 
 
-def as_function(body: Body, sizes: Mapping[str, int]) -> Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]:
-    return lambda ins, params: run_body(body, ins, params, sizes)
+def as_function(
+    body: Body, sizes: Mapping[str, int], own: Mapping[str, Impl] | None = None
+) -> Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]:
+    """`own` are implementations of the user's own ops."""
+    return lambda ins, params: run_body(body, ins, params, sizes, own)

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from specc.compiler.ops.declare import mixed_letters
+from specc.compiler.ops.row import Op
 from specc.compiler.program import Body, Eqn
+from specc.compiler.rules import Binding, match
 from specc.compiler.types import TensorType
 
 NOT_INCREMENTAL = {"take", "slice", "pick", "concat", "argmax", "conv", "upsample", "group_norm"}
@@ -61,12 +64,23 @@ def key_attributes(body: Body, seq: str) -> list[str]:
     return list(found)
 
 
-def refusal(bodies: Sequence[Body], seq: str) -> str:
-    """Why a program cannot decode step by step, or nothing."""
+def refusal(bodies: Sequence[Body], seq: str, own: Mapping[str, Op] | None = None) -> str:
+    """Why a program cannot decode step by step, or nothing; `own` are the user's ops."""
     for body in bodies:
         types = body.types()
         for e in body.eqns:
+            if own and e.op in own and mixes(own[e.op], [types[i] for i in e.ins if i], seq):
+                return f"`{e.op}` ({e.path}) mixes tokens along '{seq}' by its rule '{own[e.op].rule}'"
             over = any(d.name == seq for i in e.ins if i for d in types[i].dims)
             if e.op in NOT_INCREMENTAL and over and getattr(e.attrs.get("over"), "name", seq) == seq:
                 return f"`{e.op}` ({e.path}) mixes tokens along '{seq}' and has no incremental rule"
     return ""
+
+
+def mixes(row: Op, ins: Sequence[TensorType], seq: str) -> bool:
+    """Whether an op of the user's may let tokens along a dim see each other: only an independent letter says no."""
+    binding: Binding = {}
+    for pattern, t in zip(row.parsed.ins, ins, strict=True):
+        match(pattern, t.dims, binding)
+    mixed = mixed_letters(row)
+    return any(d.name == seq for letter, dims in binding.items() if letter in mixed for d in dims)

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from specc.compiler.lower.bodies import dtype_of, operands
 from specc.compiler.lower.decode import Decoding, cache_types, key_attributes
+from specc.compiler.lower.local import Impl
 from specc.compiler.lower.run import run_body
 from specc.compiler.program import Body
 
@@ -38,7 +39,9 @@ def decode_body(body: Body, seq: str, sizes: Mapping[str, int], capacity: int) -
     return DecodeBody(body, tuple(key_attributes(body, seq)), tuple(shapes))
 
 
-def decode_function(d: DecodeBody, seq: str, sizes: Mapping[str, int], capacity: int) -> Flat:
+def decode_function(
+    d: DecodeBody, seq: str, sizes: Mapping[str, int], capacity: int, own: Mapping[str, Impl] | None = None
+) -> Flat:
     """f(*ins, *params, offset, end, *key attributes, *caches) -> [*outs, *caches]."""
     names = [name for name, _, _ in cache_types(d.body, seq)]
     n_ins, n_params, n_keys = len(d.body.ins), len(d.body.params), len(d.key_attributes)
@@ -50,7 +53,7 @@ def decode_function(d: DecodeBody, seq: str, sizes: Mapping[str, int], capacity:
         flat_caches = rest[2 + n_keys :]
         caches = {n: (flat_caches[2 * i], flat_caches[2 * i + 1]) for i, n in enumerate(names)}
         state = Decoding(seq, capacity, offset, end, keys, caches)
-        outs = run_body(d.body, ins, params, sizes, decoding=state)
+        outs = run_body(d.body, ins, params, sizes, own, state)
         return [*outs, *(t for n in names for t in state.caches[n])]
 
     return run

@@ -33,12 +33,14 @@ def run_body(
 
 
 def run_program(
-    program: Program, inputs: Mapping[str, Tensor], params: Mapping[str, Tensor], sizes: Mapping[str, int]
-) -> dict[str, Tensor]:
+    program: Program, inputs: Mapping[str, Tensor], params: Mapping[str, Tensor], sizes: Mapping[str, int],
+    user: Mapping[str, Impl] | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """All outputs and the loss (as "loss") under torch's own autograd: the unlowered reference."""
     env = dict(inputs)
     for call in program.calls:
-        outs = run_body(program.bodies[call.body], [env[i] for i in call.ins], [params[p] for p in call.params], sizes)
+        ins, weights = [env[i] for i in call.ins], [params[p] for p in call.params]
+        outs = run_body(program.bodies[call.body], ins, weights, sizes, user)
         env |= zip(call.outs, outs, strict=True)
     named = {n: env[v] for n, v in program.outputs.items()}
     return named | ({"loss": env[program.loss]} if program.loss else {})

@@ -14,6 +14,11 @@ ArgKind = Literal[
     "init", "per", "positions",
 ]  # fmt: skip
 REQUIRED: Any = object()
+# Initialisers and their numbers.
+INIT_KINDS: dict[str, tuple[str, ...]] = {
+    "normal": ("std",), "truncated_normal": ("std",), "uniform": ("low", "high"), "constant": ("value",),
+    "zeros": (), "ones": (), "xavier_uniform": (), "kaiming_normal": (), "sincos": ("extent",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class Op:
     flops: Flops = "pointwise"
     mixes: tuple[str, ...] = ()
     internal: bool = False
+    source: str = ""  # the file of an op of the user's own
 
     @property
     def parsed(self) -> Rule:

@@ -7,34 +7,22 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
-from specc.compiler.build import StageFacts, build_spec
-from specc.compiler.report import render
-from specc.compiler.report.gather import read_build
+from specc.compiler.build import StageFacts
 from specc.compiler.report.text import flops
 from specc.compiler.units import count, duration, size
-from specc.spec.spec import load
+from specc.runtime.api import build_files
 
 
 def run(args: argparse.Namespace) -> int:
     began = time.monotonic()
-    facts, out = build_at(Path(args.spec), args.overrides, args.out)
+    facts, out = build_files(args.spec, args.out, args.overrides, args.allow_ops)
     if args.json:
         print(json.dumps({"build": str(out), "stages": [asdict(f) for f in facts]}, indent=1))
         return 0
     print(f"{out}: built in {duration(time.monotonic() - began)}\n\n{summary(facts)}\n")
     print(f"next: specc run {out}        look: {out}/report.html")
     return 0
-
-
-def build_at(path: Path, overrides: Sequence[str], out: str | None) -> tuple[list[StageFacts], Path]:
-    """Build a spec file into `out` (default: build/NAME), with its page; what a person wants to know, and where."""
-    spec = load(path, overrides)
-    target = Path(out or f"build/{spec.name}")
-    facts = build_spec(spec, target)
-    (target / "report.html").write_text(render(read_build(target)), encoding="utf-8")
-    return facts, target
 
 
 def summary(facts: Sequence[StageFacts]) -> str:

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from specc.runtime.commands.build import build_at
+from specc.runtime.api import build_files
 from specc.runtime.commands.report import read_runs, write_page
 from specc.runtime.run import run_build
 from specc.runtime.terminal import has_progress
@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     if target.is_dir() and (args.overrides or args.out):
         hint = "give the spec file instead, or build it again"
         raise SpecError(Diagnostic("S304", f"{target} is a build: --set and --out act on specs alone", hint=hint))
-    path = target if target.is_dir() else build_at(target, args.overrides, args.out)[1]
+    path = target if target.is_dir() else build_files(target, args.out, args.overrides, args.allow_ops)[1]
     out = sys.stderr if args.json else sys.stdout
     bar = out if has_progress(out) else None
     build = run_build(path, args.stage, say=lambda line: print(line, file=out, flush=True), bar=bar)

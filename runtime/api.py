@@ -1,0 +1,99 @@
+"""specc from Python: build a spec, run it, sample from it, as the commands of these names do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from specc.compiler.build import StageFacts, build_spec
+from specc.compiler.report import render
+from specc.compiler.report.gather import read_build
+from specc.runtime import checkpoint
+from specc.runtime.built import Build, Stage, open_build
+from specc.runtime.data import tokenizer as tokenizers
+from specc.runtime.data.batches import render as render_chat
+from specc.runtime.errors import RunError
+from specc.runtime.run import run_build
+from specc.runtime.sample import Choice, write_text
+from specc.runtime.train import stage_folder
+from specc.spec.errors import did_you_mean
+from specc.spec.spec import Spec, load
+
+SpecLike = Spec | str | Path
+BuildLike = Build | str | Path
+
+
+def build(
+    spec: SpecLike, out: str | Path | None = None, overrides: Sequence[str] = (), allow_ops: bool = False
+) -> Build:
+    """Compile a spec (or a spec file, with overrides such as "model.dims.L=4") into `out`, by default build/NAME.
+
+    `allow_ops` says that the Python files under the spec's `ops:` are trusted: building runs them."""
+    return open_build(build_files(spec, out, overrides, allow_ops)[1])
+
+
+def build_files(
+    spec: SpecLike, out: str | Path | None, overrides: Sequence[str], allow_ops: bool
+) -> tuple[list[StageFacts], Path]:
+    """Write a build with its page; what a person wants to know of it, and where it is."""
+    found = spec if isinstance(spec, Spec) else load(spec, overrides)
+    if isinstance(spec, Spec) and overrides:
+        found = spec.changed(*overrides)
+    target = Path(out or f"build/{found.name}")
+    facts = build_spec(found, target, allow_ops)
+    (target / "report.html").write_text(render(read_build(target)), encoding="utf-8")
+    return facts, target
+
+
+def run(
+    target: BuildLike, stage: str | None = None, say: Callable[[str], None] = print, base: Path | None = None,
+    bar: TextIO | None = None,
+) -> Build:  # fmt: skip
+    """Run the stages of a build, or one of them: what is done is skipped, what is half done goes on.
+
+    `base` is the folder that data paths start from (default: the working directory)."""
+    return run_build(target.path if isinstance(target, Build) else Path(target), stage, say, base, bar)
+
+
+def sample(
+    target: BuildLike, prompts: str | Sequence[str] = (), stage: str | None = None, tokens: int = 64,
+    choice: Choice | None = None, raw: bool = False,
+) -> list[str]:  # fmt: skip
+    """What the model writes behind each prompt (default: the prompts of the stage), with a trained stage's weights.
+
+    `raw` leaves the chat template of an sft stage away."""
+    opened = target if isinstance(target, Build) else open_build(Path(target))
+    source, loaded = trained(opened, stage)
+    given = [prompts] if isinstance(prompts, str) else list(prompts or source.spec.sample.prompts or [""])
+    return write_behind(opened, source, loaded, given, tokens, choice or Choice(), raw)
+
+
+def write_behind(
+    build: Build, stage: Stage, loaded: checkpoint.Loaded, prompts: Sequence[str], tokens: int, choice: Choice,
+    raw: bool,
+) -> list[str]:  # fmt: skip
+    """What a checkpoint's weights write behind each prompt."""
+    params = loaded.tensors.get("ema", loaded.tensors["weights"])
+    tokenizer = tokenizers.load(stage_folder(build, stage) / "tokenizer.json")
+    texts = [p if raw else in_template(stage, p) for p in prompts]
+    return [write_text(stage, params, tokenizer, text, tokens, choice) for text in texts]
+
+
+def trained(build: Build, name: str | None) -> tuple[Stage, checkpoint.Loaded]:
+    """The stage that was asked for, or the last one that has a checkpoint."""
+    if name is not None and name not in build.stages:
+        raise RunError(f"the build has no stage '{name}': {did_you_mean(name, build.stages)}")
+    for stage in reversed(build.stages.values()):
+        if name in (None, stage.name):
+            loaded = checkpoint.load_newest(stage_folder(build, stage) / "checkpoints")
+            if loaded:
+                return stage, loaded
+    raise RunError(f"no checkpoint of {name or 'any stage'} yet; say `specc run {build.path}` first")
+
+
+def in_template(stage: Stage, prompt: str) -> str:
+    """The prompt as the stage's data had it: an sft stage's chat template, up to the answer."""
+    if stage.spec.kind != "sft":
+        return prompt
+    return render_chat(stage.spec.template, [{"role": "user", "content": prompt}]) + "<|im_start|>assistant\n"
