@@ -62,7 +62,15 @@ class Executor:
         self.loss, self.outputs, self.trainable = loss, dict(outputs), trainable
         self.compute, self.reduce = compute, reduce
         self.kept = set(outputs.values()) | ({loss} if loss else set())
+        self.idle = self._idle_outs()
         self.last_use = self._last_uses()
+
+    def _idle_outs(self) -> set[str]:
+        """Values with a gradient that no later call gives: outputs beside the loss, say."""
+        bodies = [(c, self.bodies[c.body]) for c in self.calls]
+        fed = {v for c, b in bodies for v, flows in zip(c.ins, b.in_grads, strict=True) if flows}
+        outs = {v for c, b in bodies for v, flows in zip(c.outs, b.out_grads, strict=True) if flows}
+        return outs - fed - {self.loss or ""}
 
     def _last_uses(self) -> list[list[tuple[int, str]]]:
         """For each action the values that no later action reads: those that forward passes take."""
@@ -119,6 +127,8 @@ class Executor:
             if name == self.loss:
                 state.losses.append(t)
                 state.d_values[m, name] = torch.full_like(t, weights[m])
+            elif name in self.idle:
+                state.d_values[m, name] = torch.zeros_like(t)
         if body.bwd is not None:
             state.saved[a.call, m] = results[body.n_outs :]
 

@@ -1,0 +1,1 @@
+"""Published checkpoints as parameters of specc's models, and back."""

@@ -1,0 +1,117 @@
+"""Name tables: how a published checkpoint names, lays out and joins what a model's parameters hold.
+
+`spec/models/names/NAME.yaml` is the table of `spec/models/NAME.yaml` (or of the model it names)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from itertools import product
+from typing import Any, Literal
+
+from specc.spec.errors import Diagnostic, SpecError, did_you_mean
+from specc.spec.expr import ExprError, evaluate, parse
+from specc.spec.loader import load_text, validate
+from specc.spec.node import Node
+
+BRACED = re.compile(r"\{(\w+)\}")
+
+
+class NameRule(Node):
+    """One tensor of the checkpoint and the parameters in it; `{i}` in a name stands for a number.
+
+    `pattern` says how their dims become ours: `(h e) d -> d h e` (None: the same dims). Several `ours` stand one
+    after the other along their dim `concat`; `pattern` is then for all, or one for each. A `{n}` that only `theirs`
+    has counts tensors that are stacked along a new first dim, which is the pattern's first letter."""
+
+    theirs: str
+    ours: str | list[str]
+    pattern: str | list[str] | None = None
+    concat: int = 0
+    each: dict[str, list[str]] = {}  # a rule for each choice of these words, written `{word}` in the names
+    when: str | None = None  # over the checkpoint's config
+
+    def chosen(self) -> Iterator[NameRule]:
+        """The rules that `each` stands for."""
+        for words in product(*self.each.values()):
+            choice = dict(zip(self.each, words, strict=True))
+            ours = [filled(o, choice) for o in ([self.ours] if isinstance(self.ours, str) else self.ours)]
+            yield self.model_copy(update={"theirs": filled(self.theirs, choice), "ours": ours, "each": {}})
+
+
+class Variant(Node):
+    """Settings for checkpoints whose config says so."""
+
+    when: str
+    set: dict[str, Any]
+
+
+class NameTable(Node):
+    """How checkpoints of one family map to one model."""
+
+    specc: Literal[1]
+    doc: str = ""
+    model: str
+    dims: dict[str, str | int] = {}  # dim of the model: expression over the config
+    numbers: dict[str, str | float] = {}  # the same for the model's constants
+    assumes: dict[str, Any] = {}  # config keys that must have these values, as the model is written for them
+    variants: list[Variant] = []
+    names: list[NameRule]
+    ignore: list[str] = []  # tensors of the checkpoint that are not parameters
+
+    def overrides(self, config: Mapping[str, Any]) -> list[str]:
+        """Overrides `a.b=value` that turn the model into the checkpoint's; raises SpecError if it cannot be that."""
+        known = flat(config)
+        wrong = [f"{k} is {known.get(k)!r}, not {v!r}" for k, v in self.assumes.items() if known.get(k) != v]
+        if wrong:
+            raise SpecError(Diagnostic("S308", f"the model '{self.model}' is not this checkpoint's: {wrong[0]}"))
+        sizes = {f"model.dims.{dim}": looked_up(text, known) for dim, text in self.dims.items()}
+        sizes |= {f"model.numbers.{name}": looked_up(text, known) for name, text in self.numbers.items()}
+        for variant in self.variants:
+            sizes |= variant.set if looked_up(variant.when, known) else {}
+        return [f"{path}={shown(value)}" for path, value in sizes.items()]
+
+    def rules(self, config: Mapping[str, Any]) -> list[NameRule]:
+        """The rules for a checkpoint with this config."""
+        known = flat(config)
+        used = (r for r in self.names if r.when is None or looked_up(r.when, known))
+        return [rule for r in used for rule in r.chosen()]
+
+
+def load_names(name: str) -> NameTable:
+    """The table called `name`."""
+    folder = files("specc.spec.models.names")
+    known = sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+    if name not in known:
+        raise SpecError(Diagnostic("S001", f"there is no name table '{name}'", None, did_you_mean(name, known)))
+    text = (folder / f"{name}.yaml").read_text(encoding="utf-8")
+    return validate(load_text(text, f"specc:models/names/{name}.yaml"), NameTable)
+
+
+def filled(pattern: str, words: Mapping[str, str]) -> str:
+    """The pattern with words for those of its `{name}` that have one."""
+    return BRACED.sub(lambda m: words.get(m[1], m[0]), pattern)
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config whose inner keys are joined by `_`: rope_parameters_rope_theta."""
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        out |= flat(value, f"{prefix}{key}_") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return out
+
+
+def looked_up(text: str | float, known: Mapping[str, Any]) -> Any:
+    """The value of an expression over the config; a plain name may stand for a list."""
+    if isinstance(text, str) and isinstance(known.get(text), list | tuple):
+        return list(known[text])
+    numbers = {k: v for k, v in known.items() if isinstance(v, bool | int | float)}
+    try:
+        return evaluate(parse(text), numbers)
+    except ExprError as e:
+        raise SpecError(Diagnostic("S308", f"the checkpoint's config does not say '{text}': {e}")) from None
+
+
+def shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
