@@ -15,6 +15,7 @@ from specc.spec.model import ModelSpec
 from specc.spec.node import Node
 from specc.spec.plan import PlanSpec
 from specc.spec.stage import StageSpec
+from specc.spec.use import Sources
 
 
 class Spec(Node):
@@ -66,8 +67,9 @@ class Spec(Node):
 
     @classmethod
     def from_yaml(cls, text: str, file: str = "<text>") -> Spec:
-        """The spec of a text that stands alone; what it uses lies in the library."""
-        return _typed(load_text(text, file), file)
+        """The spec of a text; the files that it uses lie in the working directory."""
+        root = Path.cwd().resolve()
+        return _typed(Sources(root).resolve(load_text(text, file), root), file)
 
     def changed(self, *overrides: str) -> Spec:
         """The spec with values put in by path: `spec.changed("model.dims.L=4")`."""
@@ -84,6 +86,16 @@ def _changed(spec: Spec, overrides: Sequence[str]) -> Spec:
     changed = _typed(document, spec.name)
     changed._folder = spec.folder
     return changed
+
+
+def library_model(name: str, **dims: int | str | list[int | str]) -> ModelSpec:
+    """A model of the library with other dims: `library_model("llama", D=256, L=4)`."""
+    model = Spec.from_yaml(dump({"specc": 1, "use": f"models/{name}"})).model_section()[1]
+    for dim in dims:
+        if dim not in model.dims:
+            hint = did_you_mean(dim, model.dims)
+            raise SpecError(Diagnostic("S111", f"the model '{name}' has no dim '{dim}'", hint=hint))
+    return model.model_copy(update={"dims": {**model.dims, **dims}})
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Spec:

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import specc
+from specc.compiler.cost import n_params
+from specc.compiler.elaborate import elaborate
 from specc.spec.dump import dump
 from specc.spec.yaml import load_text
 
@@ -108,3 +110,21 @@ def test_build_run_and_sample(tmp_path: Path) -> None:
     assert isinstance(text, str)
     with pytest.raises(specc.RunError, match="no stage 'sft'"):
         specc.sample(build, stage="sft")
+
+
+def test_the_sweep_of_the_examples_writes_specs_that_check(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "programmatic.py"), "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "d128.yaml: 1023 steps" in done.stdout
+    sizes = [elaborate(specc.load(path)) for path in sorted(tmp_path.glob("*.yaml"))]
+    assert sorted(n_params(p) for p in sizes) == [229440, 529056, 1049216]
+
+
+def test_a_model_of_the_library_has_the_dims_that_are_asked_for() -> None:
+    assert specc.library_model("llama", L=3).dims["L"] == 3
+    with pytest.raises(specc.SpecError) as e:
+        specc.library_model("llama", LL=3)
+    assert e.value.codes == ("S111",)
+    with pytest.raises(specc.SpecError) as e:
+        specc.library_model("lama")
+    assert "did you mean 'llama'" in str(e.value)

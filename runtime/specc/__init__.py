@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from specc.spec.errors import Diagnostic, SpecError
     from specc.spec.model import Attribute, Block, ModelSpec, NameRule, Step, step
     from specc.spec.plan import Cluster, PlanSpec, Precision
-    from specc.spec.spec import Spec, load
+    from specc.spec.spec import Spec, library_model, load
     from specc.spec.stage import Batch, Budget, Checkpoint, Eval, Optimizer, Sample, Schedule, StageSpec
 
 _WHERE = {
@@ -29,7 +29,7 @@ _WHERE = {
     "specc.spec.errors": ("Diagnostic", "SpecError"),
     "specc.spec.model": ("Attribute", "Block", "ModelSpec", "NameRule", "Step", "step"),
     "specc.spec.plan": ("Cluster", "PlanSpec", "Precision"),
-    "specc.spec.spec": ("Spec", "load"),
+    "specc.spec.spec": ("Spec", "library_model", "load"),
     "specc.spec.stage": ("Batch", "Budget", "Checkpoint", "Eval", "Optimizer", "Sample", "Schedule", "StageSpec"),
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
@@ -37,8 +37,8 @@ _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = [
     "Attribute", "Batch", "Block", "Budget", "Build", "Checkpoint", "Cluster", "DataSpec", "Diagnostic", "Eval",
     "ModelSpec", "NameRule", "Optimizer", "PlanSpec", "Precision", "RunError", "Sample", "Schedule", "Source", "Spec",
-    "SpecError", "StageSpec", "Step", "TokenizerSpec", "build", "load", "op", "run", "sample",
-    "step",
+    "SpecError", "StageSpec", "Step", "TokenizerSpec", "build", "library_model", "load", "op",
+    "run", "sample", "step",
 ]  # fmt: skip
 
 
