@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from specc.compiler.cost import n_params, program_cost
 from specc.compiler.elaborate import elaborate
+from specc.compiler.facts import StageFacts, facts_of
 from specc.compiler.graphs import Graphs, to_json, to_text, verify
 from specc.compiler.lower.bodies import DTYPES, Variant, as_function, operands, variants
 from specc.compiler.lower.decode import refusal
@@ -36,20 +35,6 @@ from specc.spec.stage import StageSpec
 
 MANIFEST = "manifest.json"
 CHUNK = 32  # tokens of a prompt that are decoded at once
-
-
-@dataclass(frozen=True)
-class StageFacts:
-    """What a person wants to know of a built stage; bytes and FLOPs of a step."""
-
-    name: str
-    params: int
-    trained: int
-    flops_per_token: float
-    memory: dict[str, int]
-    bodies: dict[str, int]  # calls of each graph
-    steps: int
-    tokens: int
 
 
 def build_spec(spec: Spec, out: Path, allow_ops: bool = False) -> list[StageFacts]:
@@ -86,7 +71,7 @@ def build_stage(
     program = fuse_linear_cross_entropy(prune(whole, []))
     compute = DTYPES[spec.plan.precision.compute]
     size = stage.batch.microbatch or stage.batch.sequences
-    sizes = stage_sizes(program, size, stage.data.seq_len)
+    sizes = stage_sizes(program, size, stage.lengths())
     out.mkdir(parents=True)
     lowered, calls = lower(program, sizes, compute, out / "graphs", own)
     write(out / "program.txt", str(program))
@@ -99,8 +84,9 @@ def build_stage(
     write(out / "schedule.txt", "\n".join(map(str, actions)) + "\n")
     decoding = build_decoding(whole, stage, compute, out / "decode", own, user_ops(spec, (), ()))
     write(out / "decode.txt", decoding + "\n")
-    result = facts_of(name, stage, program, sizes, lowered, calls, compute, spec)
+    result = facts_of(name, stage, spec.plan, program, sizes, lowered, calls, compute)
     write_json(out / "memory.json", result.memory)
+    write_json(out / "work.json", {"step": vars(result.step), "graphs": vars(result.graphs), "n": result.n_graphs})
     described = {
         "name": name, "spec": stage.model_dump(mode="json", by_alias=True), "plan": spec.plan.model_dump(mode="json"),
         "inputs": {n: str(t) for n, t in program.inputs.items()}, "loss": program.loss, "sizes": sizes,
@@ -114,13 +100,16 @@ def build_stage(
     return result
 
 
-def stage_sizes(program: Program, batch: int, seq_len: int) -> dict[str, int]:
-    """Sizes of the open dims: the first dim of an input counts sequences, the others tokens."""
+def stage_sizes(program: Program, batch: int, lengths: Mapping[str, int]) -> dict[str, int]:
+    """Sizes of the open dims: the first dim of an input counts sequences, the others tokens.
+
+    `lengths` are tokens of a row by the first letters of an input's name; '' is for all others."""
     sizes: dict[str, int] = {}
-    for t in program.inputs.values():
+    for name, t in program.inputs.items():
+        length = next((n for prefix, n in lengths.items() if prefix and name.startswith(prefix)), lengths[""])
         for i, d in enumerate(t.dims):
             if d.size is None and not d.of:
-                sizes.setdefault(d.name, batch if i == 0 else seq_len)
+                sizes.setdefault(d.name, batch if i == 0 else length)
     return sizes
 
 
@@ -162,7 +151,7 @@ def build_decoding(
     capacity = stage.data.seq_len
     keys: dict[str, Any] = {}
     for width in (1, min(CHUNK, capacity)):
-        sizes = {**stage_sizes(program, 1, width), "keys": capacity}
+        sizes = {**stage_sizes(program, 1, {"": width}), "keys": capacity}
         for name, body in program.bodies.items():
             d, mode = decode_body(body, seq, sizes, capacity), FakeTensorMode()
             flat = decode_operands(d, seq, sizes, capacity, compute, mode)
@@ -191,36 +180,6 @@ def param_facts(program: Program, path: str) -> dict[str, Any]:
         "path": path, "dims": [d.name for d in p.type.dims], "shape": shape, "trainable": p.trainable,
         "init": {"kind": p.init.kind, "args": dict(p.init.args)}, "fan_in": shape[0] if shape else 1,
     }  # fmt: skip
-
-
-def facts_of(
-    name: str, stage: StageSpec, program: Program, sizes: Mapping[str, int], lowered: Mapping[str, Graphs],
-    calls: tuple[Call, ...], compute: torch.dtype, spec: Spec,
-) -> StageFacts:  # fmt: skip
-    tokens = program.inputs["tokens"].numel(sizes) if "tokens" in program.inputs else 1
-    bodies: dict[str, int] = {}
-    for c in calls:
-        bodies[c.body] = bodies.get(c.body, 0) + 1
-    n, trained = n_params(program), n_params(program, trainable=True)
-    master = 8 if spec.plan.precision.master == "fp64" else 4
-    memory = {
-        "weights": n * master + (n * compute.itemsize if compute.itemsize != master else 0),
-        "gradients": trained * 4,
-        "optimizer": trained * master * 2,
-        "saved activations": sum(times * lowered[b].saved_bytes for b, times in bodies.items()),
-    }
-    memory["peak"] = sum(memory.values())
-    flops = 3 * program_cost(program, sizes).flops / max(1, tokens)
-    return StageFacts(
-        name,
-        n,
-        trained,
-        flops,
-        memory,
-        bodies,
-        stage.steps(),
-        stage.steps() * stage.batch.sequences * stage.data.seq_len,
-    )
 
 
 def write_manifest(spec: Spec, out: Path, hashes: Mapping[str, str]) -> None:

@@ -8,15 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._functorch import config as functorch_config
+from torch._functorch.compile_utils import fx_graph_cse
 from torch._functorch.partitioners import _extract_graph_with_inputs_outputs as extract
 from torch._functorch.partitioners import default_partition, min_cut_rematerialization_partition
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from specc.compiler.graphs import Graphs, node_type, tensor_bytes, verify
+from specc.compiler.graphs import Graphs, verify
+from specc.compiler.work import fresh_bytes
 
 Body = Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
 aten = torch.ops.aten
+# Equal nodes are merged after the cut: what a backward computes anew on purpose is not to be kept instead. And what a
+# chain of pointwise ops makes is computed anew, even if a product of the backward reads it.
+CUT = {"cse": False, "ban_recompute_materialized_backward": False}
 COPIES = (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default)
 
 
@@ -48,12 +54,10 @@ def build_graphs(
         traced = clean(make_fx(joint)(primals, cotangents))
         fwd, bwd = cut(traced, len(outs), keep)
     bwd_input, bwd_weight = split_backward(bwd, sum(in_grads))
-    saved_from = saved_operands(fwd, len(outs))
     kept = list(fwd.graph.output_node().args[0])[len(outs) :]  # type: ignore[arg-type]
-    fresh = [node for node, origin in zip(kept, saved_from, strict=True) if origin < 0]
     graphs = Graphs(
-        fwd, bwd, bwd_input, bwd_weight, len(outs), tuple(in_grads), tuple(param_grads), out_grads, saved_from,
-        sum(tensor_bytes(node_type(node)) for node in fresh),
+        fwd, bwd, bwd_input, bwd_weight, len(outs), tuple(in_grads), tuple(param_grads), out_grads,
+        saved_operands(fwd, len(outs)), fresh_bytes(kept, fwd.graph.find_nodes(op="placeholder")),
     )  # fmt: skip
     for gm in graphs.parts().values():
         verify(gm)
@@ -84,9 +88,12 @@ def cut(joint: fx.GraphModule, n_outs: int, keep: str) -> tuple[fx.GraphModule, 
     for i, node in enumerate(joint.graph.find_nodes(op="placeholder")):
         assert str(node.target).startswith(("primals", "tangents")), f"operand {i} is {node.target}"
     part = min_cut_rematerialization_partition if keep == "mincut" else default_partition
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), functorch_config.patch(CUT):
         warnings.simplefilter("ignore")
         fwd, bwd = part(joint, None, num_fwd_outputs=n_outs)
+    for gm in (fwd, bwd):
+        gm.graph = fx_graph_cse(gm.graph)
+        gm.recompile()
     return fwd, bwd
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from specc.compiler.build import StageFacts, build_spec
+from specc.compiler.build import build_spec
+from specc.compiler.facts import StageFacts
 from specc.compiler.report import render
 from specc.compiler.report.gather import read_build
 from specc.runtime import checkpoint

@@ -15,7 +15,9 @@ from torch import Tensor
 from specc.compiler.graphs import from_json
 from specc.compiler.lower.grouped import grouped_mm  # registers the op that graphs may name
 from specc.compiler.program import Call
-from specc.compiler.schedule.actions import Action, parse
+from specc.compiler.schedule.actions import Action, parse, parts_of
+from specc.compiler.work import Work
+from specc.runtime.compile import Decision, callable_of, decide
 from specc.runtime.errors import RunError
 from specc.runtime.executor import Compiled, Executor
 from specc.runtime.init import initial
@@ -39,6 +41,7 @@ class Stage:
     calls: tuple[Call, ...]
     graphs: Mapping[str, Any]
     actions: list[Action]
+    work: Mapping[str, Any]
 
     @property
     def compute(self) -> torch.dtype:
@@ -51,17 +54,23 @@ class Stage:
     def trainable(self) -> list[str]:
         return [p["path"] for p in self.params if p["trainable"]]
 
-    def executor(self) -> Executor:
-        """The stage's graphs, loaded."""
-        bodies = {name: self._body(name, layout) for name, layout in self.graphs.items()}
+    def decide(self) -> Decision:
+        """Whether a run of this stage on this machine should compile its graphs."""
+        step, graphs = Work(**self.work["step"]), Work(**self.work["graphs"])
+        return decide(self.plan["compile"], step, graphs, self.work["n"], self.spec.steps(), self.compute)
+
+    def executor(self, compiled: bool = False) -> Executor:
+        """The stage's graphs, loaded; those that a step runs as C++ if `compiled`."""
+        bodies = {name: self._body(name, layout, compiled) for name, layout in self.graphs.items()}
         return Executor(
             self.calls, bodies, self.actions, self.facts["loss"], {}, frozenset(self.trainable()), self.compute,
             torch.float64 if self.compute == torch.float64 else torch.float32,
         )  # fmt: skip
 
-    def _body(self, name: str, layout: Mapping[str, Any]) -> Compiled:
-        text = {p: (self.path / "graphs" / f"{name}.{p}.json").read_text() for p in layout["parts"]}
-        parts = {p: from_json(t) for p, t in text.items()}
+    def _body(self, name: str, layout: Mapping[str, Any], compiled: bool) -> Compiled:
+        used = parts_of(self.actions)
+        text = {p: (self.path / "graphs" / f"{name}.{p}.json").read_text() for p in layout["parts"] if p in used}
+        parts = {p: callable_of(from_json(t), compiled) for p, t in text.items()}
         flags = {k: tuple(layout[k]) for k in ("in_grads", "param_grads", "out_grads")}
         return Compiled(
             parts["fwd"], parts.get("bwd"), parts.get("bwd_input"), parts.get("bwd_weight"), layout["n_outs"], **flags
@@ -116,5 +125,5 @@ def _stage(name: str, path: Path) -> Stage:
     return Stage(
         name, facts["hash"], path, StageSpec.model_validate(facts["spec"]), facts["plan"], facts,
         json.loads((path / "params.json").read_text()), calls, wiring["graphs"],
-        parse((path / "schedule.txt").read_text()),
+        parse((path / "schedule.txt").read_text()), json.loads((path / "work.json").read_text()),
     )  # fmt: skip

@@ -4,32 +4,57 @@ This is the only module that touches Inductor."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import SymInt, Tensor, fx
-from torch._inductor import compile as inductor
 
 from specc.compiler.graphs import dtype_named
+from specc.compiler.units import duration
+from specc.compiler.work import Work
 from specc.runtime.products import with_fast_products
+from specc.runtime.rates import measured
 
 Function = Callable[..., Sequence[Tensor]]
 Mode = Literal["auto", "on", "off"]
-SECONDS_A_GRAPH = 20.0  # what compiling one graph takes on two cores
-GAIN = 0.25  # share of a step that compilation saves
+SECONDS_A_GRAPH, SECONDS_A_NODE = 2.0, 0.025  # what compiling takes on two cores, with nothing in the cache
 
 
-def choose(mode: Mode, run_seconds: float, n_graphs: int) -> tuple[bool, str]:
-    """Whether to compile, and why, from how long the run would take without."""
-    if mode != "auto":
-        return mode == "on", f"compile: {mode}"
-    cost, gain = n_graphs * SECONDS_A_GRAPH, GAIN * run_seconds
-    better = gain > cost
-    verb = "pays" if better else "does not pay"
-    return better, f"compiling {n_graphs} graphs (about {cost:.0f} s) {verb} in a run of about {run_seconds:.0f} s"
+@dataclass(frozen=True)
+class Decision:
+    """Whether to compile, why, and the predicted seconds of a step either way."""
+
+    compiled: bool
+    why: str
+    step_seconds: float
+
+
+def decide(mode: Mode, step: Work, graphs: Work, n_graphs: int, steps: int, compute: torch.dtype) -> Decision:
+    """Compile if that takes less time than it saves in all steps, by this machine's measured rates."""
+    rates = measured(compute)
+    plain, compiled = rates.seconds(step), rates.seconds(step, compiled=True)
+    cost = n_graphs * SECONDS_A_GRAPH + graphs.nodes * SECONDS_A_NODE
+    pays = (plain - compiled) * steps > cost
+    chosen = pays if mode == "auto" else mode == "on"
+    verb = "pays" if pays else "does not pay"
+    note = f"compiling {n_graphs} graphs (about {duration(cost)}) {verb} in a run of {duration(plain * steps)}"
+    why = note if mode == "auto" else f"compile: {mode}"
+    return Decision(chosen, why, compiled if chosen else plain)
+
+
+def decided(path: Path, make: Callable[[], Decision]) -> Decision:
+    """The decision of a run, made once: a run that goes on computes as it began."""
+    if path.is_file():
+        return Decision(**json.loads(path.read_text(encoding="utf-8")))
+    made = make()
+    path.write_text(json.dumps(asdict(made)) + "\n", encoding="utf-8")
+    return made
 
 
 def callable_of(gm: fx.GraphModule, compiled: bool) -> Function:
@@ -44,7 +69,7 @@ def compile_graph(gm: fx.GraphModule) -> Function:
     made: list[Tensor | int | SymInt | None] = [
         example(node.meta["type"]) for node in gm.graph.find_nodes(op="placeholder")
     ]
-    compiled: Any = inductor(gm, made)
+    compiled: Any = import_module("torch._inductor").compile(gm, made)  # imported late: it takes a second
     return lambda *args: compiled(*args)
 
 

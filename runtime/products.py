@@ -26,7 +26,7 @@ def _(x: Tensor, y: Tensor) -> Tensor:
 
 
 def available() -> bool:
-    return bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def with_fast_products(gm: fx.GraphModule) -> fx.GraphModule:

@@ -10,8 +10,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from specc.compiler.units import duration
 from specc.runtime import checkpoint
 from specc.runtime.built import Build, Stage
+from specc.runtime.compile import decided
 from specc.runtime.data import tokenizer as tokenizers
 from specc.runtime.data.batches import prepare, stage_documents, unigram_entropy
 from specc.runtime.errors import RunError
@@ -42,6 +44,7 @@ def run_stage(build: Build, stage: Stage, base: Path, say: Say, bar: TextIO | No
         tokens = spec.batch.sequences * spec.data.seq_len
         try:
             with Signals() as signals, Progress(stage.name, run.step, spec.steps(), tokens, say, bar) as progress:
+                run.say = progress.tell
                 train(run, signals, progress)
         finally:
             run.metrics.close()
@@ -69,8 +72,12 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say) -> Run
         (folder / "facts.json").write_text(json.dumps({"unigram_entropy": entropy}) + "\n")
     optimizer = AdamW(stage.spec.optimizer, {p: params[p] for p in stage.trainable()})
     ema = {n: t.clone() for n, t in params.items()} if stage.spec.ema else {}
-    metrics = Metrics(folder, step, open_events(folder / "tensorboard", step, say))
-    run = Run(stage, folder, tokenizer, data, stage.executor(), params, optimizer, ema, metrics, say, step)
+    metrics = Metrics(folder, step, open_events(folder / "tensorboard", step))
+    decision = decided(folder / "compile.json", stage.decide)
+    say(f"{stage.name}: {decision.why}; a step takes about {duration(decision.step_seconds)}")
+    run = Run(
+        stage, folder, tokenizer, data, stage.executor(decision.compiled), params, optimizer, ema, metrics, say, step
+    )
     if loaded:
         run.guard = Guard(int(loaded.facts["skipped"]), int(loaded.facts["in_a_row"]))
         optimizer.load(loaded.tensors["optimizer"])

@@ -8,8 +8,13 @@ from pydantic import Field, field_validator, model_validator
 
 from specc.spec.data import DataSpec, TokenizerSpec
 from specc.spec.node import Node
+from specc.spec.objective import BlankInfilling, MaskedLM, SpanCorruption
 
 SUFFIX = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 Objective = Literal["causal_lm", "masked_lm", "span_corruption", "blank_infilling"]
 
 
@@ -97,6 +102,9 @@ class StageSpec(Node):
     from_: str | None = Field(None, alias="from")
     model: str | None = None
     objective: Objective = "causal_lm"
+    masked_lm: MaskedLM = MaskedLM()
+    span_corruption: SpanCorruption = SpanCorruption()
+    blank_infilling: BlankInfilling = BlankInfilling()
     data: DataSpec
     tokenizer: TokenizerSpec | None = None
     optimizer: Optimizer = Optimizer()
@@ -107,8 +115,24 @@ class StageSpec(Node):
     sample: Sample = Sample()
     checkpoint: Checkpoint = Checkpoint()
     ema: float | None = Field(None, gt=0, lt=1)
-    template: str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    template: str = CHATML
     seed: int = Field(0, ge=0, lt=1 << 32)
+
+    @model_validator(mode="after")
+    def _objective(self) -> StageSpec:
+        if self.kind == "sft" and self.objective != "causal_lm":
+            raise ValueError("an sft stage has the objective 'causal_lm'")
+        for name in ("masked_lm", "span_corruption", "blank_infilling"):
+            if name in self.model_fields_set and getattr(self, name) != type(getattr(self, name))():
+                if name != self.objective:
+                    raise ValueError(f"'{name}' has no effect on the objective '{self.objective}'")
+        return self
+
+    def lengths(self) -> dict[str, int]:
+        """Tokens of a row of the inputs, by the first letters of their names; '' is for all others."""
+        if self.objective == "span_corruption":
+            return {"enc_": self.data.seq_len, "": self.span_corruption.decoder_len(self.data.seq_len)}
+        return {"": self.data.seq_len}
 
     def steps(self) -> int:
         if self.budget.steps is not None:

@@ -7,7 +7,7 @@ import math
 
 from specc.compiler.units import count
 
-PREFIXES = ("", "K", "M", "G", "T", "P", "E")
+PREFIXES = ("", "K", "M", "G", "T", "P", "E", "Z", "Y")
 
 
 def esc(text: object) -> str:

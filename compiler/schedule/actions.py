@@ -5,12 +5,14 @@ that the graphs compute with, `REDUCE` brings the gradients together, `STEP` run
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 Kind = Literal["UNSHARD", "F", "B", "I", "W", "REDUCE", "STEP"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
+PARTS: dict[Kind, str] = {"F": "fwd", "B": "bwd", "I": "bwd_input", "W": "bwd_weight"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class Action:
 def parse(text: str) -> list[Action]:
     """The actions of a text that has one a line."""
     return [_action(line.split()) for line in text.splitlines() if line.strip()]
+
+
+def parts_of(actions: Iterable[Action]) -> set[str]:
+    """The graphs of a body (see compiler.graphs.Graphs) that these actions run."""
+    return {PARTS[a.kind] for a in actions if a.kind in PARTS}
 
 
 def _action(words: list[str]) -> Action:

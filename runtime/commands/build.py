@@ -8,25 +8,31 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from specc.compiler.build import StageFacts
+from specc.compiler.facts import StageFacts
 from specc.compiler.report.text import flops
 from specc.compiler.units import count, duration, size
 from specc.runtime.api import build_files
+from specc.runtime.built import open_build
+from specc.runtime.compile import Decision
 
 
 def run(args: argparse.Namespace) -> int:
     began = time.monotonic()
     facts, out = build_files(args.spec, args.out, args.overrides, args.allow_ops)
+    took = time.monotonic() - began
+    stages = open_build(out).stages
+    decisions = [stages[f.name].decide() for f in facts]
     if args.json:
-        print(json.dumps({"build": str(out), "stages": [asdict(f) for f in facts]}, indent=1))
+        described = [{**asdict(f), "run": asdict(d)} for f, d in zip(facts, decisions, strict=True)]
+        print(json.dumps({"build": str(out), "stages": described}, indent=1))
         return 0
-    print(f"{out}: built in {duration(time.monotonic() - began)}\n\n{summary(facts)}\n")
+    print(f"{out}: built in {duration(took)}\n\n{summary(facts, decisions)}\n")
     print(f"next: specc run {out}        look: {out}/report.html")
     return 0
 
 
-def summary(facts: Sequence[StageFacts]) -> str:
-    """A table with a column for each stage."""
+def summary(facts: Sequence[StageFacts], decisions: Sequence[Decision]) -> str:
+    """A table with a column for each stage; times are what this machine would take."""
     rows = [
         ("", [f.name for f in facts]),
         ("parameters", [count(f.params) for f in facts]),
@@ -35,6 +41,9 @@ def summary(facts: Sequence[StageFacts]) -> str:
         ("steps", [f"{f.steps:,}" for f in facts]),
         ("tokens", [count(f.tokens) for f in facts]),
         ("FLOPs in all", [flops(f.flops_per_token * f.tokens) for f in facts]),
+        ("a step here", [duration(d.step_seconds) for d in decisions]),
+        ("all steps here", [duration(d.step_seconds * f.steps) for f, d in zip(facts, decisions, strict=True)]),
+        ("compile", [f"{f.n_graphs} graphs" if d.compiled else "no" for f, d in zip(facts, decisions, strict=True)]),
     ]
     categories = dict.fromkeys(c for f in facts for c in f.memory)
     rows += [(c, [size(f.memory[c]) if c in f.memory else "-" for f in facts]) for c in categories]

@@ -1,0 +1,97 @@
+"""What running a graph takes: FLOPs of its products, bytes that its ops move, bytes that are alive at once."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils.flop_counter import flop_registry
+
+
+@dataclass(frozen=True)
+class Work:
+    """FLOPs of products (a multiply-add is two), and bytes that all other ops read and write if nothing is fused."""
+
+    flops: float = 0.0
+    bytes: float = 0.0
+    nodes: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.flops + other.flops, self.bytes + other.bytes, self.nodes + other.nodes)
+
+    def __mul__(self, times: float) -> Work:
+        return Work(self.flops * times, self.bytes * times, round(self.nodes * times))
+
+
+def graph_work(gm: fx.GraphModule) -> Work:
+    """The work of one call."""
+    total = Work()
+    for node in gm.graph.nodes:
+        if node.op == "call_function" and node.target is not operator.getitem and not is_view(node):
+            flops = _flops(node)
+            total += Work(flops, 0.0 if flops else _touched(node), 1)
+    return total
+
+
+def is_view(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and bool(node.target.is_view)
+
+
+def _flops(node: fx.Node) -> float:
+    if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "specc":
+        rows, weight = (tensors(a)[0] for a in node.all_input_nodes[:2])
+        return 2.0 * rows.shape[0] * rows.shape[1] * weight.shape[-1]  # each row meets one matrix
+    count = flop_registry.get(getattr(node.target, "overloadpacket", None))
+    if count is None:
+        return 0.0
+    args = torch.fx.map_arg(node.args, lambda n: n.meta["val"])
+    kwargs = torch.fx.map_arg(node.kwargs, lambda n: n.meta["val"])
+    found: float = count(*args, **kwargs, out_val=node.meta["val"])
+    return found
+
+
+def _touched(node: fx.Node) -> int:
+    return sum(t.numel() * t.element_size() for n in (node, *node.all_input_nodes) for t in tensors(n))
+
+
+def tensors(node: fx.Node) -> list[Tensor]:
+    """The values of a node."""
+    val: Any = node.meta.get("val")
+    return [t for t in (val if isinstance(val, list | tuple) else [val]) if isinstance(t, Tensor)]
+
+
+def storages(nodes: Iterable[fx.Node]) -> dict[int, int]:
+    """Bytes by storage: views of one tensor are one."""
+    held = [t.untyped_storage() for node in nodes for t in tensors(node)]
+    return {s._cdata: s.nbytes() for s in held}
+
+
+def fresh_bytes(kept: Sequence[fx.Node], operands: Sequence[fx.Node]) -> int:
+    """Bytes that the kept values hold beyond what came in."""
+    known = storages(operands)
+    return sum(n for key, n in storages(kept).items() if key not in known)
+
+
+def peak_bytes(gm: fx.GraphModule) -> int:
+    """The most bytes alive at once in a call beyond what came in, if values go after their last use."""
+    nodes = list(gm.graph.nodes)
+    known = storages(gm.graph.find_nodes(op="placeholder"))
+    last: dict[int, int] = {}
+    for i, node in enumerate(nodes):
+        for key in storages([node, *node.all_input_nodes]):
+            last[key] = i
+    ends: dict[int, list[int]] = {}
+    for key, i in last.items():
+        ends.setdefault(i, []).append(key)
+    alive: dict[int, int] = {}
+    most = 0
+    for i, node in enumerate(nodes):
+        alive |= {key: n for key, n in storages([node]).items() if key not in known}
+        most = max(most, sum(alive.values()))
+        for key in ends.get(i, []):
+            alive.pop(key, None)
+    return most

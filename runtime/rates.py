@@ -1,0 +1,48 @@
+"""How fast this machine is: products and memory, measured in a fraction of a second, and what a step takes by that."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from specc.compiler.work import Work
+from specc.runtime.products import available, mm
+
+SIDE = 1024  # of the square matrices
+ELEMENTS = 1 << 22  # of the tensor that is read, and of the new one that is written
+FUSED = 0.4  # share of the bytes that are still moved when a graph is compiled
+
+
+@dataclass(frozen=True)
+class Rates:
+    """FLOP/s of products in one dtype and bytes/s of pointwise ops, with the threads of the moment."""
+
+    flops: float
+    bytes: float
+
+    def seconds(self, work: Work, compiled: bool = False) -> float:
+        return work.flops / self.flops + work.bytes * (FUSED if compiled else 1.0) / self.bytes
+
+
+@cache
+def measured(compute: torch.dtype) -> Rates:
+    """The best of a few runs each."""
+    x = torch.randn(SIDE, SIDE).to(compute)
+    y = torch.randn(ELEMENTS)
+    product = mm if compute == torch.float32 and available() else torch.mm
+    return Rates(2.0 * SIDE**3 / best(lambda: product(x, x)), 8.0 * ELEMENTS / best(lambda: y + 1.0))
+
+
+def best(run: Callable[[], object], times: int = 5) -> float:
+    """The least seconds of several runs after a first one."""
+    run()
+    seconds: list[float] = []
+    for _ in range(times):
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)

@@ -1,0 +1,78 @@
+"""What a model is asked: the parameters of the pre-training objectives, and the lengths that follow from them."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import Field
+
+from specc.spec.node import Node
+
+
+class MaskedLM(Node):
+    """BERT (arXiv:1810.04805, 3.1): some tokens are hidden, and the model tells what they were."""
+
+    rate: float = Field(0.15, gt=0, lt=1, description="share of the tokens that are predicted")
+    masked: float = Field(0.8, ge=0, le=1, description="share of these that become [MASK]")
+    random: float = Field(0.1, ge=0, le=1, description="share of these that become a random token; the rest stay")
+
+
+class SpanCorruption(Node):
+    """T5 (arXiv:1910.10683, 3.1.4): spans become sentinels; the decoder writes the spans."""
+
+    density: float = Field(0.15, gt=0, lt=0.9, description="share of the tokens that are in spans")
+    mean_span: float = Field(3.0, ge=1)
+    target_len: int | None = Field(None, ge=4, description="tokens of a decoder row; default: what seq_len gives")
+
+    def spans(self, n: int) -> tuple[int, int]:
+        """Tokens in spans, and spans, of a text of n >= 2 tokens; both are exact, not drawn."""
+        noise = min(max(round(n * self.density), 1), n - 1)
+        return noise, min(max(round(noise / self.mean_span), 1), noise, n - noise)
+
+    def lengths(self, n: int) -> tuple[int, int]:
+        """Tokens that n tokens become for the encoder and the decoder: a sentinel a span, and an end each."""
+        noise, spans = self.spans(n)
+        return n - noise + spans + 1, noise + spans + 1
+
+    def piece(self, seq_len: int) -> int:
+        """The longest text whose encoder side fits `seq_len` (568 for 512, as in the paper's code)."""
+        n = 2
+        low, high = n, 2 * seq_len + 16 if self.density < 0.5 else 16 * seq_len
+        while low < high:  # the encoder's length never falls by more than a token when n grows
+            n = (low + high + 1) // 2
+            low, high = (n, high) if self.lengths(n)[0] <= seq_len else (low, n - 1)
+        while self.lengths(low)[0] > seq_len:
+            low -= 1
+        return low
+
+    def decoder_len(self, seq_len: int) -> int:
+        return self.target_len or self.lengths(self.piece(seq_len))[1]
+
+
+class BlankInfilling(Node):
+    """GLM (arXiv:2103.10360, 2.1): spans are cut out, shuffled, and written again from left to right."""
+
+    density: float = Field(0.15, gt=0, lt=0.9, description="share of the tokens that are in spans, at least")
+    mean_span: float = Field(3.0, ge=1, description="mean of the Poisson distribution of the spans' lengths")
+    document: float = Field(0.0, ge=0, le=1, description="share of the texts with one long span at the end ([gMASK])")
+    document_span: float = Field(0.5, gt=0, le=1, description="the shortest such span, as a share of the text")
+
+    def hidden(self, n: int) -> int:
+        """Tokens in spans of a text of n tokens."""
+        return min(max(math.ceil(n * self.density), 1), n - 1)
+
+    def most_spans(self, n: int) -> int:
+        """Draws of more spans than this (the mean and about three standard deviations) are drawn anew."""
+        m = self.hidden(n)
+        return min(math.ceil(m / self.mean_span + math.sqrt(m) / 2 + 1), m, n - m + 1)
+
+    def length(self, n: int) -> int:
+        """The most tokens that n tokens become: each span adds its [MASK] and its start."""
+        return n + 2 * self.most_spans(n)
+
+    def piece(self, seq_len: int) -> int:
+        """The longest text that surely fits `seq_len`."""
+        n = seq_len
+        while n > 2 and self.length(n) > seq_len:
+            n -= 1
+        return n

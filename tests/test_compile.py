@@ -1,0 +1,69 @@
+"""Whether to compile is decided by time and kept; compiled graphs give what the plain ones give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from specc.compiler.build import build_spec
+from specc.compiler.work import Work
+from specc.runtime.built import open_build
+from specc.runtime.compile import Decision, decide, decided
+from specc.runtime.rates import measured
+from specc.spec.spec import Spec
+
+TINY = """
+specc: 1
+name: tiny
+use: models/llama
+model:
+  dims: {D: 64, L: 3, H: 4, K: 2, F: 96, V: 300}
+stages:
+  train:
+    data: {sources: [{corpus: python-stdlib}], seq_len: 96}
+    tokenizer: {vocab: 300}
+    batch: {sequences: 4, microbatch: 2}
+    budget: {steps: 2}
+"""
+
+
+def test_compiling_is_decided_by_what_it_saves() -> None:
+    step, graphs = Work(1e9, 1e9, 100), Work(1e8, 1e8, 500)
+    assert not decide("auto", step, graphs, 6, 10, torch.float32).compiled
+    long = decide("auto", step, graphs, 6, 10**7, torch.float32)
+    assert long.compiled
+    assert "pays" in long.why
+    assert decide("on", step, graphs, 6, 1, torch.float32).compiled
+    off = decide("off", step, graphs, 6, 10**7, torch.float32)
+    assert not off.compiled
+    assert off.step_seconds > long.step_seconds
+
+
+def test_a_run_keeps_its_decision(tmp_path: Path) -> None:
+    first = decided(tmp_path / "compile.json", lambda: Decision(True, "it pays", 0.25))
+    assert decided(tmp_path / "compile.json", lambda: pytest.fail("asked again")) == first
+
+
+def test_the_rates_are_those_of_a_computer() -> None:
+    rates = measured(torch.float32)
+    assert 1e8 < rates.flops < 1e15
+    assert 1e8 < rates.bytes < 1e14
+
+
+def test_compiled_graphs_agree_with_plain_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    build_spec(Spec.from_yaml(TINY), tmp_path / "b")
+    stage = open_build(tmp_path / "b").stages["train"]
+    made = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 128, (2, 2, 96), generator=made)
+    doc = torch.arange(96).div(40, rounding_mode="floor").expand(2, 96).contiguous()
+    rows = {"doc": doc, "pos": torch.arange(96).expand(2, 96).contiguous()}
+    batches = [{"tokens": t, "labels": t.roll(-1, 1), **rows} for t in tokens]
+    params = stage.initial(torch.float32)
+    plain = stage.executor(compiled=False).step(params, batches, [0.5, 0.5])
+    compiled = stage.executor(compiled=True).step(params, batches, [0.5, 0.5])
+    torch.testing.assert_close(compiled.losses, plain.losses, rtol=1e-5, atol=1e-6)
+    for path, grad in plain.grads.items():
+        torch.testing.assert_close(compiled.grads[path], grad, rtol=1e-4, atol=1e-6)

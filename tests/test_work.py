@@ -1,0 +1,44 @@
+"""Work and memory of graphs, counted by hand."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from specc.compiler.work import fresh_bytes, graph_work, peak_bytes
+
+
+def traced(m: int, k: int, n: int) -> fx.GraphModule:
+    """relu(x y)' twice over: a product, a pointwise op, a view, a sum."""
+
+    def f(x: Tensor, y: Tensor) -> list[Tensor]:
+        z = torch.relu(x @ y)
+        return [z.t(), z, z.sum(), x.t()]
+
+    with FakeTensorMode():
+        x, y = torch.empty(m, k), torch.empty(k, n)
+    return make_fx(f)(x, y)
+
+
+def test_products_count_flops_and_the_rest_bytes() -> None:
+    work = graph_work(traced(8, 16, 4))
+    assert work.flops == 2 * 8 * 16 * 4
+    assert work.bytes == 4 * (2 * 8 * 4 + 8 * 4 + 1)  # relu reads and writes; the sum reads, and writes one number
+    assert work.nodes == 3
+
+
+def test_views_hold_no_memory_of_their_own() -> None:
+    gm = traced(8, 16, 4)
+    outs = list(gm.graph.output_node().args[0])  # type: ignore[arg-type]
+    assert fresh_bytes(outs, gm.graph.find_nodes(op="placeholder")) == 4 * (8 * 4 + 1)
+
+
+def test_values_are_alive_until_their_last_use() -> None:
+    assert peak_bytes(traced(8, 16, 4)) == 4 * 2 * 8 * 4  # the product and its relu; the sum comes when one is gone
+
+
+def test_work_adds_up() -> None:
+    work = graph_work(traced(8, 16, 4))
+    assert (work + work) == work * 2
