@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
@@ -103,10 +104,10 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def looked_up(text: str | float, known: Mapping[str, Any]) -> Any:
-    """The value of an expression over the config; a plain name may stand for a list."""
+    """The value of an expression over the config; a plain name may stand for a list, and null counts as 0."""
     if isinstance(text, str) and isinstance(known.get(text), list | tuple):
         return list(known[text])
-    numbers = {k: v for k, v in known.items() if isinstance(v, bool | int | float)}
+    numbers = {k: v or 0 for k, v in known.items() if v is None or isinstance(v, bool | int | float)}
     try:
         return evaluate(parse(text), numbers)
     except ExprError as e:
@@ -114,4 +115,4 @@ def looked_up(text: str | float, known: Mapping[str, Any]) -> Any:
 
 
 def shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
