@@ -124,7 +124,11 @@ COMMANDS: dict[str, Command] = {
     "ops": Command(
         "list the ops that steps may name, or describe one",
         "specc.runtime.commands.ops:run",
-        (option("name", metavar="OP", nargs="?", help="describe this op"), JSON),
+        (
+            option("name", metavar="OP", nargs="?", help="describe this op"),
+            option("--markdown", action="store_true", help="print the page docs/ops.md"),
+            JSON,
+        ),
     ),
     "doctor": Command(
         "say what is installed, and what works on this machine",

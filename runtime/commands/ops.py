@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from specc.compiler.ops import OPS, Op
@@ -16,7 +17,9 @@ def run(args: argparse.Namespace) -> int:
         if args.name not in rows:
             raise SpecError(Diagnostic("S101", f"no op '{args.name}'", hint=did_you_mean(args.name, rows)))
         rows = {args.name: rows[args.name]}
-    if args.json:
+    if args.markdown:
+        print(as_markdown(rows), end="")
+    elif args.json:
         print(json.dumps({name: as_data(op) for name, op in rows.items()}, indent=1))
     elif args.name is not None:
         print(describe(rows[args.name]))
@@ -35,6 +38,31 @@ def describe(op: Op) -> str:
         width = max(map(len, op.args))
         lines += ["", "  arguments"]
         lines += [f"    {name:{width}}  {_kind(data)}  {data['doc']}".rstrip() for name, data in _args(op).items()]
+    return "\n".join(lines)
+
+
+MARKDOWN = """\
+# Ops
+
+Made by `specc ops --markdown`; `specc ops NAME` shows one of them. In a rule `x` is one dim, `x*` any number of
+dims, `...` the batch dims that all operands share, `!x` a dim that may not be split. Weights are the operands behind
+the inputs. An op without a rule says its result's shape itself.
+"""
+
+
+def as_markdown(rows: Mapping[str, Op]) -> str:
+    """The table as the page docs/ops.md."""
+    lines = [MARKDOWN]
+    for name, op in rows.items():
+        lines += [f"## {name}", op.doc, ""]
+        if op.rule.strip() != "->":
+            lines.append(f"- rule: `{op.rule}`")
+        lines.append(f"- inputs: {', '.join(f'`{i}`' for i in op.inputs) or 'none'}")
+        if op.weights:
+            lines.append(f"- weights: {', '.join(f'`{w.name}`' if w.name else 'itself' for w in op.weights)}")
+        for arg, data in _args(op).items():
+            lines.append(f"- `{arg}`: {_kind(data)}{': ' if data['doc'] else ''}{data['doc']}")
+        lines.append("")
     return "\n".join(lines)
 
 
