@@ -13,7 +13,7 @@ from specc.compiler.report.gather import read_build
 from specc.runtime import checkpoint
 from specc.runtime.built import Build, Stage, open_build
 from specc.runtime.data import tokenizer as tokenizers
-from specc.runtime.data.batches import render as render_chat
+from specc.runtime.data.chat import render as render_chat
 from specc.runtime.errors import RunError
 from specc.runtime.run import run_build
 from specc.runtime.sample import Choice, write_text
@@ -97,4 +97,4 @@ def in_template(stage: Stage, prompt: str) -> str:
     """The prompt as the stage's data had it: an sft stage's chat template, up to the answer."""
     if stage.spec.kind != "sft":
         return prompt
-    return render_chat(stage.spec.template, [{"role": "user", "content": prompt}]) + "<|im_start|>assistant\n"
+    return render_chat(stage.spec.template, [{"role": "user", "content": prompt}], ask=True)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from specc.compiler.ops.loss import IGNORE
 from specc.runtime.built import Stage
-from specc.runtime.data.batches import batch, render
-from specc.runtime.data.pack import Rows
+from specc.runtime.data.batches import batch
+from specc.runtime.data.chat import render
+from specc.runtime.data.objectives import Rows
 from specc.runtime.errors import RunError
 from specc.runtime.executor import Executor
 from specc.runtime.sample import Choice, write_text
@@ -43,7 +44,7 @@ def write_samples(
     for prompt in spec.sample.prompts if stage.facts["decodes"] else []:
         text = prompt
         if spec.kind == "sft":
-            text = render(spec.template, [{"role": "user", "content": prompt}]) + "<|im_start|>assistant\n"
+            text = render(spec.template, [{"role": "user", "content": prompt}], ask=True)
         choice = Choice(spec.sample.temperature, seed=spec.seed)
         try:
             made.append((prompt, write_text(stage, params, tokenizer, text, spec.sample.tokens, choice)))

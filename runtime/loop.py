@@ -15,7 +15,9 @@ from torch import Tensor
 
 from specc.runtime import checkpoint
 from specc.runtime.built import Stage
-from specc.runtime.data.batches import Prepared, microbatches
+from specc.runtime.data.batches import Batch, microbatches
+from specc.runtime.data.prefetch import Prefetch
+from specc.runtime.data.prepare import Prepared
 from specc.runtime.errors import Stopped
 from specc.runtime.evaluate import validation_loss, write_samples
 from specc.runtime.executor import Executor
@@ -26,6 +28,7 @@ from specc.runtime.progress import Progress, peak_memory
 from specc.runtime.signals import Signals
 
 Say = Callable[[str], None]
+Microbatches = tuple[list[Batch], list[float]]
 MAX_FAILED_SAVES = 3  # in a row; a disk that is full for a while does not end a run
 
 
@@ -66,10 +69,21 @@ class Step:
 
 def train(run: Run, signals: Signals, progress: Progress) -> None:
     """Train to the end of the stage. Raises Stopped after a signal, with the state saved."""
+    with Prefetch(lambda step: batches_of(run, step), run.step, run.stage.spec.steps()) as ready:
+        held = train_on(run, signals, progress, ready.take)
+    finish(run, held)
+
+
+def batches_of(run: Run, step: int) -> Microbatches:
+    return microbatches(run.data.train, run.stage.spec, step, run.stage.fields)
+
+
+def train_on(run: Run, signals: Signals, progress: Progress, take: Callable[[int], Microbatches]) -> float | None:
+    """All steps that are left; the validation loss if the last of them gave it."""
     spec, steps = run.stage.spec, run.stage.spec.steps()
     held: float | None = None
     while run.step < steps:
-        made = one_step(run, steps)
+        made = one_step(run, steps, take)
         run.step += 1
         last = run.step == steps
         held = None
@@ -82,7 +96,7 @@ def train(run: Run, signals: Signals, progress: Progress) -> None:
             save(run, must=last or signals.asked is not None)
         if signals.asked and not last:
             raise Stopped(f"{run.stage.name}: saved at step {run.step}; run again to go on", signals.asked)
-    finish(run, held)
+    return held
 
 
 def finish(run: Run, held: float | None) -> None:
@@ -96,10 +110,10 @@ def finish(run: Run, held: float | None) -> None:
     run.say(f"{run.stage.name}: done, validation loss {held:.4f}")
 
 
-def one_step(run: Run, steps: int) -> Step:
+def one_step(run: Run, steps: int, take: Callable[[int], Microbatches] | None = None) -> Step:
     """Train on the step's batch; numbers that are not finite leave weights, moments and average alone."""
     spec, begin = run.stage.spec, time.perf_counter()
-    batches, weights = microbatches(run.data.train, spec, run.step, run.stage.fields)
+    batches, weights = take(run.step) if take else batches_of(run, run.step)
     ready = time.perf_counter()
     result = run.executor.step(run.params, batches, weights)
     loss = sum(float(x) * w for x, w in zip(result.losses, weights, strict=True))

@@ -15,7 +15,9 @@ from specc.runtime import checkpoint
 from specc.runtime.built import Build, Stage
 from specc.runtime.compile import decided
 from specc.runtime.data import tokenizer as tokenizers
-from specc.runtime.data.batches import prepare, stage_documents, unigram_entropy
+from specc.runtime.data.batches import unigram_entropy
+from specc.runtime.data.corpus import Corpus
+from specc.runtime.data.prepare import corpora, first_texts, prepare
 from specc.runtime.errors import RunError
 from specc.runtime.health import Guard
 from specc.runtime.lock import locked
@@ -54,9 +56,11 @@ def run_stage(build: Build, stage: Stage, base: Path, say: Say, bar: TextIO | No
 def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say) -> Run:
     """Data, weights and optimizer: fresh, from the parent stage, or from the newest good checkpoint."""
     loaded = resume(stage, folder, say)
-    docs = stage_documents(stage.spec, base)
-    tokenizer = find_tokenizer(build, stage, folder, base, [d.text for d in docs])
-    data = prepare(stage.spec, docs, tokenizer)
+    sources = corpora(stage.spec, base)
+    tokenizer = find_tokenizer(build, stage, folder, base, sources)
+    data = prepare(stage.spec, sources, tokenizer, build.path.parent / f"{build.path.name}.tokens")
+    for note in data.notes:
+        say(f"{stage.name}: {note}")
     vocab = tokenizer.get_vocab_size()
     rows = next((p["shape"][0] for p in stage.params if p["dims"][0] == "V"), vocab)
     if vocab > rows:
@@ -118,8 +122,8 @@ def master(stage: Stage) -> torch.dtype:
     return torch.float64 if stage.plan["precision"]["master"] == "fp64" else torch.float32
 
 
-def find_tokenizer(build: Build, stage: Stage, folder: Path, base: Path, texts: list[str]) -> Tokenizer:
-    """The stage's own tokenizer (trained once and kept), or its parent's."""
+def find_tokenizer(build: Build, stage: Stage, folder: Path, base: Path, sources: list[Corpus]) -> Tokenizer:
+    """The stage's own tokenizer (trained once and kept), or its parent's; with the special tokens of the objective."""
     kept = folder / "tokenizer.json"
     if kept.is_file():
         return tokenizers.load(kept)
@@ -130,7 +134,8 @@ def find_tokenizer(build: Build, stage: Stage, folder: Path, base: Path, texts: 
     elif spec.file:
         found = tokenizers.load(base / spec.file)
     else:
-        found = tokenizers.train(texts[: spec.documents], spec.vocab)
+        found = tokenizers.train(first_texts(sources, spec.documents), spec.vocab, tokenizers.needed(stage.spec))
+    tokenizers.complete(found, tokenizers.needed(stage.spec))
     temporary = kept.with_suffix(".tmp")
     found.save(str(temporary))
     temporary.rename(kept)

@@ -11,14 +11,18 @@ from specc.spec.node import Node
 Corpus = Literal["python-stdlib", "python-docstrings"]
 
 
+Format = Literal["text", "jsonl", "parquet", "arrow"]
+
+
 class Source(Node):
-    """Documents of one origin: a file, a directory, or a corpus that every machine has."""
+    """Documents of one origin: files, or a corpus that every machine has."""
 
     corpus: Corpus | None = None
-    path: str | None = None
-    format: Literal["text", "jsonl", "parquet"] = "text"
-    field: str = "text"
-    weight: float = Field(1.0, gt=0)
+    path: str | None = Field(None, min_length=1, description="a file, a directory, a pattern such as 'news/*.txt', or "
+                             "what `Dataset.save_to_disk` of Hugging Face's datasets wrote")  # fmt: skip
+    format: Format | None = Field(None, description="default: by the files' endings")
+    field: str = Field("text", description="where rows of jsonl, parquet and arrow have their text")
+    weight: float = Field(1.0, gt=0, le=1e6, description="share of the sequences, relative to the other sources")
 
     @model_validator(mode="after")
     def _one_origin(self) -> Source:
@@ -33,7 +37,7 @@ class DataSpec(Node):
     sources: list[Source] = Field(min_length=1)
     seq_len: int = Field(256, ge=2, le=1 << 20)
     validation: float = Field(0.01, gt=0, lt=1, description="share of the documents held out")
-    limit: int | None = Field(None, ge=1, description="use only so many documents")
+    limit: int | None = Field(None, ge=1, description="use only so many documents of each source")
 
 
 class TokenizerSpec(Node):

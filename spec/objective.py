@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from specc.spec.node import Node
 
@@ -15,6 +15,12 @@ class MaskedLM(Node):
     rate: float = Field(0.15, gt=0, lt=1, description="share of the tokens that are predicted")
     masked: float = Field(0.8, ge=0, le=1, description="share of these that become [MASK]")
     random: float = Field(0.1, ge=0, le=1, description="share of these that become a random token; the rest stay")
+
+    @model_validator(mode="after")
+    def _shares(self) -> MaskedLM:
+        if self.masked + self.random > 1:
+            raise ValueError("'masked' and 'random' are shares of one whole: their sum is at most 1")
+        return self
 
 
 class SpanCorruption(Node):
@@ -45,7 +51,16 @@ class SpanCorruption(Node):
             low -= 1
         return low
 
+    def check(self, seq_len: int) -> None:
+        """Raises ValueError if a text of some tokens and its targets do not fit the rows."""
+        if seq_len < 8:
+            raise ValueError("span_corruption needs a data.seq_len of at least 8")
+        needed = self.lengths(self.piece(seq_len))[1]
+        if self.target_len is not None and self.target_len < needed:
+            raise ValueError(f"span_corruption.target_len is at least {needed} for a data.seq_len of {seq_len}")
+
     def decoder_len(self, seq_len: int) -> int:
+        """Tokens of a decoder row."""
         return self.target_len or self.lengths(self.piece(seq_len))[1]
 
 

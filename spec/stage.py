@@ -123,9 +123,12 @@ class StageSpec(Node):
         if self.kind == "sft" and self.objective != "causal_lm":
             raise ValueError("an sft stage has the objective 'causal_lm'")
         for name in ("masked_lm", "span_corruption", "blank_infilling"):
-            if name in self.model_fields_set and getattr(self, name) != type(getattr(self, name))():
-                if name != self.objective:
-                    raise ValueError(f"'{name}' has no effect on the objective '{self.objective}'")
+            if name != self.objective and getattr(self, name) != type(getattr(self, name))():
+                raise ValueError(f"'{name}' has no effect on the objective '{self.objective}'")
+        if self.objective == "span_corruption":
+            self.span_corruption.check(self.data.seq_len)
+        elif self.objective == "blank_infilling" and self.data.seq_len < 8:
+            raise ValueError("blank_infilling needs a data.seq_len of at least 8")
         return self
 
     def lengths(self) -> dict[str, int]:

@@ -2,135 +2,102 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import jinja2
-import jinja2.sandbox
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from specc.compiler.ops.loss import IGNORE
-from specc.runtime.data.corpus import Document, documents
-from specc.runtime.data.pack import Rows, pack, pack_samples
-from specc.runtime.data.tokenizer import END, EOS, PAD, special
+from specc.runtime.data.mixture import place, rows_at
+from specc.runtime.data.noise import Ints
+from specc.runtime.data.objectives import Rows
+from specc.runtime.data.pack import Fields
 from specc.runtime.errors import RunError
 from specc.spec.stage import StageSpec
 
 Batch = dict[str, Tensor]
+COUNTED = 4096  # rows that the entropy is taken over
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A stage's rows for training and validation."""
+class Mixture:
+    """The rows of the sources, and how often each source comes."""
 
-    train: Rows
-    validation: Rows
+    parts: tuple[Rows, ...]
+    weights: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def fields(self, samples: Ints, seed: int) -> Fields:
+        """The fields [B, S] of the samples with these numbers, in the endless sequence of a stage."""
+        sources, numbers = place(samples, self.weights, seed)
+        rows = np.empty_like(samples)
+        for s, part in enumerate(self.parts):
+            here = sources == s
+            if here.any():
+                rows[here] = rows_at(len(part), numbers[here], seed, s)
+        return gathered(self.parts, sources, rows, samples)
 
 
-def stage_documents(stage: StageSpec, base: Path) -> list[Document]:
-    found = [d for source in stage.data.sources for d in documents(source, base)]
-    return found[: stage.data.limit] if stage.data.limit else found
+def joined(parts: Sequence[Rows], weights: Sequence[float]) -> Rows:
+    """All rows of the sources once, in an order whose every beginning has the sources by their weights."""
+    sources = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
+    rows = np.concatenate([np.arange(len(p)) for p in parts])
+    order = np.argsort((rows + 0.5) / np.asarray(weights)[sources], kind="stable")
+
+    def make(chosen: Ints, samples: Ints) -> Fields:
+        at = order[chosen]
+        return gathered(parts, sources[at], rows[at], samples)
+
+    return Rows(len(order), make)
 
 
-def prepare(stage: StageSpec, docs: list[Document], tokenizer: Tokenizer) -> Prepared:
-    """Tokenise and pack; the validation documents are held out by their content."""
-    held = [d for d in docs if d.held_out(stage.data.validation)]
-    rest = [d for d in docs if not d.held_out(stage.data.validation)]
-    rows = _sft_rows if stage.kind == "sft" else _text_rows
-    made = Prepared(rows(stage, rest, tokenizer), rows(stage, held, tokenizer))
-    if not len(made.train) or not len(made.validation):
-        raise RunError(
-            f"{len(docs)} documents do not fill a row of {stage.data.seq_len} tokens for training and validation"
-        )
+def gathered(parts: Sequence[Rows], sources: Ints, rows: Ints, samples: Ints) -> Fields:
+    """Row rows[b] of the source sources[b] for each b."""
+    made: Fields = {}
+    for s in np.unique(sources):
+        here = np.flatnonzero(sources == s)
+        for name, values in parts[s].make(rows[here], samples[here]).items():
+            made.setdefault(name, np.empty((len(rows), values.shape[1]), dtype=np.int64))[here] = values
     return made
 
 
-def _text_rows(stage: StageSpec, docs: list[Document], tokenizer: Tokenizer) -> Rows:
-    encoded = tokenizer.encode_batch([d.text for d in docs], add_special_tokens=False)
-    return pack((e.ids for e in encoded), stage.data.seq_len, special(tokenizer, EOS))
-
-
-def render(template: str, messages: list[dict[str, str]], ask: bool = False) -> str:
-    """A conversation as text by its jinja2 template; with `ask` the answer's head follows."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(keep_trailing_newline=True)
-    try:
-        return str(environment.from_string(template).render(messages=messages, add_generation_prompt=ask))
-    except jinja2.TemplateError as e:
-        raise RunError(f"the chat template fails: {e}") from None
-
-
-def _sft_rows(stage: StageSpec, docs: list[Document], tokenizer: Tokenizer) -> Rows:
-    samples: list[tuple[list[int], list[bool]]] = []
-    for d in docs:
-        if not d.messages:
-            raise RunError("an sft stage needs messages, or prompt and response")
-        samples.append(_sample(stage.template, d, tokenizer))
-    return pack_samples(samples, stage.data.seq_len, special(tokenizer, PAD))
-
-
-def _sample(template: str, d: Document, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """Tokens, and which belong to an answer: what the assistant's turns add to the text, to their end token."""
-    messages = [{"role": r, "content": c} for r, c in d.messages]
-    ids: list[int] = []
-    answers: list[bool] = []
-    before = ""
-    for i, message in enumerate(messages):
-        text = render(template, messages[: i + 1])
-        head = text[len(before) :].split(message["content"], 1)[0]
-        for part, is_answer in ((head, False), (text[len(before) + len(head) :], message["role"] == "assistant")):
-            tokens = tokenizer.encode(part, add_special_tokens=False).ids
-            ids += tokens
-            answers += [is_answer] * len(tokens)
-        before = text
-    return ids, answers
-
-
-def order(n: int, epoch: int, seed: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """The order of an epoch's rows."""
-    return np.random.Generator(np.random.Philox(key=(seed << 32) + epoch)).permutation(n)
-
-
-def step_rows(n: int, step: int, size: int, seed: int) -> list[int]:
-    """The rows of a step: entries step*size, ... of the endless sequence of epochs."""
-    orders: dict[int, np.ndarray[tuple[int], np.dtype[np.int64]]] = {}
-    rows: list[int] = []
-    for i in range(step * size, (step + 1) * size):
-        epoch, at = divmod(i, n)
-        if epoch not in orders:
-            orders[epoch] = order(n, epoch, seed)
-        rows.append(int(orders[epoch][at]))
-    return rows
-
-
-def batch(rows: Rows, chosen: list[int], fields: set[str]) -> Batch:
+def tensors(have: Fields, fields: set[str]) -> Batch:
     """The fields that the model takes, [B, S]."""
-    have = {"tokens": rows.tokens, "labels": rows.labels, "doc": rows.doc, "pos": rows.pos}
-    have["part"] = np.ones_like(rows.doc)
+    have = {"part": np.ones_like(have["tokens"]), "segment": np.zeros_like(have["tokens"]), **have}
     strange = fields - set(have)
     if strange:
         raise RunError(f"the data has no field for the model's input '{sorted(strange)[0]}' (it has {', '.join(have)})")
-    return {name: torch.from_numpy(np.ascontiguousarray(have[name][chosen])) for name in fields}
+    return {name: torch.from_numpy(np.ascontiguousarray(have[name])) for name in sorted(fields)}
 
 
-def microbatches(rows: Rows, stage: StageSpec, step: int, fields: set[str]) -> tuple[list[Batch], list[float]]:
+def batch(rows: Rows, chosen: Sequence[int], fields: set[str]) -> Batch:
+    """Rows by their numbers, as validation reads them."""
+    at = np.asarray(chosen, dtype=np.int64)
+    return tensors(rows.make(at, at), fields)
+
+
+def microbatches(data: Mixture, stage: StageSpec, step: int, fields: set[str]) -> tuple[list[Batch], list[float]]:
     """The microbatches of a step, and each one's share of the step's labels."""
-    chosen = step_rows(len(rows), step, stage.batch.sequences, stage.seed)
-    size = stage.batch.microbatch or stage.batch.sequences
-    parts = [chosen[i : i + size] for i in range(0, len(chosen), size)]
-    counts = [int((rows.labels[p] != IGNORE).sum()) for p in parts]
+    n, size = stage.batch.sequences, stage.batch.microbatch or stage.batch.sequences
+    made = data.fields(np.arange(step * n, (step + 1) * n), stage.seed)
+    parts = [{name: values[i : i + size] for name, values in made.items()} for i in range(0, n, size)]
+    counts = [int((p["labels"] != IGNORE).sum()) for p in parts]
     total = max(1, sum(counts))
-    return [batch(rows, p, fields) for p in parts], [c / total for c in counts]
+    return [tensors(p, fields) for p in parts], [c / total for c in counts]
 
 
 def unigram_entropy(rows: Rows) -> float:
-    """Entropy of the tokens' frequencies in nats: the loss of a model that knows nothing but frequencies."""
-    labels = rows.labels[rows.labels != IGNORE]
-    p = np.bincount(labels).astype(np.float64)
-    p = p[p > 0] / p.sum()
+    """Entropy of the labels' frequencies in nats: the loss of a model that knows nothing but frequencies."""
+    counts = np.zeros(0, dtype=np.int64)
+    for begin in range(0, min(len(rows), COUNTED), 64):
+        chosen = np.arange(begin, min(begin + 64, len(rows), COUNTED))
+        labels = rows.make(chosen, chosen)["labels"]
+        found = np.bincount(labels[labels != IGNORE], minlength=len(counts))
+        found[: len(counts)] += counts
+        counts = found
+    p = counts[counts > 0] / max(1, counts.sum())
     return float(-(p * np.log(p)).sum())
-
-
-__all__ = ["END", "Batch", "Prepared", "batch", "microbatches", "prepare", "stage_documents", "unigram_entropy"]

@@ -8,13 +8,16 @@ import json
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
+from specc.runtime.data.files import Row, find, read_rows, read_text
 from specc.runtime.errors import RunError
 from specc.spec.data import Source
 
 SKIPPED = {"test", "tests", "idlelib", "site-packages", "__pycache__", "lib2to3", "idle_test"}
-SUFFIXES = {"text": (".txt", ".md", ".py", ".rst"), "jsonl": (".jsonl",), "parquet": (".parquet",)}
+
+KEPT = 1 << 26  # characters of a source that are kept in memory
 
 
 @dataclass(frozen=True)
@@ -24,15 +27,27 @@ class Document:
     text: str = ""
     messages: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def content(self) -> str:
+        """All of its text."""
+        return self.text or "\n".join(content for _, content in self.messages)
+
+    def digest(self) -> bytes:
+        """SHA-256 of its content."""
+        content = self.text or json.dumps(self.messages)
+        return hashlib.sha256(content.encode("utf-8", "replace")).digest()
+
     def held_out(self, share: float) -> bool:
         """Whether it belongs to the validation set: a function of its content alone."""
-        content = self.text or json.dumps(self.messages)
-        number = int.from_bytes(hashlib.sha256(content.encode("utf-8", "replace")).digest()[:8], "big")
-        return number < share * (1 << 64)
+        return int.from_bytes(self.digest()[:8], "big") < share * (1 << 64)
 
 
-def documents(source: Source, base: Path) -> Iterator[Document]:
-    """Documents in a fixed order; relative paths start at `base`."""
+def documents(source: Source, base: Path, limit: int | None = None) -> Iterator[Document]:
+    """The first documents of a source, in a fixed order; relative paths start at `base`."""
+    return islice(_all(source, base), limit)
+
+
+def _all(source: Source, base: Path) -> Iterator[Document]:
     if source.corpus == "python-stdlib":
         yield from (Document(text) for text in stdlib_sources())
     elif source.corpus == "python-docstrings":
@@ -40,6 +55,39 @@ def documents(source: Source, base: Path) -> Iterator[Document]:
     else:
         assert source.path is not None
         yield from from_files(source, base / source.path)
+
+
+@dataclass
+class Corpus:
+    """The documents of a source; read again for each pass, unless they are few enough to keep."""
+
+    source: Source
+    base: Path
+    limit: int | None = None
+    kept: list[Document] | None = None
+
+    def __iter__(self) -> Iterator[Document]:
+        if self.kept is not None:
+            yield from self.kept
+            return
+        read: list[Document] = []
+        size = 0
+        for d in documents(self.source, self.base, self.limit):
+            size += len(d.content)
+            if size < KEPT:
+                read.append(d)
+            yield d
+        if size < KEPT:
+            self.kept = read
+
+    def digest(self) -> str:
+        """SHA-256 over all documents; raises RunError if there are none."""
+        total, n = hashlib.sha256(), 0
+        for n, d in enumerate(self, 1):  # noqa: B007
+            total.update(d.digest())
+        if not n:
+            raise RunError(f"{self.source.corpus or self.base / str(self.source.path)} has no documents")
+        return total.hexdigest()
 
 
 def stdlib_sources() -> Iterator[str]:
@@ -70,35 +118,38 @@ def docstring_pairs(text: str) -> Iterator[Document]:
 
 
 def from_files(source: Source, path: Path) -> Iterator[Document]:
-    """Text files are a document each; JSON Lines and Parquet one a row."""
-    if not path.exists():
-        raise RunError(f"there is no {path}")
-    found = sorted(p for s in SUFFIXES[source.format] for p in path.rglob(f"*{s}")) if path.is_dir() else [path]
-    for file in found:
-        if source.format == "text":
-            yield Document(file.read_text(encoding="utf-8", errors="replace"))
-        elif source.format == "jsonl":
-            yield from _rows((json.loads(line) for line in file.open(encoding="utf-8") if line.strip()), source, file)
+    """Text files are a document each; the others have one a row."""
+    for file, form in find(path, source.format):
+        if form == "text":
+            yield Document(read_text(file))
         else:
-            yield from _rows(_parquet(file), source, file)
+            yield from (_document(row, source.field, where) for where, row in read_rows(file, form))
 
 
-def _parquet(file: Path) -> Iterator[dict[str, object]]:
-    try:
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise RunError("Parquet files need pyarrow: pip install 'specc[parquet]'") from None
-    for batch in pq.ParquetFile(file).iter_batches():
-        yield from batch.to_pylist()
+def _document(row: Row, field: str, where: str) -> Document:
+    if row.get("messages") is not None:
+        return Document(messages=_messages(row["messages"], where))
+    if "prompt" in row and "response" in row:
+        return Document(messages=(("user", _text(row, "prompt", where)), ("assistant", _text(row, "response", where))))
+    return Document(_text(row, field, where))
 
 
-def _rows(rows: Iterator[dict[str, object]], source: Source, file: Path) -> Iterator[Document]:
-    for row in rows:
-        if isinstance(row.get("messages"), list):
-            yield Document(messages=tuple((str(m["role"]), str(m["content"])) for m in row["messages"]))  # type: ignore[attr-defined]
-        elif "prompt" in row and "response" in row:
-            yield Document(messages=(("user", str(row["prompt"])), ("assistant", str(row["response"]))))
-        elif source.field in row:
-            yield Document(str(row[source.field]))
-        else:
-            raise RunError(f"{file}: a row has no field '{source.field}' (it has {', '.join(row)})")
+def _text(row: Row, field: str, where: str) -> str:
+    if field not in row:
+        raise RunError(f"{where}: there is no field '{field}' (there is {', '.join(map(str, row)) or 'none'})")
+    found = row[field]
+    if not isinstance(found, str):
+        raise RunError(f"{where}: the field '{field}' is not text but {type(found).__name__}")
+    return found
+
+
+def _messages(raw: object, where: str) -> tuple[tuple[str, str], ...]:
+    if not isinstance(raw, list) or not raw:
+        raise RunError(f"{where}: 'messages' is a list of {{role, content}}")
+    made: list[tuple[str, str]] = []
+    for number, message in enumerate(raw):
+        if not isinstance(message, dict):
+            raise RunError(f"{where}: message {number} is not an object with role and content")
+        at = f"{where}, message {number}"
+        made.append((_text(message, "role", at), _text(message, "content", at)))
+    return tuple(made)

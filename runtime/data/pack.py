@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left, insort
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from specc.compiler.ops.loss import IGNORE
+from specc.runtime.data.noise import Ints
+from specc.runtime.data.store import Store
 
-Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """[N, S] arrays. `labels[t]` is the token after t in the same document, or IGNORE."""
-
-    tokens: Ints
-    labels: Ints
-    doc: Ints
-    pos: Ints
-
-    def __len__(self) -> int:
-        return len(self.tokens)
+Fields = dict[str, Ints]
 
 
-def pack(documents: Iterable[Sequence[int]], seq_len: int, end: int) -> Rows:
-    """Documents with `end` behind each, laid one after the other and cut into rows; the last part row is dropped."""
-    parts = [np.asarray([*d, end], dtype=np.int64) for d in documents if len(d)]
-    if not parts:
-        empty = np.zeros((0, seq_len), dtype=np.int64)
-        return Rows(empty, empty, empty, empty)
-    tokens = np.concatenate(parts)
-    doc = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
-    after = np.append(tokens[1:], IGNORE)
-    labels = np.where(np.append(doc[1:], -1) == doc, after, IGNORE)
-    n = len(tokens) // seq_len
-    cut = [a[: n * seq_len].reshape(n, seq_len) for a in (tokens, labels, doc)]
-    local = cut[2] - cut[2][:, :1] if n else cut[2]
-    return Rows(cut[0], cut[1], local, restarts(local))
+def stream(store: Store, rows: Ints, seq_len: int) -> Fields:
+    """Rows [B] of the documents laid one after the other and cut every `seq_len` tokens.
+
+    `labels[t]` is the token after t in the same document, or IGNORE."""
+    at = rows[:, None] * seq_len + np.arange(seq_len)
+    doc = np.searchsorted(store.starts, at, side="right") - 1
+    last = at + 1 == store.starts[doc + 1]
+    after = store.tokens[np.minimum(at + 1, len(store.tokens) - 1)].astype(np.int64)
+    local = doc - doc[:, :1]
+    return {"tokens": store.tokens[at].astype(np.int64), "labels": np.where(last, IGNORE, after), "doc": local,
+            "pos": restarts(local)}  # fmt: skip
 
 
 def restarts(doc: Ints) -> Ints:
@@ -51,33 +36,42 @@ def restarts(doc: Ints) -> Ints:
     return positions
 
 
-def pack_samples(samples: Sequence[tuple[Sequence[int], Sequence[bool]]], seq_len: int, pad: int) -> Rows:
-    """Whole samples (tokens, which of them are answers) packed first-fit, longest first; labels on answers alone.
-
-    A sample longer than a row is cut. Padding is a document of its own, -1, without labels."""
-    order = sorted(range(len(samples)), key=lambda i: (-len(samples[i][0]), i))
+def fit(lengths: Sequence[int], seq_len: int) -> list[list[int]]:
+    """Which samples share a row: longest first, each where it leaves the least room (best-fit decreasing)."""
     rows: list[list[int]] = []
-    room: list[int] = []
-    open_from = 0
-    for i in order:
-        need = min(len(samples[i][0]), seq_len)
-        at = next((r for r in range(open_from, len(rows)) if room[r] >= need), None)
-        if at is None:
+    room: dict[int, list[int]] = {}  # rows by what is free in them
+    free: list[int] = []  # the keys of `room` in order
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        need = min(lengths[i], seq_len)
+        at = bisect_left(free, need)
+        if at < len(free):
+            left = free[at]
+            row = room[left].pop()
+            if not room[left]:
+                del room[left], free[at]
+        else:
+            left, row = seq_len, len(rows)
             rows.append([])
-            room.append(seq_len)
-            at = len(rows) - 1
-        rows[at].append(i)
-        room[at] -= need
-        while open_from < len(rows) and room[open_from] < 8:
-            open_from += 1
-    shape = (len(rows), seq_len)
+        rows[row].append(i)
+        left -= need
+        if left not in room:
+            room[left] = []
+            insort(free, left)
+        room[left].append(row)
+    return rows
+
+
+def packed(store: Store, members: Sequence[Sequence[int]], seq_len: int, pad: int) -> Fields:
+    """Rows of whole samples, cut at `seq_len`; labels on answers alone. Padding is the document -1, without labels."""
+    shape = (len(members), seq_len)
     tokens, labels, doc = np.full(shape, pad), np.full(shape, IGNORE), np.full(shape, -1)
-    for r, members in enumerate(rows):
+    for r, samples in enumerate(members):
         start = 0
-        for number, i in enumerate(members):
-            ids, answers = (np.asarray(x[:seq_len]) for x in samples[i])
-            span = slice(start, start + len(ids))
-            tokens[r, span], doc[r, span] = ids, number
-            labels[r, span] = np.append(np.where(answers[1:], ids[1:], IGNORE), IGNORE)
+        for number, i in enumerate(samples):
+            span = slice(store.starts[i], min(store.starts[i + 1], store.starts[i] + seq_len))
+            ids, answers = store.tokens[span].astype(np.int64), store.answers[span]
+            here = slice(start, start + len(ids))
+            tokens[r, here], doc[r, here] = ids, number
+            labels[r, here] = np.append(np.where(answers[1:], ids[1:], IGNORE), IGNORE)
             start += len(ids)
-    return Rows(tokens, labels, doc, restarts(doc))
+    return {"tokens": tokens, "labels": labels, "doc": doc, "pos": restarts(doc)}

@@ -1,25 +1,49 @@
-"""Tokenizers: a byte-level BPE trained on the stage's documents, or a tokenizer.json."""
+"""Tokenizers: a byte-level BPE trained on the stage's documents, or a tokenizer.json; and their special tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from specc.runtime.errors import RunError
+from specc.spec.stage import CHATML, StageSpec
 
 PAD, EOS, START, END, MASK = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "[MASK]"
-SPECIAL = (PAD, EOS, START, END, MASK, "[gMASK]", "<|startofpiece|>", "<|endofpiece|>")
+LONG_MASK, PIECE, PIECE_END = "[gMASK]", "<|startofpiece|>", "<|endofpiece|>"
+SPECIAL = (PAD, EOS, START, END, MASK, LONG_MASK, PIECE, PIECE_END)
 
 
-def train(texts: Iterable[str], vocab: int) -> Tokenizer:
+def sentinels(n: int) -> list[str]:
+    """Names of the tokens that stand for T5's spans."""
+    return [f"<extra_id_{i}>" for i in range(n)]
+
+
+def needed(stage: StageSpec) -> list[str]:
+    """The special tokens that a stage's data are made with."""
+    found = [PAD, EOS]
+    if stage.kind == "sft" and stage.template == CHATML:
+        found += [START, END]
+    if stage.objective == "masked_lm":
+        found += [MASK]
+    if stage.objective == "span_corruption":
+        found += sentinels(stage.span_corruption.spans(stage.span_corruption.piece(stage.data.seq_len))[1])
+    if stage.objective == "blank_infilling":
+        found += [MASK, LONG_MASK, PIECE, PIECE_END]
+    return found
+
+
+def train(texts: Iterable[str], vocab: int, extra: Iterable[str] = ()) -> Tokenizer:
     """Byte-level BPE with the special tokens first; the same texts give the same tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    special = [*SPECIAL, *(t for t in extra if t not in SPECIAL)]
+    if vocab < len(special) + 256:
+        raise RunError(f"a vocabulary of {vocab} is too small: {len(special)} special tokens and 256 bytes need room")
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab, special_tokens=list(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=vocab, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False, min_frequency=2,
     )  # fmt: skip
     tokenizer.train_from_iterator(texts, trainer)
@@ -33,8 +57,33 @@ def load(path: Path) -> Tokenizer:
         raise RunError(f"{path} is not a tokenizer: {e}") from None
 
 
+def complete(tokenizer: Tokenizer, tokens: Iterable[str]) -> list[str]:
+    """Add the special tokens that it does not have, behind all others; which these were."""
+    missing = [t for t in tokens if tokenizer.token_to_id(t) is None]
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in missing])
+    return missing
+
+
 def special(tokenizer: Tokenizer, token: str) -> int:
     found = tokenizer.token_to_id(token)
     if found is None:
         raise RunError(f"the tokenizer has no token {token}")
     return int(found)
+
+
+def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    """Its special tokens, which no text is made of."""
+    return {t.content: i for i, t in sorted(tokenizer.get_added_tokens_decoder().items()) if t.special}
+
+
+def words(tokenizer: Tokenizer) -> list[int]:
+    """The ids of all other tokens, in order."""
+    kept_out = set(special_tokens(tokenizer).values())
+    return sorted(i for i in tokenizer.get_vocab(with_added_tokens=True).values() if i not in kept_out)
+
+
+def literal(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy for text in which special tokens have no meaning: `<|im_end|>` is ten characters."""
+    made = Tokenizer.from_str(tokenizer.to_str())
+    made.encode_special_tokens = True
+    return made

@@ -1,0 +1,102 @@
+"""Conversations as tokens by a chat template: what the assistant says, to its end token, is asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import jinja2
+import jinja2.sandbox
+from tokenizers import Tokenizer
+
+from specc.runtime.data.store import Piece
+from specc.runtime.data.tokenizer import literal, special_tokens
+from specc.runtime.errors import RunError
+
+PRIVATE = 0xF0000  # a plane that no text uses: content that looks like a special token is spelled here while rendered
+HIDDEN = re.compile(f"([{chr(PRIVATE)}-{chr(PRIVATE + 0xFFFD)}])")
+Messages = Sequence[Mapping[str, str]]
+
+
+@lru_cache(16)
+def _compiled(template: str) -> jinja2.Template:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        keep_trailing_newline=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+
+    def refuse(message: object) -> None:
+        raise jinja2.TemplateError(str(message))
+
+    environment.globals["raise_exception"] = refuse
+    return environment.from_string(template)
+
+
+def render(template: str, messages: Messages, ask: bool = False) -> str:
+    """A conversation as text by its jinja2 template; with `ask` the answer's head follows."""
+    try:
+        text = _compiled(template).render(messages=list(messages), add_generation_prompt=ask)
+    except jinja2.TemplateSyntaxError as e:
+        raise RunError(f"the chat template does not parse: {e.message} (line {e.lineno})") from None
+    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as e:
+        raise RunError(f"the chat template fails: {e}") from None
+    except (RecursionError, MemoryError):
+        raise RunError("the chat template fails: it goes too deep or makes too much") from None
+    return str(text)
+
+
+@dataclass(frozen=True)
+class Coder:
+    """A tokenizer for chats: special tokens count where the template writes them, and are plain text in content."""
+
+    tokenizer: Tokenizer
+    literal: Tokenizer
+    specials: frozenset[int]
+    hidden: dict[str, str]  # a special token's text: the character that stands for it while the template is rendered
+
+    def hide(self, text: str) -> str:
+        for token, c in self.hidden.items():
+            text = text.replace(token, c)
+        return text
+
+    def encode(self, text: str) -> list[int]:
+        shown = {c: token for token, c in self.hidden.items()}
+        ids: list[int] = []
+        for part in HIDDEN.split(text):
+            encoder, plain = (self.literal, shown[part]) if part in shown else (self.tokenizer, part)
+            ids += encoder.encode(plain, add_special_tokens=False).ids
+        return ids
+
+
+def coder(tokenizer: Tokenizer) -> Coder:
+    found = special_tokens(tokenizer)
+    longest_first = sorted(found, key=lambda t: (-len(t), t))
+    hidden = {token: chr(PRIVATE + i) for i, token in enumerate(longest_first)}
+    return Coder(tokenizer, literal(tokenizer), frozenset(found.values()), hidden)
+
+
+def conversation(template: str, messages: Messages, by: Coder) -> Piece:
+    """Tokens, and which of them the assistant wrote: its words and the special token that ends them.
+
+    Text is tokenised up to where the assistant begins, and anew from there, as it is when the model answers."""
+    safe = [{**m, "content": by.hide(m["content"])} for m in messages]
+    ids: list[int] = []
+    answers: list[bool] = []
+    done = ""
+    for i, message in enumerate(safe):
+        if message["role"] != "assistant":
+            continue
+        asked, full = render(template, safe[:i], ask=True), render(template, safe[: i + 1])
+        if not (asked.startswith(done) and full.startswith(asked)):
+            raise RunError(
+                "the chat template does not write a conversation piece by piece: its text for the first "
+                f"{i + 1} messages must begin with its text for {i} messages and add_generation_prompt"
+            )
+        context, answer = by.encode(asked[len(done) :]), by.encode(full[len(asked) :])
+        ends = [at for at, t in enumerate(answer) if t in by.specials]
+        said = ends[-1] + 1 if ends else len(answer)  # what stands behind the end token is the template's
+        ids += context + answer
+        answers += [False] * len(context) + [True] * said + [False] * (len(answer) - said)
+        done = full
+    return ids, answers

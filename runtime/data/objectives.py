@@ -1,0 +1,137 @@
+"""A stage's rows from its tokens: what each objective makes of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from specc.compiler.ops.loss import IGNORE
+from specc.runtime.data.blanks import Marks, blank
+from specc.runtime.data.masked import hide
+from specc.runtime.data.noise import Ints, generator, uniforms
+from specc.runtime.data.pack import Fields, fit, packed, restarts, stream
+from specc.runtime.data.spans import corrupt
+from specc.runtime.data.store import Store
+from specc.runtime.data.tokenizer import (
+    EOS,
+    LONG_MASK,
+    MASK,
+    PAD,
+    PIECE,
+    PIECE_END,
+    sentinels,
+    special,
+    words,
+)  # fmt: skip
+from specc.spec.stage import StageSpec
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows made when they are asked for: `make(rows [B], samples [B])` gives fields [B, S].
+
+    What is random in a row is a function of the stage's seed and the sample's number."""
+
+    n: int
+    make: Callable[[Ints, Ints], Fields]
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return self.n
+
+
+def rows_of(stage: StageSpec, store: Store, tokenizer: Tokenizer, site: str) -> Rows:
+    """The rows of the stage's objective; `site` tells the random numbers of training and validation apart."""
+    if stage.kind == "sft":
+        return _answers(stage, store, tokenizer)
+    n = stage.data.seq_len
+    if stage.objective == "span_corruption":
+        n = stage.span_corruption.piece(n)
+        make = _spans(stage, store, tokenizer, site)
+    elif stage.objective == "blank_infilling":
+        n = stage.blank_infilling.piece(n)
+        make = _blanks(stage, store, tokenizer, site)
+    elif stage.objective == "masked_lm":
+        make = _masked(stage, store, tokenizer, site)
+    else:
+        make = lambda rows, samples: stream(store, rows, stage.data.seq_len)  # noqa: E731
+    return Rows(len(store.tokens) // n, make)
+
+
+def _answers(stage: StageSpec, store: Store, tokenizer: Tokenizer) -> Rows:
+    """Whole conversations; those with no answer in their first seq_len tokens are left out."""
+    seq_len, lengths = stage.data.seq_len, np.diff(store.starts)
+    before = np.concatenate([[0], np.cumsum(store.answers, dtype=np.int64)])
+    begin, end = store.starts[:-1], np.minimum(store.starts[1:], store.starts[:-1] + seq_len)
+    asked = before[end] - before[np.minimum(begin + 1, end)]  # the first token has nobody to ask for it
+    good = np.flatnonzero(asked > 0)
+    notes = []
+    if cut := int((lengths[good] > seq_len).sum()):
+        notes.append(f"{cut} of {len(store)} samples are longer than {seq_len} tokens and are cut")
+    if gone := len(store) - len(good):
+        notes.append(f"{gone} of {len(store)} samples have no answer in their first {seq_len} tokens and are left out")
+    members = [[int(good[i]) for i in row] for row in fit(lengths[good].tolist(), seq_len)]
+    pad = special(tokenizer, PAD)
+
+    def make(rows: Ints, samples: Ints) -> Fields:
+        return packed(store, [members[r] for r in rows], seq_len, pad)
+
+    return Rows(len(members), make, tuple(notes))
+
+
+def _masked(stage: StageSpec, store: Store, tokenizer: Tokenizer, site: str) -> Callable[[Ints, Ints], Fields]:
+    ordinary, mask = np.asarray(words(tokenizer)), special(tokenizer, MASK)
+
+    def make(rows: Ints, samples: Ints) -> Fields:
+        fields = stream(store, rows, stage.data.seq_len)
+        drawn = uniforms(stage.seed, site, samples, (3, stage.data.seq_len))
+        fields["tokens"], fields["labels"] = hide(fields["tokens"], stage.masked_lm, ordinary, mask, drawn)
+        return fields
+
+    return make
+
+
+def _spans(stage: StageSpec, store: Store, tokenizer: Tokenizer, site: str) -> Callable[[Ints, Ints], Fields]:
+    spec, seq_len = stage.span_corruption, stage.data.seq_len
+    n, target = spec.piece(seq_len), spec.decoder_len(seq_len)
+    noise, spans = spec.spans(n)
+    marks = np.asarray([special(tokenizer, t) for t in sentinels(spans)])
+    pad, end = special(tokenizer, PAD), special(tokenizer, EOS)
+
+    def make(rows: Ints, samples: Ints) -> Fields:
+        drawn = uniforms(stage.seed, site, samples, (n,))
+        seen, asked = corrupt(_text(store, rows, n), noise, marks, end, drawn)
+        labels = _padded(asked, target, IGNORE)
+        said = np.concatenate([np.full((len(rows), 1), pad), asked[:, :-1]], axis=1)  # pad starts, as in T5
+        enc_doc, doc = _padded(np.zeros_like(seen), seq_len, -1), _padded(np.zeros_like(asked), target, -1)
+        return {"enc_tokens": _padded(seen, seq_len, pad), "enc_doc": enc_doc, "enc_pos": restarts(enc_doc),
+                "tokens": _padded(said, target, pad), "labels": labels, "doc": doc, "pos": restarts(doc)}  # fmt: skip
+
+    return make
+
+
+def _blanks(stage: StageSpec, store: Store, tokenizer: Tokenizer, site: str) -> Callable[[Ints, Ints], Fields]:
+    spec, seq_len = stage.blank_infilling, stage.data.seq_len
+    n = spec.piece(seq_len)
+    marks = Marks(*(special(tokenizer, t) for t in (MASK, LONG_MASK, PIECE, PIECE_END, PAD)))
+
+    def make(rows: Ints, samples: Ints) -> Fields:
+        draws = map(partial(generator, stage.seed, site), samples.tolist())
+        made = [blank(t, spec, marks, seq_len, d) for t, d in zip(_text(store, rows, n), draws, strict=True)]
+        return {name: np.stack([m[name] for m in made]) for name in made[0]}
+
+    return make
+
+
+def _text(store: Store, rows: Ints, n: int) -> Ints:
+    """Pieces [B, n] of the documents laid one after the other, end tokens between them."""
+    text: Ints = store.tokens[rows[:, None] * n + np.arange(n)].astype(np.int64)
+    return text
+
+
+def _padded(a: Ints, width: int, fill: int) -> Ints:
+    return np.pad(a, ((0, 0), (0, width - a.shape[1])), constant_values=fill)

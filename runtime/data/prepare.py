@@ -1,0 +1,96 @@
+"""From a stage's sources to its rows: read, hold out, tokenise into stores, and lay out by the objective."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from specc.runtime.data.batches import Mixture, joined
+from specc.runtime.data.chat import coder, conversation
+from specc.runtime.data.corpus import Corpus, Document
+from specc.runtime.data.objectives import Rows, rows_of
+from specc.runtime.data.store import Piece, Store, stored
+from specc.runtime.data.tokenizer import EOS, literal, special
+from specc.runtime.errors import RunError
+from specc.spec.stage import StageSpec
+
+VERSION = 1  # of what a store holds; part of its key
+AT_ONCE = 256  # documents that are tokenised together
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A stage's rows for training and validation, and what a person should know of them."""
+
+    train: Mixture
+    validation: Rows
+    notes: tuple[str, ...] = ()
+
+
+def corpora(stage: StageSpec, base: Path) -> list[Corpus]:
+    """The stage's sources; relative paths start at `base`."""
+    return [Corpus(source, base, stage.data.limit) for source in stage.data.sources]
+
+
+def first_texts(sources: list[Corpus], n: int) -> Iterator[str]:
+    """The first documents of all sources, as many of each, for a tokenizer to be trained on."""
+    each = -(-n // len(sources))
+    return islice((d.content for source in sources for d in islice(source, each)), n)
+
+
+def prepare(stage: StageSpec, sources: list[Corpus], tokenizer: Tokenizer, cache: Path) -> Prepared:
+    """Rows of all sources; validation documents are held out by their content. Token stores are kept below `cache`."""
+    train: list[Rows] = []
+    held: list[tuple[Rows, float]] = []
+    for source in sources:
+        name, weight = source.source.corpus or source.source.path, source.source.weight
+        digest = source.digest()
+        made = [
+            rows_of(stage, _store(stage, source, digest, tokenizer, cache, kept), tokenizer, site)
+            for site, kept in (("train", False), ("validation", True))
+        ]
+        if not len(made[0]):
+            raise RunError(f"the documents of {name} do not fill a row of {stage.data.seq_len} tokens to train on")
+        train.append(made[0])
+        if len(made[1]):
+            held.append((made[1], weight))
+    if not held:
+        raise RunError(
+            f"the documents held out (data.validation: {stage.data.validation:g}) do not fill a row of "
+            f"{stage.data.seq_len} tokens; hold out more, or lower data.seq_len"
+        )
+    weights = tuple(source.source.weight for source in sources)
+    notes = tuple(note for rows in train for note in rows.notes)
+    return Prepared(Mixture(tuple(train), weights), joined([r for r, _ in held], [w for _, w in held]), notes)
+
+
+def _store(stage: StageSpec, source: Corpus, digest: str, tokenizer: Tokenizer, cache: Path, held: bool) -> Store:
+    """The tokens of the source's documents for validation or training."""
+    template = stage.template if stage.kind == "sft" else None
+    made_of = [VERSION, tokenizer.to_str(), template, digest, stage.data.validation, held]
+    key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+    share = stage.data.validation
+    return stored(cache, key, lambda: _pieces(template, (d for d in source if d.held_out(share) == held), tokenizer))
+
+
+def _pieces(template: str | None, docs: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Piece]:
+    """Tokens of each document: a conversation by its template, or a text and an end token."""
+    if template is not None:
+        by = coder(tokenizer)
+        for d in docs:
+            if not d.messages:
+                raise RunError("an sft stage needs messages, or prompt and response")
+            yield conversation(template, [{"role": r, "content": c} for r, c in d.messages], by)
+        return
+    plain, end = literal(tokenizer), special(tokenizer, EOS)
+    rest = iter(docs)
+    while group := [d.content for d in islice(rest, AT_ONCE)]:
+        for e in plain.encode_batch(group, add_special_tokens=False):
+            if e.ids:
+                yield [*e.ids, end], [False] * (len(e.ids) + 1)
