@@ -77,7 +77,7 @@ def _lines(file: Path) -> Iterator[tuple[str, Row]]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield f"{file}:{number}", _json(line, f"{file}:{number}")
+                yield f"{file}:{number}", _json(line.rstrip(b"\r\n"), f"{file}:{number}")
 
 
 def _json(raw: bytes, where: str) -> Row:
