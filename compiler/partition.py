@@ -104,11 +104,15 @@ def saved_operands(fwd: fx.GraphModule, n_outs: int) -> tuple[int, ...]:
     return tuple(operands.get(node, -1) for node in outputs[n_outs:])
 
 
-def split_backward(bwd: fx.GraphModule, n_in_grads: int) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """bwd -> (d_ins, d_params)   becomes   bwd_input -> (d_ins, live)   and   bwd_weight(live) -> d_params."""
+def split_backward(bwd: fx.GraphModule, n_in_grads: int) -> tuple[fx.GraphModule, fx.GraphModule | None]:
+    """bwd -> (d_ins, d_params)   becomes   bwd_input -> (d_ins, live)   and   bwd_weight(live) -> d_params.
+
+    Where nothing trains, bwd_input is all of it."""
     placeholders = bwd.graph.find_nodes(op="placeholder")
     outputs: Any = bwd.graph.output_node().args[0]
     d_ins, d_params = list(outputs[:n_in_grads]), list(outputs[n_in_grads:])
+    if not d_params:
+        return bwd, None
     needed = ancestors(d_ins, set())
     reached = ancestors(d_params, needed | set(placeholders))
     live = [node for node in bwd.graph.nodes if node in reached and (node in needed or node.op == "placeholder")]
