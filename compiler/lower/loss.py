@@ -51,7 +51,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             at = target.clamp(min=0)[:, None]
             total = total + torch.where(kept, log_z - logits.gather(1, at), 0.0).sum()
             grad = torch.where(kept, (logits - log_z).exp() / count, 0.0)
-            grad = grad.scatter_add(1, at, torch.where(kept, -1.0 / count, 0.0).to(grad.dtype)).to(x.dtype)
+            hit = torch.where(kept, -1.0, 0.0).to(grad.dtype) / count  # -1 / count itself would be rounded to fp32
+            grad = grad.scatter_add(1, at, hit).to(x.dtype)
             if needs[0]:
                 d_x.append(grad @ weight.t())
             if needs[1]:
