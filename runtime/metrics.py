@@ -6,7 +6,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -81,15 +82,18 @@ def forget_after(path: Path, step: int) -> None:
     os.truncate(path, end)
 
 
-def open_events(folder: Path, step: int, say: Callable[[str], None]) -> Events | None:
-    """TensorBoard's files in `folder`, or None and a word about it where the package is missing."""
-    try:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-    except ImportError:
-        say("tensorboard is not installed: its event files are left out (pip install 'specc[tensorboard]')")
+def has_events() -> bool:
+    """Whether TensorBoard is installed."""
+    return find_spec("tensorboard") is not None
+
+
+def open_events(folder: Path, step: int) -> Events | None:
+    """TensorBoard's files in `folder`, or None where the package is missing."""
+    if not has_events():
         return None
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
     class TensorBoard:
         def __init__(self) -> None:

@@ -61,8 +61,15 @@ class Progress:
         due = validation is not None or step in (1, self.steps)
         if due or (self.bar is None and now - self.told >= LINE_EVERY):
             held = "" if validation is None else f"  validation {validation:.4f}"
-            self.say(f"{self.name} {step}/{self.steps}  loss {loss:.4f}{held}  {speed}")
+            self.tell(f"{self.name} {step}/{self.steps}  loss {loss:.4f}{held}  {speed}")
             self.told = now
+
+    def tell(self, line: str) -> None:
+        """Say a line; above the bar where there is one."""
+        if self.bar:
+            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            self.say(line)
 
 
 def clock(seconds: float) -> str:

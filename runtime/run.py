@@ -11,6 +11,7 @@ import torch
 
 from specc.runtime.built import Build, Stage, open_build
 from specc.runtime.errors import RunError
+from specc.runtime.metrics import has_events
 from specc.runtime.train import run_stage
 from specc.spec.errors import did_you_mean
 
@@ -27,6 +28,8 @@ def run_build(
     build = open_build(path)
     if stage is not None and stage not in build.stages:
         raise RunError(f"the build has no stage '{stage}'; {did_you_mean(stage, build.stages)}")
+    if not has_events():
+        say("tensorboard is not installed: its event files are left out (pip install 'specc[tensorboard]')")
     for name, found in build.stages.items():
         if stage in (None, name):
             threads = found.plan["threads"]
