@@ -141,12 +141,19 @@ def finish(folder: Path) -> None:
 def kill_once(folder: Path, point: int, draw: random.Random, tally: Tally, start: float) -> None:
     """Start or resume the run, and kill it about when step `point` is done, or earlier."""
     kind = draw.choices(["start", "save", "step"], [0.15, 0.35, 0.5])[0]
+    known, before = newest(folder), changed(folder)
+
+    def reached(step: int) -> bool:
+        """Whether this process has logged the step: the lines of the one before it are cut first."""
+        return changed(folder) > before and last_step(folder) >= max(step, known + 1)
+
     process = launch(folder)
     try:
         if kind == "start":
-            time.sleep(draw.uniform(0.0, start))
+            moment = time.monotonic() + draw.uniform(0.0, start)
+            wait(lambda: time.monotonic() > moment or reached(0), process)
         else:
-            wait(lambda: last_step(folder) >= point, process)
+            wait(lambda: reached(point), process)
             if kind == "save":
                 wait(lambda: bool(half_written(folder, process.pid)), process)
             time.sleep(draw.uniform(0.0, 0.02))
@@ -178,6 +185,11 @@ def wait(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
 
 def run_folder(folder: Path) -> Path:
     return next((folder / "build" / "chaos.runs").iterdir(), folder)
+
+
+def changed(folder: Path) -> int:
+    """When the metrics were written to, in ns; 0 if there are none."""
+    return max((p.stat().st_mtime_ns for p in folder.glob(f"build/chaos.runs/*/{METRICS}")), default=0)
 
 
 def last_step(folder: Path) -> int:

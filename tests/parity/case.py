@@ -113,6 +113,12 @@ def step(
     program: Program, inputs: Mapping[str, Tensor], params: Mapping[str, Tensor], compute: torch.dtype
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Outputs (with the loss) and gradients of one step of the executor over the lowered graphs."""
+    result = executor(program, inputs, compute).step(params, [inputs], [1.0])
+    return {**result.outputs, "loss": result.losses[0]}, result.grads
+
+
+def executor(program: Program, inputs: Mapping[str, Tensor], compute: torch.dtype) -> Executor:
+    """The program lowered for inputs of these sizes."""
     graphs, calls = lower(program, bound_sizes(program, inputs), compute, None)
     bodies = {
         n: Compiled(g.fwd, g.bwd, g.bwd_input, g.bwd_weight, g.n_outs, g.in_grads, g.param_grads, g.out_grads)
@@ -120,9 +126,7 @@ def step(
     }
     actions = one_rank(len(calls), 1, {i for i, c in enumerate(calls) if graphs[c.body].bwd is not None})
     trainable = frozenset(n for n, p in program.params.items() if p.trainable)
-    run = Executor(calls, bodies, actions, program.loss, program.outputs, trainable, compute, compute)
-    result = run.step(params, [inputs], [1.0])
-    return {**result.outputs, "loss": result.losses[0]}, result.grads
+    return Executor(calls, bodies, actions, program.loss, program.outputs, trainable, compute, compute)
 
 
 def error(ours: Tensor | None, theirs: Tensor, noise: float = 0.0, scale: float = 0.0) -> float:
