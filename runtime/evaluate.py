@@ -41,7 +41,10 @@ def write_samples(
     """The prompts of the stage and what the model writes behind them; a prompt that fails is told and left out."""
     spec = stage.spec
     made: list[tuple[str, str]] = []
-    for prompt in spec.sample.prompts if stage.facts["decodes"] else []:
+    if spec.sample.prompts and not stage.facts["decodes"]:
+        say(f"  no samples: {(stage.path / 'decode.txt').read_text().strip()}")
+        return made
+    for prompt in spec.sample.prompts:
         text = prompt
         if spec.kind == "sft":
             text = render(spec.template, [{"role": "user", "content": prompt}], ask=True)

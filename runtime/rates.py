@@ -10,7 +10,7 @@ from functools import cache
 import torch
 
 from specc.compiler.work import Work
-from specc.runtime.products import available, mm
+from specc.runtime.products import product
 
 SIDE = 1024  # of the square matrices
 ELEMENTS = 1 << 22  # of the tensor that is read, and of the new one that is written
@@ -33,7 +33,6 @@ def measured(compute: torch.dtype) -> Rates:
     """The best of a few runs each."""
     x = torch.randn(SIDE, SIDE).to(compute)
     y = torch.randn(ELEMENTS)
-    product = mm if compute == torch.float32 and available() else torch.mm
     return Rates(2.0 * SIDE**3 / best(lambda: product(x, x)), 8.0 * ELEMENTS / best(lambda: y + 1.0))
 
 

@@ -9,7 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from specc.compiler.graphs import from_json, to_json
-from specc.runtime.products import LARGE, available, mm, with_fast_products
+from specc.runtime import products
+from specc.runtime.products import LARGE, available, mm, product, with_fast_products
 
 pytestmark = pytest.mark.skipif(not available(), reason="this torch has no oneDNN")
 
@@ -36,7 +37,8 @@ def test_large_fp32_products_are_replaced_and_agree() -> None:
 
 @pytest.mark.parametrize(("m", "k", "n", "dtype"), [(64, 64, 64, torch.float32), (512, 256, 192, torch.float64),
                                                      (512, 256, 192, torch.bfloat16)])  # fmt: skip
-def test_others_are_left_alone(m: int, k: int, n: int, dtype: torch.dtype) -> None:
+def test_others_are_left_alone(m: int, k: int, n: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "has_bf16", lambda: True)
     assert targets(with_fast_products(graph(m, k, n, dtype))) == ["aten.mm.default"] * 2
 
 
@@ -48,3 +50,14 @@ def test_strided_operands() -> None:
     x, y = torch.randn(300, 200), torch.randn(300, 400)
     assert x.numel() * 400 >= LARGE
     torch.testing.assert_close(torch.ops.specc.mm.default(x.t(), y), x.t() @ y, rtol=1e-4, atol=1e-4)
+
+
+def test_bf16_products_are_made_in_fp32_and_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "has_bf16", lambda: False)
+    gm = with_fast_products(graph(512, 256, 192, torch.bfloat16))
+    assert targets(gm) == ["specc.mm.default"] * 2
+    x, y = torch.randn(512, 256).bfloat16(), torch.randn(256, 192).bfloat16()
+    for found, (a, b) in zip(gm(x, y), ((x, y), (x.t(), x)), strict=True):
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found, (a.double() @ b.double()).bfloat16(), rtol=2**-7, atol=1e-3)
+    torch.testing.assert_close(product(x, y), gm(x, y)[0], rtol=0, atol=0)

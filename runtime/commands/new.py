@@ -42,8 +42,10 @@ stages:
     schedule: {{kind: cosine, warmup: 0.05}}
     budget: {{steps: 300}}            # or {{tokens: 20M}}
     eval: {{every: 100}}
-    sample: {{prompts: ["def ", "import "]}}
     checkpoint: {{every: 100, keep: 2}}
+"""
+SAMPLE = """\
+    sample: {prompts: ["def ", "import "]}
 """
 SMALL = "  # model.dims.{name}: {value}"
 # Objectives of the models that are not causal decoders.
@@ -85,4 +87,5 @@ def starter(name: str, model: str, section: ModelSpec, path: Path) -> str:
     if "tokens" not in section.inputs or "labels" not in section.inputs:
         return text
     objective = next((o for word, o in OBJECTIVES.items() if word in model), "causal_lm")
-    return text + STAGE.format(objective=objective, vocab=section.dims.get("V", 8192))
+    text += STAGE.format(objective=objective, vocab=section.dims.get("V", 8192))
+    return text + (SAMPLE if objective == "causal_lm" else "")  # the others write no text from left to right
