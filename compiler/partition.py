@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._functorch import config as functorch_config
-from torch._functorch.compile_utils import fx_graph_cse
 from torch._functorch.partitioners import _extract_graph_with_inputs_outputs as extract
 from torch._functorch.partitioners import default_partition, min_cut_rematerialization_partition
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from specc.compiler.graphs import Graphs, verify
+from specc.compiler.passes.merge_equal import merge_equal
 from specc.compiler.work import fresh_bytes
 
 Body = Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
@@ -91,10 +91,7 @@ def cut(joint: fx.GraphModule, n_outs: int, keep: str) -> tuple[fx.GraphModule, 
     with warnings.catch_warnings(), functorch_config.patch(CUT):
         warnings.simplefilter("ignore")
         fwd, bwd = part(joint, None, num_fwd_outputs=n_outs)
-    for gm in (fwd, bwd):
-        gm.graph = fx_graph_cse(gm.graph)
-        gm.recompile()
-    return fwd, bwd
+    return merge_equal(fwd), merge_equal(bwd)
 
 
 def saved_operands(fwd: fx.GraphModule, n_outs: int) -> tuple[int, ...]:
