@@ -2,7 +2,7 @@
 # PYTHON may name any Python from 3.11 on; VENV says where the virtual environment goes.
 PYTHON ?= python3
 VENV   ?= .venv
-# Tests run in this many processes of one thread each; EXTRAS are the extras of pyproject.toml to install.
+# Tests run in this many processes of one thread each, but for those that bound a time: they run alone. EXTRAS are the extras of pyproject.toml to install.
 JOBS   ?= 2
 EXTRAS ?= dev,parity
 
@@ -36,7 +36,8 @@ demo: $(STAMP)
 	$(BIN)/specc report build/quickstart
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --timeout 600
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone --timeout 600
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n $(JOBS) --dist worksteal --timeout 600
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

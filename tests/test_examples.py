@@ -15,6 +15,7 @@ BUILD_SECONDS = 10.0
 BUILD_BYTES = 2 << 30  # far less than the weights of either
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("name", "params"), [("llama3-8b", "8.0 B"), ("llama3-405b", "405.9 B")])
 def test_a_large_model_is_built_without_its_weights(tmp_path: Path, name: str, params: str) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
