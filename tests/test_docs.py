@@ -82,3 +82,10 @@ def test_the_page_of_ops_is_current() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     links = [x for x in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in x]
     assert not [x for x in links if not (page.parent / x).exists()]
+
+
+def test_the_spec_of_the_readme_is_the_example() -> None:
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"```yaml\n(specc: 1\n.*?)```", text, re.DOTALL)
+    assert found
+    assert found[1] == (DOCS.parent / "examples" / "tiny.yaml").read_text(encoding="utf-8")
