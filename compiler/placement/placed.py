@@ -93,8 +93,8 @@ class Placed:
 def _body(b: PlacedBody, mesh: Mesh) -> Iterator[str]:
     types, layouts = b.body.types(), b.layouts()
     lines = [f"block {b.body.name}"]
-    for name in (*(v.name for v in b.body.ins), *(p.name for p in b.body.params)):
-        lines.append(f"  %{name}: {types[name]} {show(layouts[name], mesh, types[name])}")
+    for own in (*(v.name for v in b.body.ins), *(p.name for p in b.body.params)):
+        lines.append(f"  %{own}: {types[own]} {show(layouts[own], mesh, types[own])}")
     for e in b.eqns:
         for i, name in enumerate(e.eqn.ins):
             if name is not None and (line := _move(name, types[name], layouts[name], e.takes(i), mesh)):

@@ -105,7 +105,8 @@ def local_shape(shape: Iterable[int], layout: Layout, mesh: Mesh) -> tuple[int, 
 
 def part(shape: Iterable[int], layout: Layout, mesh: Mesh, rank: int) -> tuple[slice, ...]:
     """Where a rank's part of a whole of this shape lies; the outer of two axes on one dim cuts first."""
-    begins, sizes = [0 for _ in (whole := list(shape))], list(whole)
+    sizes = list(shape)
+    begins = [0] * len(sizes)
     for place, axis, at in zip(layout, mesh.axes, mesh.coordinates(rank), strict=True):
         if place.kind == "S":
             sizes[place.dim] //= axis.size
