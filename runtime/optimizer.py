@@ -86,7 +86,7 @@ class AdamW:
         for group, made in zip(self.groups, self.optimizer.param_groups, strict=True):
             made["lr"] = lr * group.lr_scale
         for path, tensor in self.params.items():
-            tensor.grad = grads[path].to(tensor.dtype)
+            tensor.grad = grads[path].to(tensor.dtype).contiguous()  # the fused kernel reads it in the order of memory
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 

@@ -94,6 +94,16 @@ def test_adamw_follows_its_formula() -> None:
         torch.testing.assert_close(params[name], w, rtol=1e-12, atol=1e-12)
 
 
+def test_a_gradient_in_another_order_of_memory_is_the_same_gradient() -> None:
+    """That of a tied head, say, which is a transpose."""
+    g = torch.Generator().manual_seed(0)
+    start, grad = torch.randn(30, 20, generator=g), torch.randn(20, 30, generator=g)
+    params = [{"a": start.clone()} for _ in range(2)]
+    AdamW(Optimizer(), params[0]).step({"a": grad.t()}, 0.1)
+    AdamW(Optimizer(), params[1]).step({"a": grad.t().contiguous()}, 0.1)
+    assert torch.equal(params[0]["a"], params[1]["a"])
+
+
 def test_the_state_goes_into_another_optimizer_bit_by_bit() -> None:
     def grads(step: int) -> dict[str, Tensor]:
         g = torch.Generator().manual_seed(step)
