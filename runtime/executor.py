@@ -151,7 +151,7 @@ class Executor:
         results = body.bwd(*state.saved.pop((a.call, a.microbatch)), *self._cotangents(a, state))
         n = sum(body.in_grads)
         self._add_values(a, state, results[:n])
-        self._add_params(a, state, results[n:])
+        self._add_params(a, state, results[n:], results[:n])
 
     def _backward_input(self, a: Action, state: _State) -> None:
         body = self.bodies[self.calls[a.call].body]
@@ -174,17 +174,21 @@ class Executor:
             known = state.d_values.get(key)
             state.d_values[key] = d if known is None else known + d
 
-    def _add_params(self, a: Action, state: _State, grads: Sequence[Tensor]) -> None:
+    def _add_params(self, a: Action, state: _State, grads: Sequence[Tensor], beside: Sequence[Tensor] = ()) -> None:
+        """Sums grow in place, so a gradient that stands twice among the results is copied (x + a + b has such)."""
         call = self.calls[a.call]
+        seen = {d.untyped_storage().data_ptr() for d in beside}
         names = [p for p, flows in zip(call.params, self.bodies[call.body].param_grads, strict=True) if flows]
         for path, d in zip(names, grads, strict=True):
             if path not in self.trainable:
                 continue
             known = state.grads.get(path)
+            memory = d.untyped_storage().data_ptr()
             if known is None:
-                state.grads[path] = d.to(torch.promote_types(d.dtype, self.reduce))
+                state.grads[path] = d.to(torch.promote_types(d.dtype, self.reduce), copy=memory in seen)
             else:
                 state.grads[path] = known.add_(d) if known is not d else known + d
+            seen.add(memory)
 
     @torch.no_grad()
     def forward(self, params: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

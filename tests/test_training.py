@@ -15,6 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from specc.compiler.elaborate import elaborate_model
 from specc.compiler.ops.loss import IGNORE
 from specc.runtime import checkpoint, metrics
 from specc.runtime.built import Build
@@ -23,11 +24,14 @@ from specc.runtime.errors import RunError
 from specc.runtime.evaluate import validation_loss
 from specc.runtime.loop import Run, one_step, report
 from specc.runtime.metrics import Metrics, forget_after
+from specc.runtime.optimizer import clip
 from specc.runtime.progress import Progress
 from specc.runtime.run import run_build
 from specc.runtime.signals import Signals
 from specc.runtime.terminal import has_progress
 from specc.runtime.train import stage_folder
+from specc.spec.model import ModelSpec
+from tests.parity.case import executor
 from tests.training import begun, made, write_spec
 
 
@@ -70,6 +74,22 @@ def test_accumulation_equals_the_big_batch(tmp_path: Path) -> None:
         for name, t in run.params.items():
             assert t.dtype == torch.float64
             torch.testing.assert_close(t, runs[2].params[name], rtol=1e-11, atol=1e-13)
+
+
+def test_parameters_with_one_gradient_do_not_share_its_sum() -> None:
+    """Those of a and b in x + a + b: added up over microbatches in place, each of its own."""
+    steps = [{"param": {"shape": "D", "name": n}, "as": n} for n in "ab"]
+    model = {"dims": {"D": 4}, "inputs": {"x": "float[B D]"}, "loss": "loss", "outputs": {}}
+    model["steps"] = [*steps, {"expr": "square(x + a + b)"}, {"sum": {}, "as": "loss"}]
+    program = elaborate_model(ModelSpec.model_validate(model), "m")
+    batches = [{"x": torch.full((3, 4), float(m))} for m in (1, 2)]
+    run = executor(program, batches[0], torch.float64, n_microbatches=2)
+    params = {n: torch.zeros(4, dtype=torch.float64) for n in "ab"}
+    grads = run.step(params, [{"x": b["x"].double()} for b in batches], [1.0, 1.0]).grads
+    for name in "ab":
+        assert grads[name].tolist() == [2 * 3 * (1 + 2)] * 4
+    assert clip(grads, 1.0) == pytest.approx(math.sqrt(8) * 18)
+    assert float(grads["a"].square().sum() + grads["b"].square().sum()) == pytest.approx(1.0)
 
 
 def test_bf16_computes_over_fp32_weights(plain: Build, tmp_path: Path) -> None:

@@ -117,14 +117,14 @@ def step(
     return {**result.outputs, "loss": result.losses[0]}, result.grads
 
 
-def executor(program: Program, inputs: Mapping[str, Tensor], compute: torch.dtype) -> Executor:
+def executor(program: Program, inputs: Mapping[str, Tensor], compute: torch.dtype, n_microbatches: int = 1) -> Executor:
     """The program lowered for inputs of these sizes."""
     graphs, calls = lower(program, bound_sizes(program, inputs), compute, None)
     bodies = {
         n: Compiled(g.fwd, g.bwd, g.bwd_input, g.bwd_weight, g.n_outs, g.in_grads, g.param_grads, g.out_grads)
         for n, g in graphs.items()
     }
-    actions = one_rank(len(calls), 1, {i for i, c in enumerate(calls) if graphs[c.body].bwd is not None})
+    actions = one_rank(len(calls), n_microbatches, {i for i, c in enumerate(calls) if graphs[c.body].bwd is not None})
     trainable = frozenset(n for n, p in program.params.items() if p.trainable)
     return Executor(calls, bodies, actions, program.loss, program.outputs, trainable, compute, compute)
 
