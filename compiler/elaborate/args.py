@@ -135,7 +135,7 @@ def block_value(frame: Frame, kind: str, raw: Any, at: Path) -> Any:
         return _number(frame, kind, raw, at)
     if kind == "map" and not isinstance(raw, Mapping):
         frame.fail("S103", f"expected a mapping, got {raw!r}", at)
-    if kind in ("str", "mask") and not isinstance(raw, str):
+    if kind in ("str", "mask", "value") and not isinstance(raw, str):
         frame.fail("S103", f"expected a text, got {raw!r}", at)
     return settled(frame, raw) if kind in ("map", "init") else raw
 

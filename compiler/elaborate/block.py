@@ -177,6 +177,17 @@ def set_args(frame: Frame, inner: Frame, block: Block, raw: Any, at: Path) -> No
         inner.args[name] = value
         if kind == "dim" and value is not None:
             inner.dims[name] = value
+        if kind == "value" and value is not None:  # its steps call it by the argument's name
+            inner.values[name] = handed(inner, frame if name in given else inner, value, (*at, name))
+            inner.args[name] = name
+
+
+def handed(inner: Frame, frame: Frame, name: str, at: Path) -> Value:
+    """A value of the caller, as seen in the block: one that is repeated has operands of its own."""
+    value = frame.value(name, at)
+    if inner.own_unit is None or inner.own_unit is frame.own_unit:
+        return value
+    return Value(inner.own_unit.capture(value.name, value.type), value.type, value.by, value.mark)
 
 
 def bind_input(inner: Frame, block: Block, spot: str, value: Value, at: Path, called: Mark | None) -> None:

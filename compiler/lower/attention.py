@@ -23,6 +23,8 @@ def attend(e: Local, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
         k, v = decoding.cached(e.eqn.outs[0], k, v)
         if mask is None:
             mask = _seen(decoding, q.shape[-3], causal=bool(e.attr("causal", False)))
+    elif mask is None and bias is not None and e.attr("causal", False):  # the kernel takes one of the two
+        mask = torch.ones(q.shape[-3], k.shape[-3], dtype=torch.bool, device=q.device).tril()[None]
     if bias is None and not decoding and (e.attr("softmax") != "fp32" or q.dtype != torch.float64):
         blocks = _blocks(e, q, k)
         if blocks:

@@ -32,8 +32,14 @@ def _positions(a: Applied) -> tuple[TensorType, ...]:
     return (a.type(0),)
 
 
+def _keys(q: Dim, k: Dim) -> Dim:
+    """The dim of keys beside that of queries: `keys` where tokens attend to their own sequence."""
+    return Dim("keys", k.size, k.of or k.name) if q == k else k
+
+
 def _buckets(a: Applied) -> tuple[TensorType, ...]:
-    return (TensorType((a.args["q"], a.args["k"]), "int"),)
+    q, k = a.args["q"], a.args["k"]
+    return (TensorType((q, _keys(q, k)), "int"),)
 
 
 def _mask(a: Applied) -> tuple[TensorType, ...]:
@@ -43,7 +49,7 @@ def _mask(a: Applied) -> tuple[TensorType, ...]:
     for t in a.ins:
         assert t is not None
         batch |= {d.name: d for d in t.dims[:-1]}
-    return (TensorType((*batch.values(), q, Dim("keys", k.size, k.of or k.name) if q == k else k), "bool"),)
+    return (TensorType((*batch.values(), q, _keys(q, k)), "bool"),)
 
 
 ROWS = (

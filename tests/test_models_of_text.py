@@ -1,0 +1,108 @@
+"""Claims about what language models need of the language: values handed to blocks, biases of scores, memories."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from specc.compiler.lower.run import run_program
+from specc.compiler.program import Program
+from specc.spec.errors import SpecError
+from tests.text_models import BY_DISTANCE, FP64, drawn, model, random_params
+
+SHIFT: dict[str, Any] = {
+    "dims": {"D": 4},
+    "inputs": {"x": "float[B D]"},
+    "blocks": {
+        "shift": {
+            "args": {"by": "value = none"},
+            "in": {"x": ["B D"]},
+            "steps": [
+                {"expr": "x + by", "as": "x", "when": "by"},
+                {"expr": "x * 2"},
+            ],
+        },
+        "nested": {"args": {"by": "value"}, "in": {"x": ["B D"]}, "steps": [{"shift": {"by": "by"}}]},
+    },
+}
+
+
+def shifted(*steps: dict[str, Any]) -> tuple[Program, Tensor, Tensor]:
+    """The result for x, and x; `a` is a parameter of the model."""
+    first = {"param": {"shape": "D", "name": "a"}, "as": "a"}
+    program = model(**SHIFT, steps=[first, *steps])
+    x = drawn(3, 4)
+    return program, run_program(program, {"x": x}, {"a": torch.arange(4.0, dtype=FP64)}, {"B": 3})["out"], x
+
+
+A = torch.arange(4.0, dtype=FP64)
+
+
+def test_a_block_takes_a_value_of_its_caller() -> None:
+    assert torch.equal(shifted({"shift": {"by": "a"}, "from": "x"})[1], (drawn(3, 4) + A) * 2)
+
+
+def test_a_value_that_is_not_given_counts_as_false() -> None:
+    assert torch.equal(shifted({"shift": {}, "from": "x"})[1], drawn(3, 4) * 2)
+
+
+def test_a_value_is_handed_on_to_a_block_inside() -> None:
+    assert torch.equal(shifted({"nested": {"by": "a"}, "from": "x"})[1], (drawn(3, 4) + A) * 2)
+
+
+def test_all_tiles_of_a_repeat_take_one_value() -> None:
+    step = {"repeat": {"block": "nested", "times": 2, "args": {"by": "a"}}, "from": "x"}
+    program, out, x = shifted(step)
+    assert torch.equal(out, ((x + A) * 2 + A) * 2)
+    tiles = [c for c in program.calls if c.body == "nested"]
+    assert len(tiles) == 2
+    assert tiles[0].ins[1] == tiles[1].ins[1]
+
+
+@pytest.mark.parametrize(
+    ("by", "code", "message"), [("b", "S105", "no value is called 'b' here"), (3, "S103", "expected a text, got 3")]
+)
+def test_a_value_that_is_none_is_told(by: Any, code: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message) as e:
+        shifted({"shift": {"by": by}, "from": "x"})
+    assert e.value.codes == (code,)
+
+
+# Attention.
+
+
+def test_the_bias_of_a_score_follows_the_distance_and_causal_stays_causal() -> None:
+    program = model(**BY_DISTANCE)
+    p, tokens = random_params(program), torch.tensor([[3, 1, 7, 7, 2]])
+    x, at = p["embed.weight"][tokens[0]], torch.arange(5)
+    q, k, v = (torch.einsum("sd,dhe->hse", x, p[f"attention.{n}.weight"]) for n in "qkv")
+    distance = (at[:, None] - at[None, :]).clamp(min=0)
+    # Six buckets: three for the distances 0, 1 and 2, the rest by the logarithm up to 9.
+    bucket = torch.tensor([0, 1, 2, 3, 3])[distance]
+    scores = q @ k.transpose(1, 2) + p["distances.weight"][bucket].permute(2, 0, 1)
+    scores = scores.masked_fill(at[None, :] > at[:, None], -math.inf)
+    seen = torch.einsum("hse,hed->sd", scores.softmax(-1) @ v, p["attention.out.weight"])
+    out = run_program(program, {"tokens": tokens}, p, {"B": 1, "S": 5})["logits"][0]
+    torch.testing.assert_close(out, seen @ p["linear.weight"])
+
+
+def test_cross_attention_reads_a_memory_of_another_width() -> None:
+    step = {"cross_attention": {"heads": 4, "kv_heads": 2, "head_dim": 3, "mask": "k.enc_doc >= 0"}}
+    program = model(
+        dims={"D": 6, "M": 5}, inputs={"x": "float[B S D]", "memory": "float[B T M]"},
+        attributes={"enc_doc": "int[B T]"}, steps=[{**step, "from": ["x", "memory"]}],
+    )  # fmt: skip
+    p, x, memory = random_params(program), drawn(2, 3, 6), drawn(2, 7, 5, seed=1)
+    doc = torch.tensor([[0] * 7, [0] * 4 + [-1] * 3])
+    q = torch.einsum("bsd,dhe->bhse", x, p["cross_attention.q.weight"])
+    k, v = (
+        torch.einsum("btm,mke->bkte", memory, p[f"cross_attention.{n}.weight"]).repeat_interleave(2, 1) for n in "kv"
+    )
+    scores = (q @ k.transpose(2, 3) / math.sqrt(3)).masked_fill((doc < 0)[:, None, None], -math.inf)
+    want = torch.einsum("bhse,hed->bsd", scores.softmax(-1) @ v, p["cross_attention.out.weight"])
+    out = run_program(program, {"x": x, "memory": memory, "enc_doc": doc}, p, {"B": 2, "S": 3, "T": 7})["out"]
+    torch.testing.assert_close(out, want)
