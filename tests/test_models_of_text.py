@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from specc.compiler.lower.run import run_program
+from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
 from specc.compiler.program import Program
 from specc.spec.errors import SpecError
 from tests.text_models import BY_DISTANCE, FP64, drawn, model, random_params
@@ -106,3 +107,26 @@ def test_cross_attention_reads_a_memory_of_another_width() -> None:
     want = torch.einsum("bhse,hed->bsd", scores.softmax(-1) @ v, p["cross_attention.out.weight"])
     out = run_program(program, {"x": x, "memory": memory, "enc_doc": doc}, p, {"B": 2, "S": 3, "T": 7})["out"]
     torch.testing.assert_close(out, want)
+
+
+def test_cross_entropy_in_fp32_rounds_an_fp64_model_and_leaves_an_fp32_model_alone() -> None:
+    def loss(logits: Tensor, **extra: str) -> Tensor:
+        step = {"cross_entropy": extra, "from": ["logits", "labels"], "as": "loss"}
+        inputs = {"logits": "float[N V]", "labels": "int[N]"}
+        program = model(inputs=inputs, steps=[step], outputs={}, loss="loss")
+        labels = torch.tensor([0, 4, -100, 2])
+        return run_program(program, {"logits": logits, "labels": labels}, {}, {"N": 4, "V": 9})["loss"]
+
+    logits = drawn(4, 9)
+    rounded = loss(logits, softmax="fp32")
+    assert rounded.dtype == FP64
+    assert 1e-12 < (rounded - loss(logits)).abs() < 1e-6
+    assert torch.equal(loss(logits.float(), softmax="fp32"), loss(logits.float()))
+
+
+def test_a_head_whose_loss_is_rounded_is_not_fused_with_it() -> None:
+    loss = {"cross_entropy": {"softmax": "fp32"}, "from": ["_", "labels"], "as": "loss"}
+    inputs = {"x": "float[N D]", "labels": "int[N]"}
+    steps = [{"linear": "V", "from": "x"}, loss]
+    program = model(dims={"D": 4, "V": 9}, inputs=inputs, steps=steps, loss="loss", outputs={})
+    assert fuse_linear_cross_entropy(program) is program

@@ -17,7 +17,8 @@ MAX_CHUNKS = 16  # if that takes no more chunks than this: each chunk is a piece
 
 
 def cross_entropy(e: Local, logits: Tensor, labels: Tensor) -> Tensor:
-    rows, flat = wide(logits).reshape(-1, logits.shape[-1]), labels.reshape(-1)
+    exact, flat = wide(logits).reshape(-1, logits.shape[-1]), labels.reshape(-1)
+    rows = exact.float() if e.attr("softmax") == "fp32" else exact
     count = (flat != IGNORE).sum().clamp(min=1)
     total = F.cross_entropy(
         rows, flat, ignore_index=IGNORE, reduction="sum", label_smoothing=e.attr("label_smoothing", 0.0)
@@ -25,7 +26,7 @@ def cross_entropy(e: Local, logits: Tensor, labels: Tensor) -> Tensor:
     if e.attr("z_loss"):
         z = torch.where(flat != IGNORE, torch.logsumexp(rows, -1), 0.0)
         total = total + e.attr("z_loss") * z.square().sum()
-    return total / count
+    return (total / count).to(exact.dtype)
 
 
 def chunk_rows(rows: int, vocab: int) -> int:

@@ -25,7 +25,7 @@ def _fuse(body: Body) -> Body:
     gone: set[str] = set()
     for e in body.eqns:
         head = made.get(e.ins[0] or "") if e.op == "cross_entropy" else None
-        plain = head is not None and not e.attrs.get("z_loss") and not e.attrs.get("label_smoothing")
+        plain = head is not None and not any(e.attrs.get(a) for a in ("z_loss", "label_smoothing", "softmax"))
         if head is None or not plain or len(types[head.ins[0] or ""].dims) != len(head.types[0].dims):
             eqns.append(e)
             continue
