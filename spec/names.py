@@ -56,7 +56,7 @@ class NameTable(Node):
     model: str
     dims: dict[str, str | int] = {}  # dim of the model: expression over the config
     numbers: dict[str, str | float] = {}  # the same for the model's constants
-    assumes: dict[str, Any] = {}  # config keys that must have these values, as the model is written for them
+    assumes: dict[str, Any] = {}  # config keys that must have this value (or one of these): the model is written for it
     variants: list[Variant] = []
     names: list[NameRule]
     ignore: list[str] = []  # tensors of the checkpoint that are not parameters
@@ -64,7 +64,10 @@ class NameTable(Node):
     def overrides(self, config: Mapping[str, Any]) -> list[str]:
         """Overrides `a.b=value` that turn the model into the checkpoint's; raises SpecError if it cannot be that."""
         known = flat(config)
-        wrong = [f"{k} is {known.get(k)!r}, not {v!r}" for k, v in self.assumes.items() if known.get(k) != v]
+        allowed = {k: v if isinstance(v, list) else [v] for k, v in self.assumes.items()}
+        wrong = [
+            f"{k} is {known.get(k)!r}, not {self.assumes[k]!r}" for k, v in allowed.items() if known.get(k) not in v
+        ]
         if wrong:
             raise SpecError(Diagnostic("S308", f"the model '{self.model}' is not this checkpoint's: {wrong[0]}"))
         sizes = {f"model.dims.{dim}": looked_up(text, known) for dim, text in self.dims.items()}

@@ -50,7 +50,8 @@ def redraw(module: nn.Module, seed: int) -> None:
                 continue
             z = torch.randn(p.shape, generator=draw, dtype=torch.float64)
             std = 0.1 if p.ndim == 1 else 0.9 / math.sqrt(p[0].numel())
-            p.copy_(std * z + (1.0 if p.ndim == 1 and "norm" in name and name.endswith("weight") else 0.0))
+            is_scale = p.ndim == 1 and name.endswith("weight") and ("norm" in name.lower() or "ln_" in name)
+            p.copy_(std * z + (1.0 if is_scale else 0.0))
 
 
 def floats(*shape: int, seed: int) -> Tensor:

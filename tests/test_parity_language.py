@@ -1,0 +1,24 @@
+"""The language models of the library equal those of transformers, gradients included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.parity.case import run_case, tables
+from tests.parity.cases_language import CASES, write
+
+KINDS = [(torch.float32, 0), (torch.float32, 1), (torch.float64, 0), (torch.float64, 1)]
+
+
+@pytest.mark.parametrize(("dtype", "size"), KINDS, ids=["fp32-0", "fp32-1", "fp64-0", "fp64-1"])
+@pytest.mark.parametrize("name", CASES)
+def test_model_equals_its_reference(name: str, dtype: torch.dtype, size: int, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    result = run_case(write(name, tmp_path, dtype, size, seed=11 + size), tables()[name])
+    assert result.dtype == str(dtype).removeprefix("torch.")
+    assert len(result.outputs) >= 2
+    assert len(result.grads) >= 20
+    assert result.passed, f"{result.outputs} {sorted(result.grads.items(), key=lambda e: -e[1])[:5]}"
