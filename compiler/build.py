@@ -146,7 +146,7 @@ def build_decoding(
     reason = refusal(list(program.bodies.values()), seq, rows)
     strange = [n for n, t in program.inputs.items() if t.dims[-1].name != seq or t.dtype != "int"]
     if reason or strange:
-        return reason or f"decoding does not know what to give the input '{strange[0]}'"
+        return reason or f"decoding goes along '{seq}' alone; it has no {program.inputs[strange[0]]} for '{strange[0]}'"
     out.mkdir()
     capacity = stage.data.seq_len
     keys: dict[str, Any] = {}

@@ -74,6 +74,9 @@ def refusal(bodies: Sequence[Body], seq: str, own: Mapping[str, Op] | None = Non
             over = any(d.name == seq for i in e.ins if i for d in types[i].dims)
             if e.op in NOT_INCREMENTAL and over and getattr(e.attrs.get("over"), "name", seq) == seq:
                 return f"`{e.op}` ({e.path}) mixes tokens along '{seq}' and has no incremental rule"
+        for e in cached_eqns(body, seq):
+            if not e.attrs.get("causal"):
+                return f"`{e.op}` ({e.path}) lets tokens see later ones: its mask is not `causal` nor `causal & ...`"
     return ""
 
 

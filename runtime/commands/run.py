@@ -27,5 +27,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"build": str(path), "report": str(page), "stages": read_runs(build)}, indent=1))
     else:
-        print(f"\nlook: {page}        talk: specc sample {path} --prompt TEXT")
+        talks = any(s.facts["decodes"] for s in build.stages.values())
+        print(f"\nlook: {page}" + (f"        talk: specc sample {path} --prompt TEXT" if talks else ""))
     return 0
