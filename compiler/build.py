@@ -27,6 +27,7 @@ from specc.compiler.ops.user import op_files, user_ops
 from specc.compiler.partition import build_graphs, clean
 from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
 from specc.compiler.passes.prune import prune
+from specc.compiler.positions import check_positions
 from specc.compiler.program import Call, Program
 from specc.compiler.schedule.actions import one_rank
 from specc.spec.errors import Diagnostic, SpecError
@@ -72,6 +73,7 @@ def build_stage(
     compute = DTYPES[spec.plan.precision.compute]
     size = stage.batch.microbatch or stage.batch.sequences
     sizes = stage_sizes(program, size, stage.lengths())
+    check_positions(program, sizes, spec.mark(("stages", name, "data", "seq_len")))
     out.mkdir(parents=True)
     lowered, calls = lower(program, sizes, compute, out / "graphs", own)
     write(out / "program.txt", str(program))
