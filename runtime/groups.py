@@ -1,0 +1,66 @@
+"""Process groups under the names that graphs use, and values cut into ranks' parts and made whole again.
+
+This is the only module that registers groups with torch, which is a private call."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from specc.compiler.lower.collectives import all_gather, all_reduce, group_name
+from specc.compiler.placement.types import Layout, Mesh, part
+
+_native: Any = import_module("torch._C._distributed_c10d")
+
+
+def join(mesh: Mesh, rank: int) -> list[Tensor]:
+    """Make this rank's group along each axis known by its name; the rank's coordinates as graphs take them.
+
+    Every rank of the mesh calls it, after `init_process_group`."""
+    for a, axis in enumerate(mesh.axes):
+        leave(group_name(axis))
+        groups = {tuple(mesh.group(a, r)) for r in range(mesh.size)}
+        for ranks in sorted(groups):  # every process takes part in making every group
+            made = dist.new_group(list(ranks))
+            if rank in ranks:
+                _native._register_process_group(group_name(axis), made)
+    return coordinates(mesh, rank)
+
+
+def leave(name: str) -> None:
+    """Forget a group, if it is known."""
+    try:
+        _native._unregister_process_group(name)
+    except RuntimeError:
+        return
+
+
+def coordinates(mesh: Mesh, rank: int) -> list[Tensor]:
+    return [torch.tensor([c]) for c in mesh.coordinates(rank)]
+
+
+def cut(x: Tensor, layout: Layout, mesh: Mesh, rank: int) -> Tensor:
+    """A rank's part of a whole value."""
+    return x[part(x.shape, layout, mesh, rank)].contiguous()
+
+
+def whole(x: Tensor, layout: Layout, mesh: Mesh) -> Tensor:
+    """The whole value, on every rank of the mesh, from the ranks' parts (or parts of its sum)."""
+    for place, axis in reversed(list(zip(layout, mesh.axes, strict=True))):
+        if place.kind == "S":
+            x = all_gather(x, place.dim, axis)
+        elif place.kind == "P":
+            x = all_reduce(x, axis)
+    return x
+
+
+def zigzag_order(n: int, ranks: int) -> Tensor:
+    """Of a sequence of n tokens in 2 * ranks chunks: rank r's part, in order, is chunk r and chunk 2 * ranks - 1 - r."""
+    chunks = torch.arange(n).reshape(2 * ranks, -1)
+    return torch.cat([chunks[c] for r in range(ranks) for c in (r, 2 * ranks - 1 - r)])
+
+
