@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from specc.compiler.lower import loss as lowered_loss
 from specc.compiler.lower.run import run_program
 from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
 from specc.compiler.program import Program
 from specc.spec.errors import SpecError
+from tests.parity.case import step
 from tests.text_models import BY_DISTANCE, FP64, drawn, model, random_params
 
 SHIFT: dict[str, Any] = {
@@ -130,3 +132,25 @@ def test_a_head_whose_loss_is_rounded_is_not_fused_with_it() -> None:
     steps = [{"linear": "V", "from": "x"}, loss]
     program = model(dims={"D": 4, "V": 9}, inputs=inputs, steps=steps, loss="loss", outputs={})
     assert fuse_linear_cross_entropy(program) is program
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_head_is_fused_with_its_loss_and_gives_the_same_gradients(
+    bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In pieces of three rows, of which some have no label at all."""
+    monkeypatch.setattr(lowered_loss, "CHUNK_ELEMENTS", 3 * 9)
+    loss = {"cross_entropy": {}, "from": ["_", "labels"], "as": "loss"}
+    steps = [{"linear": {"out": "V", "bias": bias}, "from": "x"}, loss]
+    inputs = {"x": "float[B S D]", "labels": "int[B S]"}
+    program = model(dims={"D": 4, "V": 9}, inputs=inputs, steps=steps, loss="loss", outputs={})
+    fused = fuse_linear_cross_entropy(program)
+    assert [e.op for b in fused.bodies.values() for e in b.eqns] == ["linear_cross_entropy"]
+    labels = torch.randint(9, (5, 7), generator=torch.Generator().manual_seed(0))
+    labels[0] = labels[1, :4] = -100
+    given = {"x": drawn(5, 7, 4), "labels": labels}
+    results = [step(p, given, random_params(program), FP64) for p in (program, fused)]
+    torch.testing.assert_close(results[1][0]["loss"], results[0][0]["loss"], rtol=1e-13, atol=0)
+    assert set(results[1][1]) == {"linear.weight"} | ({"linear.bias"} if bias else set())
+    for name, grad in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], grad, rtol=1e-12, atol=1e-14)

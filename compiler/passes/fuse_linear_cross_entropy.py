@@ -1,7 +1,7 @@
 """A linear head whose only use is a cross-entropy becomes one op that never holds all logits.
 
-before: %l = linear(%x, %w); %loss = cross_entropy(%l, %labels)
-after:  %loss = linear_cross_entropy(%x, %w, %labels)"""
+before: %l = linear(%x, %w, %b); %loss = cross_entropy(%l, %labels)
+after:  %loss = linear_cross_entropy(%x, %w, %labels, %b)"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _fuse(body: Body) -> Body:
     uses: dict[str, int] = {}
     for name in [i for e in body.eqns for i in e.ins if i] + list(body.outs):
         uses[name] = uses.get(name, 0) + 1
-    made = {e.outs[0]: e for e in body.eqns if e.op == "linear" and len(e.ins) == 2 and uses.get(e.outs[0]) == 1}
+    made = {e.outs[0]: e for e in body.eqns if e.op == "linear" and uses.get(e.outs[0]) == 1}
     types = body.types()
     eqns: list[Eqn] = []
     gone: set[str] = set()
@@ -30,5 +30,6 @@ def _fuse(body: Body) -> Body:
             eqns.append(e)
             continue
         gone.add(head.outs[0])
-        eqns.append(replace(e, op="linear_cross_entropy", ins=(*head.ins, e.ins[1])))
+        x, weight, *bias = head.ins
+        eqns.append(replace(e, op="linear_cross_entropy", ins=(x, weight, e.ins[1], *bias)))
     return replace(body, eqns=tuple(e for e in eqns if e.outs[0] not in gone)) if gone else body
