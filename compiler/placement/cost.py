@@ -1,0 +1,139 @@
+"""What a placement costs in seconds: a roofline for equations, rings for collectives.
+
+The constants are published peaks and usual fractions of them, not yet calibrated; all stand in this file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from specc.compiler.cost import eqn_cost
+from specc.compiler.placement.placed import Strategy
+from specc.compiler.placement.reshard import Move, moves
+from specc.compiler.placement.types import Layout, Mesh
+from specc.compiler.program import Eqn
+from specc.compiler.types import TensorType, size_of
+
+BACKWARD = 2.0  # work of a backward over that of its forward
+INDEX_BYTES = {"int": 8, "bool": 1}
+
+
+@dataclass(frozen=True)
+class Device:
+    """What one device reaches, not what its maker names."""
+
+    name: str
+    flops: float  # of products, a second
+    bandwidth: float  # bytes of its memory, a second
+    launch: float  # seconds before a kernel begins
+    memory: float  # bytes
+
+
+@dataclass(frozen=True)
+class Links:
+    """Bytes that a rank sends a second, and seconds before the first arrives; `node` ranks are joined by fast links."""
+
+    node: int
+    near: float
+    far: float
+    near_latency: float
+    far_latency: float
+
+
+H100 = Device("h100-sxm", flops=989e12 * 0.6, bandwidth=3.35e12 * 0.7, launch=5e-6, memory=80e9)
+CPU = Device("cpu", flops=5e10, bandwidth=1e10, launch=5e-6, memory=16e9)
+NVLINK = Links(node=8, near=360e9, far=45e9, near_latency=8e-6, far_latency=15e-6)
+GLOO = Links(node=8, near=2e9, far=1e9, near_latency=1e-4, far_latency=2e-4)
+
+# Bytes that a rank of n sends in a ring, over those of the whole value.
+COLLECTIVES: Mapping[str, Callable[[int], float]] = {
+    "all-gather": lambda n: (n - 1) / n, "reduce-scatter": lambda n: (n - 1) / n,
+    "all-reduce": lambda n: 2 * (n - 1) / n, "all-to-all": lambda n: (n - 1) / n / n,
+}  # fmt: skip
+# Forward and backward collective of a move by the kinds of its ends.
+BY_KINDS: Mapping[tuple[str, str], tuple[str, str]] = {
+    ("S", "R"): ("all-gather", ""), ("S", "V"): ("all-gather", "reduce-scatter"), ("S", "S"): ("all-to-all",) * 2,
+    ("P", "R"): ("all-reduce", ""), ("P", "V"): ("all-reduce",) * 2, ("P", "S"): ("reduce-scatter", "all-gather"),
+    ("R", "V"): ("", "all-reduce"), ("R", "S"): ("", "all-gather"), ("V", "S"): ("", ""), ("V", "R"): ("", ""),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A mesh of devices; `itemsize` is that of a real number in compute."""
+
+    mesh: Mesh
+    device: Device = H100
+    links: Links = NVLINK
+    itemsize: int = 2
+
+    def is_near(self, axis: int) -> bool:
+        """Whether the ranks along an axis sit in one node."""
+        return math.prod(a.size for a in self.mesh.axes[axis:]) <= self.links.node
+
+    def collective(self, kind: str, whole: float, axis: int) -> float:
+        """Seconds of one that joins `whole` bytes along an axis."""
+        n = self.mesh.axes[axis].size
+        if not kind or n == 1:
+            return 0.0
+        near = self.is_near(axis)
+        rate = self.links.near if near else self.links.far
+        return (self.links.near_latency if near else self.links.far_latency) + COLLECTIVES[kind](n) * whole / rate
+
+    def nbytes(self, type_: TensorType, layout: Layout, sizes: Mapping[str, int], skip: int = -1) -> float:
+        """What a rank holds; along the axis `skip` as if it held all."""
+        n = float(math.prod(size_of(d, sizes) for d in type_.dims)) * INDEX_BYTES.get(type_.dtype, self.itemsize)
+        for a, (place, axis) in enumerate(zip(layout, self.mesh.axes, strict=True)):
+            if place.kind == "S" and a != skip:
+                n /= axis.size
+        return n
+
+
+def collectives(src: Layout, dst: Layout) -> Iterator[tuple[Move, Layout, str, str]]:
+    """The steps of a move with the layout before each, and their collectives forward and backward."""
+    here = list(src)
+    for m in moves(src, dst) or []:
+        before = tuple(here)
+        here[m.axis] = m.dst
+        yield m, before, *BY_KINDS[m.src.kind, m.dst.kind]
+
+
+def edge_cost(
+    type_: TensorType, src: Layout, dst: Layout, machine: Machine, sizes: Mapping[str, int], gradient: bool = True
+) -> float:
+    """Seconds of a move forward and backward; infinite if there is none. A value without a gradient has no backward."""
+    if src == dst:
+        return 0.0
+    if moves(src, dst) is None:
+        return math.inf
+    total = 0.0
+    for m, before, forward, backward in collectives(src, dst):
+        whole = machine.nbytes(type_, before, sizes, skip=m.axis)
+        total += machine.collective(forward, whole, m.axis)
+        if gradient and type_.dtype == "float":
+            total += machine.collective(backward, whole, m.axis)
+    return total
+
+
+def work_cost(
+    eqn: Eqn, ins: Sequence[TensorType | None], strategies: Sequence[Strategy], machine: Machine,
+    sizes: Mapping[str, int],
+) -> float:  # fmt: skip
+    """Seconds of an equation forward and backward on one rank."""
+    share = math.prod(a.size for s, a in zip(strategies, machine.mesh.axes, strict=True) if divides(s))
+    flops = eqn_cost(eqn, list(ins), sizes, machine.itemsize).flops / share
+    touched = 0.0
+    for i, t in enumerate(ins):
+        found = [s.ins[i] for s in strategies]
+        if t is not None:
+            touched += machine.nbytes(t, tuple(p for p in found if p is not None), sizes)
+    for j, t in enumerate(eqn.types):
+        touched += machine.nbytes(t, tuple(s.outs[j] for s in strategies), sizes)
+    device = machine.device
+    return (1 + BACKWARD) * (max(flops / device.flops, touched / device.bandwidth) + device.launch)
+
+
+def divides(s: Strategy) -> bool:
+    """Whether the ranks share the work."""
+    return not s.name.startswith(("rep", "linear"))

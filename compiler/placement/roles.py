@@ -1,0 +1,119 @@
+"""Which dims are batch and which are sequences, followed through a program, and what an axis's role makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from specc.compiler.ops.row import Op
+from specc.compiler.placement.placed import Strategy
+from specc.compiler.placement.strategies import strategies
+from specc.compiler.placement.types import Axis, Role
+from specc.compiler.program import Body, Eqn, Program
+from specc.spec.expr import parse
+
+Kind = Literal["batch", "sequence"]
+Context = Literal["auto", "ulysses", "ring", "gather"]
+Marks = frozenset[tuple[str, int]]  # values of a body and the place of their marked dim
+KIND_OF: Mapping[Role, Kind] = {"batch": "batch", "experts": "batch", "sequence": "sequence"}
+ANY = Axis("any", 1)
+WEIGHT_AT = {"linear": 1, "embedding": 1, "linear_cross_entropy": 1, "conv": 1, "grouped_linear": 2, "routed_linear": 2}
+EXPERT_OPS = ("dispatch", "grouped_linear", "combine")
+CONTEXT: Mapping[Context, tuple[str, ...]] = {"ring": ("ring",), "gather": ("gather_kv",), "ulysses": ()}
+
+
+def batch_dims(program: Program) -> set[str]:
+    """The first dim of each input."""
+    return {t.dims[0].name for t in program.inputs.values() if t.dims}
+
+
+def sequence_dims(program: Program) -> set[str]:
+    """The dims along which tokens attend, and the parts of joined ones (`N + T`); else those of index inputs."""
+    found: set[str] = set()
+    for body in program.bodies.values():
+        types = body.types()
+        for e in body.eqns:
+            for i in e.ins[:2] if e.op == "attend" else ():
+                if i is not None and types[i].dims[-3].name != "keys":
+                    dim = types[i].dims[-3]
+                    found |= {dim.name} if dim.is_plain else set(parse(dim.name).names())
+    return found or {t.dims[1].name for t in program.inputs.values() if t.dtype == "int" and len(t.dims) > 1}
+
+
+@dataclass(frozen=True)
+class Followed:
+    """The marked dims of each body's values, by kind."""
+
+    marks: Mapping[str, Mapping[Kind, Marks]]
+    names: Mapping[Kind, frozenset[str]]
+
+
+def follow(program: Program, sizes: Mapping[str, int], own: Mapping[str, Op] | None = None) -> Followed:
+    """Dims by name, and what ops make of them: a renamed batch, rows of sorted tokens."""
+    names: dict[Kind, frozenset[str]] = {
+        "batch": frozenset(batch_dims(program)), "sequence": frozenset(sequence_dims(program)),
+    }  # fmt: skip
+    marks = {
+        name: {kind: _marks(body, names[kind], sizes, own) for kind in names} for name, body in program.bodies.items()
+    }
+    return Followed(marks, names)
+
+
+def _marks(body: Body, names: frozenset[str], sizes: Mapping[str, int], own: Mapping[str, Op] | None) -> Marks:
+    params = {p.name for p in body.params}
+    types = body.types()
+    found = {(v, p) for v, t in types.items() if v not in params for p, d in enumerate(t.dims) if d.name in names}
+    for e in body.eqns:
+        for s in strategies(e, [types[i] if i else None for i in e.ins], ANY, sizes, own):
+            if _reads(s, e, found):
+                found |= {(o, at.dim) for o, at in zip(e.outs, s.outs, strict=True) if at.kind == "S"}
+    return frozenset(found)
+
+
+def _reads(s: Strategy, e: Eqn, marks: set[tuple[str, int]] | Marks) -> bool:
+    return any(i and at and at.kind == "S" and (i, at.dim) in marks for i, at in zip(e.ins, s.ins, strict=True))
+
+
+def touches(s: Strategy, e: Eqn, marks: Marks) -> bool:
+    """Whether a strategy splits a marked dim."""
+    made = any(at.kind == "S" and (o, at.dim) in marks for o, at in zip(e.outs, s.outs, strict=True))
+    return made or _reads(s, e, marks)
+
+
+def allowed(
+    e: Eqn, found: Sequence[Strategy], axis: Axis, marks: Mapping[Kind, Marks], params: set[str], context: Context,
+    split_weights: bool,
+) -> list[Strategy]:  # fmt: skip
+    """The strategies that an axis of this role lets the solver choose from."""
+    if axis.role == "free":
+        return _split_weights(e, found) if split_weights else list(found)
+    if axis.role == "experts" and e.op in EXPERT_OPS:
+        return [s for s in found if s.name == "experts"]
+    known = marks[KIND_OF[axis.role]]
+    hits = [s for s in found if touches(s, e, known) and s.name != "experts"]
+    if e.op == "attend" and axis.role == "sequence":
+        return _attention(found, hits, context)
+    if hits:
+        return hits
+    if axis.role == "sequence" and not any(i in params for i in e.ins):
+        return list(found)
+    return [s for s in found if s.name.startswith(("rep", "linear"))]
+
+
+def _attention(found: Sequence[Strategy], hits: Sequence[Strategy], context: Context) -> list[Strategy]:
+    """The chosen context strategy; heads are split where queries cannot be."""
+    heads = [s for s in found if s not in hits and s.name.startswith(("split", "kv_heads"))]
+    if context == "auto":
+        return [*hits, *heads] or list(found)
+    chosen = [s for s in hits if s.name in CONTEXT[context]] or [s for s in hits if s.name == "gather_kv"]
+    return heads or list(found) if context == "ulysses" or not chosen else chosen
+
+
+def _split_weights(e: Eqn, found: Sequence[Strategy]) -> list[Strategy]:
+    """Only strategies that split the equation's weight, if there are any."""
+    at = WEIGHT_AT.get(e.op)
+    if e.op == "attend":
+        return [s for s in found if not s.name.startswith("rep")]
+    hits = [s for s in found if at is not None and (w := s.ins[at]) is not None and w.kind == "S"]
+    return hits or list(found)
