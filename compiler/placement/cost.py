@@ -16,6 +16,7 @@ from specc.compiler.program import Eqn
 from specc.compiler.types import TensorType, size_of
 
 BACKWARD = 2.0  # work of a backward over that of its forward
+RING_HIDDEN = 0.5  # of what a ring of keys and values sends goes beside its work
 INDEX_BYTES = {"int": 8, "bool": 1}
 
 
@@ -84,7 +85,7 @@ class Machine:
     def nbytes(self, type_: TensorType, layout: Layout, sizes: Mapping[str, int], skip: int = -1) -> float:
         """What a rank holds; along the axis `skip` as if it held all."""
         n = float(math.prod(size_of(d, sizes) for d in type_.dims)) * INDEX_BYTES.get(type_.dtype, self.itemsize)
-        for a, (place, axis) in enumerate(zip(layout, self.mesh.axes, strict=True)):
+        for a, (place, axis) in enumerate(zip(layout, self.mesh.axes, strict=False)):
             if place.kind == "S" and a != skip:
                 n /= axis.size
         return n
@@ -131,7 +132,31 @@ def work_cost(
     for j, t in enumerate(eqn.types):
         touched += machine.nbytes(t, tuple(s.outs[j] for s in strategies), sizes)
     device = machine.device
-    return (1 + BACKWARD) * (max(flops / device.flops, touched / device.bandwidth) + device.launch)
+    seconds = (1 + BACKWARD) * (max(flops / device.flops, touched / device.bandwidth) + device.launch)
+    return seconds + sum(_inside(eqn, ins, strategies, a, machine, sizes) for a in range(len(strategies)))
+
+
+def _inside(
+    eqn: Eqn, ins: Sequence[TensorType | None], strategies: Sequence[Strategy], axis: int, machine: Machine,
+    sizes: Mapping[str, int],
+) -> float:  # fmt: skip
+    """Seconds of what a strategy itself sends along an axis."""
+    name, n = strategies[axis].name, machine.mesh.axes[axis].size
+
+    def whole(i: int) -> float:
+        t = ins[i]
+        found = tuple(p for s in strategies if (p := s.ins[i]) is not None)
+        return machine.nbytes(t, found, sizes, skip=axis) if t is not None else 0.0
+
+    if name == "ring":  # keys and values go round, and in the backward their gradients with them
+        return (1 - RING_HIDDEN) * 3 * machine.collective("all-gather", whole(1) + whole(2), axis) * (n - 1) / n
+    if name == "experts" and eqn.op in ("dispatch", "combine"):
+        copies = sum(machine.nbytes(t, (), sizes) for t in (eqn.types[:1] if eqn.op == "dispatch" else ins[:1]) if t)
+        share = math.prod(a.size for b, a in enumerate(machine.mesh.axes) if b != axis and divides(strategies[b]))
+        return 2 * machine.collective("all-to-all", copies / share, axis)
+    if name == "vocab":  # the largest logit, the sum, and the label's logit of each row
+        return 3 * machine.collective("all-reduce", whole(2 if len(ins) > 2 else 1), axis)
+    return 0.0
 
 
 def divides(s: Strategy) -> bool:

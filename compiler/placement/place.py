@@ -14,8 +14,8 @@ from specc.compiler.placement.cost import H100, NVLINK, Device, Links, Machine
 from specc.compiler.placement.params import keep, price_of
 from specc.compiler.placement.placed import Placed, Strategy
 from specc.compiler.placement.problem import Problem, Solved, joint, solve
-from specc.compiler.placement.refuse import check_axes, no_plan
-from specc.compiler.placement.roles import Context, Followed, allowed, follow
+from specc.compiler.placement.refuse import check_axes, no_plan, no_way
+from specc.compiler.placement.roles import Context, Followed, Ways, allowed, follow
 from specc.compiler.placement.strategies import strategies
 from specc.compiler.placement.types import Layout, Mesh
 from specc.compiler.program import Body, Program
@@ -75,15 +75,15 @@ def _choices(
 ) -> list[list[list[Strategy]]]:  # fmt: skip
     """For each equation and axis the strategies that may be chosen."""
     types, params, marks = body.types(), {p.name for p in body.params}, followed.marks[body.name]
+    ways = Ways(options.context, options.split_weights, options.sequence_parallel)
     found: list[list[list[Strategy]]] = []
     for e in body.eqns:
         ins = [types[i] if i else None for i in e.ins]
         each: list[list[Strategy]] = []
         for axis in mesh.axes:
             every = strategies(e, ins, axis, sizes, own)
-            split = axis.name in options.split_weights
             pin = options.pins.get(f"{body.name}.{e.path}", {}).get(axis.name)
-            chosen = allowed(e, every, axis, marks, params, options.context, split)
+            chosen = allowed(e, every, axis, marks, params, ways)
             each.append([s for s in every if s.name == pin] if pin else chosen)
         found.append(each)
     return found
@@ -97,6 +97,9 @@ def _problem(
         joint(e, [types[i] if i else None for i in e.ins], per_axis, machine, sizes)
         for e, per_axis in zip(body.eqns, each, strict=True)
     )
+    for e, found, per_axis in zip(body.eqns, domains, each, strict=True):
+        if not found:
+            raise no_way(e, machine.mesh, per_axis)
     return Problem(body, machine, sizes, domains)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+from specc.compiler.placement.placed import Strategy
 from specc.compiler.placement.roles import KIND_OF, Followed
 from specc.compiler.placement.types import Axis, Mesh
-from specc.compiler.program import Program
+from specc.compiler.program import Eqn, Program
 from specc.compiler.types import size_of
 from specc.spec.errors import Diagnostic, SpecError
 
@@ -50,3 +51,11 @@ def uneven(dim: str, size: int, axis: Axis) -> Diagnostic:
 
 def no_plan(mesh: Mesh) -> SpecError:
     return SpecError(Diagnostic("S503", f"no placement on {mesh} joins all equations", None, "make an axis smaller"))
+
+
+def no_way(e: Eqn, mesh: Mesh, each: Sequence[Sequence[Strategy]]) -> SpecError:
+    """An equation that cannot be split as the roles ask, or not over all axes together."""
+    axes = [a for a, found in zip(mesh.axes, each, strict=True) if not found]
+    over = " and ".join(map(str, axes)) if axes else f"all of {mesh} together"
+    text = f"'{e.path}' ({e.op} -> {', '.join(t.shown() for t in e.types)}) does not divide over {over}"
+    return SpecError(Diagnostic("S503", text, None, "make an axis smaller"))

@@ -66,39 +66,63 @@ def _marks(body: Body, names: frozenset[str], sizes: Mapping[str, int], own: Map
     found = {(v, p) for v, t in types.items() if v not in params for p, d in enumerate(t.dims) if d.name in names}
     for e in body.eqns:
         for s in strategies(e, [types[i] if i else None for i in e.ins], ANY, sizes, own):
-            if _reads(s, e, found):
+            if _reads(s, e, found, params):
                 found |= {(o, at.dim) for o, at in zip(e.outs, s.outs, strict=True) if at.kind == "S"}
     return frozenset(found)
 
 
-def _reads(s: Strategy, e: Eqn, marks: set[tuple[str, int]] | Marks) -> bool:
-    return any(i and at and at.kind == "S" and (i, at.dim) in marks for i, at in zip(e.ins, s.ins, strict=True))
+def _reads(s: Strategy, e: Eqn, marks: set[tuple[str, int]] | Marks, params: set[str]) -> bool:
+    """Whether all values that a strategy takes split are split on marked dims."""
+    split = [(i, at.dim) for i, at in zip(e.ins, s.ins, strict=True) if i and i not in params and at and at.kind == "S"]
+    return bool(split) and all(m in marks for m in split)
 
 
-def touches(s: Strategy, e: Eqn, marks: Marks) -> bool:
+def touches(s: Strategy, e: Eqn, marks: Marks, params: set[str]) -> bool:
     """Whether a strategy splits a marked dim."""
     made = any(at.kind == "S" and (o, at.dim) in marks for o, at in zip(e.outs, s.outs, strict=True))
-    return made or _reads(s, e, marks)
+    takes = any(i not in params and at is not None and at.kind == "S" for i, at in zip(e.ins, s.ins, strict=True))
+    return _reads(s, e, marks, params) if takes else made
+
+
+@dataclass(frozen=True)
+class Ways:
+    """What options say of the choice: the context strategy, tensor-parallel axes, and whether those split sequences."""
+
+    context: Context = "auto"
+    split_weights: tuple[str, ...] = ("tp",)
+    sequence_parallel: bool | None = None
 
 
 def allowed(
-    e: Eqn, found: Sequence[Strategy], axis: Axis, marks: Mapping[Kind, Marks], params: set[str], context: Context,
-    split_weights: bool,
-) -> list[Strategy]:  # fmt: skip
+    e: Eqn, found: Sequence[Strategy], axis: Axis, marks: Mapping[Kind, Marks], params: set[str], ways: Ways
+) -> list[Strategy]:
     """The strategies that an axis of this role lets the solver choose from."""
     if axis.role == "free":
-        return _split_weights(e, found) if split_weights else list(found)
+        return _free(e, found, axis, marks, params, ways)
     if axis.role == "experts" and e.op in EXPERT_OPS:
         return [s for s in found if s.name == "experts"]
-    known = marks[KIND_OF[axis.role]]
-    hits = [s for s in found if touches(s, e, known) and s.name != "experts"]
+    hits = [s for s in found if touches(s, e, marks[KIND_OF[axis.role]], params) and s.name != "experts"]
+    within = [s for s in found if axis.role != "sequence" or not touches(s, e, marks["batch"], params)]
     if e.op == "attend" and axis.role == "sequence":
-        return _attention(found, hits, context)
+        return _attention(within, hits, ways.context)
     if hits:
         return hits
     if axis.role == "sequence" and not any(i in params for i in e.ins):
-        return list(found)
+        return within
     return [s for s in found if s.name.startswith(("rep", "linear"))]
+
+
+def _free(
+    e: Eqn, found: Sequence[Strategy], axis: Axis, marks: Mapping[Kind, Marks], params: set[str], ways: Ways
+) -> list[Strategy]:
+    """All; a tensor-parallel axis leaves the batch whole, and splits weights where an equation can."""
+    left = [s for s in found if s.name != "experts"]  # all of a layer's equations would have to agree on it
+    if ways.sequence_parallel is False:
+        left = [s for s in left if not touches(s, e, marks["sequence"], params)]
+    if axis.name not in ways.split_weights:
+        return left
+    left = [s for s in left if not touches(s, e, marks["batch"], params)]
+    return _split_weights(e, left)
 
 
 def _attention(found: Sequence[Strategy], hits: Sequence[Strategy], context: Context) -> list[Strategy]:
@@ -114,6 +138,6 @@ def _split_weights(e: Eqn, found: Sequence[Strategy]) -> list[Strategy]:
     """Only strategies that split the equation's weight, if there are any."""
     at = WEIGHT_AT.get(e.op)
     if e.op == "attend":
-        return [s for s in found if not s.name.startswith("rep")]
+        return [s for s in found if not s.name.startswith("rep")] or list(found)
     hits = [s for s in found if at is not None and (w := s.ins[at]) is not None and w.kind == "S"]
     return hits or list(found)

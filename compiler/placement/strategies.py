@@ -33,7 +33,7 @@ def strategies(
     row = (own or {}).get(eqn.op)
     family = _own(row) if row else FAMILIES[eqn.op]
     found += [s for s in family(case) if s is not None]
-    once = {(s.ins, s.outs): s for s in reversed(found)}
+    once = {(s.ins, s.outs, s.name == "experts"): s for s in reversed(found)}
     return list(reversed(once.values()))
 
 
@@ -284,7 +284,8 @@ def _cross_entropy(c: Case) -> Iterator[Strategy | None]:
 def _linear_cross_entropy(c: Case) -> Iterator[Strategy | None]:
     dims = c.at(0).dims
     yield from (c.cut({0: p, 2: p}, {}, name=f"split:{dims[p].name}") for p in range(len(dims) - 1))
-    yield c.whole(c.cut({1: len(c.at(1).dims) - 1}, {}, name="vocab"))
+    bias = {3: 0} if c.type(3) else {}
+    yield c.whole(c.cut({1: len(c.at(1).dims) - 1} | bias, {}, name="vocab"))
 
 
 def _dispatch(c: Case) -> Iterator[Strategy | None]:
