@@ -65,7 +65,9 @@ def load_text(text: str, file: str) -> Document:
     except yaml.reader.ReaderError as e:
         line = text[: e.position].count("\n")
         column = e.position - text.rfind("\n", 0, e.position) - 1
-        message = f"not YAML: the character U+{ord(str(e.character)):04X} has no place in a text"
+        character: str | int = e.character  # a number, for all that types say
+        number = character if isinstance(character, int) else ord(character)
+        message = f"not YAML: the character U+{number:04X} has no place in a text"
         raise SpecError(Diagnostic("S002", message, Mark(file, line + 1, column + 1))) from None
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as e:  # bugs of the parser
         raise SpecError(Diagnostic("S002", f"not YAML: {type(e).__name__}", reader.last)) from None

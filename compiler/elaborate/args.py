@@ -166,6 +166,8 @@ def init_of(frame: Frame, raw: Any, weight: str, default: tuple[str, tuple[tuple
         raw = None  # a plain initialiser is the weight's
     if raw is None:
         return Init(default[0], dict(default[1]))
+    if not (isinstance(raw, str) or (isinstance(raw, Mapping) and len(raw) == 1)):
+        frame.fail("S103", f"an initialiser is a name or {{name: numbers}}, got {raw!r:.60}", at)
     kind, numbers = (raw, []) if isinstance(raw, str) else next(iter(raw.items()))
     if kind not in INIT_KINDS:
         frame.fail("S103", f"'{kind}' is not an initialiser", at, did_you_mean(str(kind), INIT_KINDS))

@@ -36,6 +36,7 @@ def _shrink(d: Dim, kernel: int, stride: int, pads: int) -> Dim:
 def _conv(a: Applied) -> tuple[TensorType, ...]:
     x = a.type(0)
     kernel, stride, pad = a.args["kernel"], a.args["stride"], a.args["pad"]
+    _pads(a)
     spatial = len(x.dims) - 2
     if spatial not in (1, 2, 3):
         raise OpError("S201", f"needs [batch channels *space] with 1 to 3 space dims, got {x}")
@@ -46,8 +47,11 @@ def _conv(a: Applied) -> tuple[TensorType, ...]:
 
 def _pads(a: Applied) -> None:
     pad = a.args["pad"]
-    if not (isinstance(pad, int) or (isinstance(pad, list | tuple) and len(pad) == 2)):
+    sides = [pad] if not isinstance(pad, list | tuple) else list(pad)
+    if (sides != [pad] and len(sides) != 2) or not all(type(n) is int for n in sides):
         raise OpError("S103", f"'pad' is a number or [before, after], got {pad!r}")
+    if min(sides) < 0 or a.args["stride"] < 1 or a.args["kernel"] < 1:
+        raise OpError("S103", "'kernel' and 'stride' are at least 1, 'pad' at least 0")
 
 
 def _grouped_dims(a: Applied) -> None:
@@ -75,7 +79,7 @@ ROWS = (
        args={"out": Arg("dim"), "kernel": Arg("int", 3), "stride": Arg("int", 1),
              "pad": Arg("value", 1, "zeros on both sides, or [before, after]"), "bias": Arg("bool", True),
              "init": INIT},
-       binds={"o": "out"}, infer=_conv, check=_pads, flops="contract"),
+       binds={"o": "out"}, infer=_conv, flops="contract"),
     Op("grouped_linear", "m i, n, n i o* -> m o*", "Each row times its group's weight; rows are sorted by group.",
        inputs=("rows", "offsets"), takes=("float", "int"), weights=(Weight("weight"),),
        args={"out": Arg("dims"), "init": INIT}, binds={"o": "out"}, check=_grouped_dims, flops="contract"),
