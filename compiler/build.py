@@ -169,10 +169,14 @@ def build_decoding(
 
 
 def layout(g: Graphs) -> dict[str, Any]:
-    return {
+    """What the runtime needs beside a body's graphs."""
+    known = {
         "n_outs": g.n_outs, "in_grads": g.in_grads, "param_grads": g.param_grads, "out_grads": g.out_grads,
         "parts": list(g.parts()), "saved_bytes": g.saved_bytes,
     }  # fmt: skip
+    if g.carry:
+        known |= {"saved_from": g.saved_from, "gathered": g.carry.gathered, "reduced": g.carry.reduced}
+    return known
 
 
 def param_facts(program: Program, path: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-NAMESPACES = ("aten", "prims", "specc")
+NAMESPACES = ("aten", "prims", "specc", "_c10d_functional")
 NAME = re.compile(r"[a-z]\d+")
 _DTYPES = {str(d).removeprefix("torch."): d for d in (
     torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.int16, torch.int8,
@@ -26,8 +26,28 @@ _FORMATS = {"contiguous_format": torch.contiguous_format, "preserve_format": tor
 
 
 @dataclass(frozen=True)
+class Carry:
+    """How a call's parameters come from where they are kept to where they are used, and their gradients back.
+
+    `start(*kept, *coordinates) -> (*pending)` begins the collectives and `finish(*pending, *kept, *coordinates) ->
+    (*used)` waits for them; `reduce(*gradients, *coordinates) -> (*kept gradients)`. `gathered` and `reduced` are the
+    places among the call's parameters of those that these graphs take; others are used as they are kept."""
+
+    start: fx.GraphModule | None
+    finish: fx.GraphModule | None
+    reduce: fx.GraphModule | None
+    gathered: tuple[int, ...]
+    reduced: tuple[int, ...]
+
+    def parts(self) -> dict[str, fx.GraphModule | None]:
+        return {"unshard_start": self.start, "unshard_finish": self.finish, "reduce": self.reduce}
+
+
+@dataclass(frozen=True)
 class Graphs:
     """A lowered body. `fwd(*ins, *params) -> (*outs, *saved)`; `bwd(*saved, *d_outs) -> (*d_ins, *d_params)`.
+
+    On a mesh, the rank's coordinates follow the parameters of fwd, and `carry` has the parameters' own graphs.
 
     `bwd_input(*saved, *d_outs) -> (*d_ins, *live)` and `bwd_weight(*live) -> (*d_params)` are its two halves.
     Gradients are those of the flagged operands, in order; `out_grads` says which outs have a cotangent.
@@ -43,9 +63,11 @@ class Graphs:
     out_grads: tuple[bool, ...]
     saved_from: tuple[int, ...] = ()
     saved_bytes: int = 0
+    carry: Carry | None = None
 
     def parts(self) -> dict[str, fx.GraphModule]:
         named = {"fwd": self.fwd, "bwd": self.bwd, "bwd_input": self.bwd_input, "bwd_weight": self.bwd_weight}
+        named |= self.carry.parts() if self.carry else {}
         return {n: g for n, g in named.items() if g is not None}
 
 

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from specc.compiler.graphs import Graphs, verify
+from specc.compiler.lower.collectives import WAIT
 from specc.compiler.passes.merge_equal import merge_equal
 from specc.compiler.work import fresh_bytes
 
@@ -77,10 +78,15 @@ def clean(gm: fx.GraphModule) -> fx.GraphModule:
         if node.op == "call_function" and node.target in COPIES:
             node.replace_all_uses_with(node.args[0])
             gm.graph.erase_node(node)
-    gm.graph.eliminate_dead_code()
+    drop_unused(gm)
     gm.graph.set_codegen(fx.graph.CodeGen())
     gm.recompile()
     return gm
+
+
+def drop_unused(gm: fx.GraphModule) -> None:
+    """Drop what nothing reads; waits for collectives too, which torch would keep."""
+    gm.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
 
 
 def cut(joint: fx.GraphModule, n_outs: int, keep: str) -> tuple[fx.GraphModule, fx.GraphModule]:
@@ -92,6 +98,20 @@ def cut(joint: fx.GraphModule, n_outs: int, keep: str) -> tuple[fx.GraphModule, 
         warnings.simplefilter("ignore")
         fwd, bwd = part(joint, None, num_fwd_outputs=n_outs)
     return merge_equal(fwd), merge_equal(bwd)
+
+
+def split_at_waits(gm: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """gm(*xs) -> ys   becomes   start(*xs) -> pending   and   finish(*pending, *xs) -> ys.
+
+    The first collectives begin in `start`; those that need another's result are part of `finish`."""
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    waits = gm.graph.find_nodes(op="call_function", target=WAIT)
+    begun = [w.args[0] for w in waits if not ancestors([w.args[0]], set()) & set(waits)]
+    outputs: Any = gm.graph.output_node().args[0]
+    nothing: list[Any] = [None] * max(len(begun), len(outputs))  # no descriptions of outputs
+    first = extract(gm.graph, placeholders, begun, nothing[: len(begun)])
+    second = extract(gm.graph, [*begun, *placeholders], list(outputs), nothing[: len(outputs)])
+    return fx.GraphModule(gm, first), fx.GraphModule(gm, second)
 
 
 def saved_operands(fwd: fx.GraphModule, n_outs: int) -> tuple[int, ...]:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from specc.compiler.graphs import from_json
-from specc.compiler.lower.grouped import grouped_mm  # registers the op that graphs may name
+from specc.compiler.lower.exchange import exchange  # registers ops that graphs may name
+from specc.compiler.lower.grouped import grouped_mm  # and this one
 from specc.compiler.program import Call
 from specc.compiler.schedule.actions import Action, parse, parts_of
 from specc.compiler.work import Work
@@ -21,10 +22,27 @@ from specc.runtime.compile import Decision, callable_of, decide
 from specc.runtime.errors import RunError
 from specc.runtime.executor import Compiled, Executor
 from specc.runtime.init import initial
+from specc.runtime.weights import Function
 from specc.spec.stage import StageSpec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+BODY_PARTS = {"fwd", "bwd", "bwd_input", "bwd_weight"}
 assert grouped_mm is not None
+assert exchange is not None
+
+
+def body_of(layout: Mapping[str, Any], texts: Mapping[str, str], compiled: bool = False) -> Compiled:
+    """A body's graphs as callables; those of its parameters stay as they are, since they hardly compute."""
+    parts: dict[str, Function] = {}
+    for name, text in texts.items():
+        parts[name] = callable_of(from_json(text), compiled and name in BODY_PARTS)
+    ins, params, outs = (tuple(layout[k]) for k in ("in_grads", "param_grads", "out_grads"))
+    return Compiled(
+        parts["fwd"], parts.get("bwd"), parts.get("bwd_input"), parts.get("bwd_weight"), layout["n_outs"], ins, params,
+        outs, saved_from=tuple(layout.get("saved_from", ())), start=parts.get("unshard_start"), finish=parts.get("unshard_finish"),
+        reduce=parts.get("reduce"), gathered=tuple(layout.get("gathered", ())),
+        reduced=tuple(layout.get("reduced", ())),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,11 +88,7 @@ class Stage:
     def _body(self, name: str, layout: Mapping[str, Any], compiled: bool) -> Compiled:
         used = parts_of(self.actions)
         text = {p: (self.path / "graphs" / f"{name}.{p}.json").read_text() for p in layout["parts"] if p in used}
-        parts = {p: callable_of(from_json(t), compiled) for p, t in text.items()}
-        flags = {k: tuple(layout[k]) for k in ("in_grads", "param_grads", "out_grads")}
-        return Compiled(
-            parts["fwd"], parts.get("bwd"), parts.get("bwd_input"), parts.get("bwd_weight"), layout["n_outs"], **flags
-        )
+        return body_of(layout, text, compiled)
 
     def initial(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """First values of all parameters."""

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from specc.compiler.program import Call
-from specc.compiler.schedule.actions import Action
-
-Function = Callable[..., Sequence[Tensor]]
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """A body's callables and how their operands and results are laid out (see compiler.graphs.Graphs)."""
-
-    fwd: Function
-    bwd: Function | None
-    bwd_input: Function | None
-    bwd_weight: Function | None
-    n_outs: int
-    in_grads: tuple[bool, ...]
-    param_grads: tuple[bool, ...]
-    out_grads: tuple[bool, ...]
+from specc.compiler.schedule.actions import PARTS, Action
+from specc.runtime.weights import Carried, Compiled, Weights, Whole, Wiring
 
 
 @dataclass(frozen=True)
@@ -41,29 +26,32 @@ class StepResult:
 class _State:
     """What is alive while a schedule runs; keys carry the microbatch."""
 
-    params: dict[str, Tensor]
+    weights: Weights
     values: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     d_values: dict[tuple[int, str], Tensor] = field(default_factory=dict)
-    saved: dict[tuple[int, int], Sequence[Tensor]] = field(default_factory=dict)
+    saved: dict[tuple[int, int], Sequence[Tensor | None]] = field(default_factory=dict)
     live: dict[tuple[int, int], Sequence[Tensor]] = field(default_factory=dict)
-    grads: dict[str, Tensor] = field(default_factory=dict)
     losses: list[Tensor] = field(default_factory=list)
 
 
 class Executor:
-    """Runs one step of a schedule. Values go at their last use, which the schedule tells."""
+    """Runs one step of a schedule. Values go at their last use, which the schedule tells.
+
+    With the rank's `coordinates` on a mesh, parameters, inputs, values and gradients are the rank's parts."""
 
     def __init__(
         self, calls: Sequence[Call], bodies: Mapping[str, Compiled], actions: Sequence[Action], loss: str | None,
         outputs: Mapping[str, str], trainable: frozenset[str], compute: torch.dtype,
-        reduce: torch.dtype = torch.float32,
+        reduce: torch.dtype = torch.float32, coordinates: Sequence[Tensor] = (),
     ) -> None:  # fmt: skip
         self.calls, self.bodies, self.actions = calls, bodies, actions
         self.loss, self.outputs, self.trainable = loss, dict(outputs), trainable
-        self.compute, self.reduce = compute, reduce
+        self.compute = compute
+        self.wiring = Wiring(calls, bodies, trainable, compute, reduce, coordinates)
         self.kept = set(outputs.values()) | ({loss} if loss else set())
         self.idle = self._idle_outs()
         self.last_use = self._last_uses()
+        self.frees = self._frees()
 
     def _idle_outs(self) -> set[str]:
         """Values with a gradient that no later call gives: outputs beside the loss, say."""
@@ -84,29 +72,44 @@ class Executor:
             dead[i].append(key)
         return dead
 
-    def unshard(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The parameters in the dtype that the graphs compute in."""
-        return {n: p if p.dtype == self.compute else p.to(self.compute) for n, p in params.items()}
+    def _frees(self) -> list[int]:
+        """For each action the call whose parameters go after it (-1: none): they come again, or are not used again."""
+        frees = [-1] * len(self.actions)
+        later: dict[int, int] = {}  # the next action on a call's parameters
+        for i in reversed(range(len(self.actions))):
+            a = self.actions[i]
+            if a.kind in PARTS and a.call not in later:
+                frees[i] = a.call
+            if a.kind in PARTS:
+                later[a.call] = i
+            elif a.kind == "UNSHARD":
+                later.pop(a.call, None)
+        return frees
+
+    def weights_of(self, params: Mapping[str, Tensor]) -> Weights:
+        return Carried(self.wiring, params) if self.wiring.coordinates else Whole(self.wiring, params)
 
     @torch.no_grad()
     def step(
         self, params: Mapping[str, Tensor], microbatches: Sequence[Mapping[str, Tensor]], weights: Sequence[float]
     ) -> StepResult:
         """Losses and gradients of one step; microbatch m's loss counts `weights[m]`."""
-        state = _State({})
+        state = _State(self.weights_of(params))
         state.values = {(m, n): t for m, batch in enumerate(microbatches) for n, t in batch.items()}
-        for action, dead in zip(self.actions, self.last_use, strict=True):
-            self._run(action, state, params, weights)
+        for action, dead, done in zip(self.actions, self.last_use, self.frees, strict=True):
+            self._run(action, state, weights)
             for key in dead:
                 state.values.pop(key, None)
+            if done >= 0:
+                state.weights.free(done)
         last = len(microbatches) - 1
         outputs = {n: state.values[last, v] for n, v in self.outputs.items()}
-        return StepResult(state.losses, state.grads, outputs)
+        return StepResult(state.losses, state.weights.grads, outputs)
 
-    def _run(self, a: Action, state: _State, params: Mapping[str, Tensor], weights: Sequence[float]) -> None:
+    def _run(self, a: Action, state: _State, weights: Sequence[float]) -> None:
         match a.kind:
             case "UNSHARD":
-                state.params = self.unshard(params)
+                state.weights.unshard(a.call)
             case "F":
                 self._forward(a, state, weights)
             case "B":
@@ -115,13 +118,15 @@ class Executor:
                 self._backward_input(a, state)
             case "W":
                 self._backward_weight(a, state)
-            case "REDUCE" | "STEP":
-                pass  # one rank: gradients are complete; the trainer steps the optimizer
+            case "REDUCE":
+                state.weights.reduce(a.call)
+            case "STEP":
+                pass  # the trainer steps the optimizer
 
     def _forward(self, a: Action, state: _State, weights: Sequence[float]) -> None:
         call, m = self.calls[a.call], a.microbatch
         body = self.bodies[call.body]
-        results = body.fwd(*(state.values[m, v] for v in call.ins), *(state.params[p] for p in call.params))
+        results = body.fwd(*(state.values[m, v] for v in call.ins), *state.weights.operands(a.call))
         for name, t in zip(call.outs, results, strict=False):
             state.values[m, name] = t
             if name == self.loss:
@@ -130,7 +135,27 @@ class Executor:
             elif name in self.idle:
                 state.d_values[m, name] = torch.zeros_like(t)
         if body.bwd is not None:
-            state.saved[a.call, m] = results[body.n_outs :]
+            state.saved[a.call, m] = self._without(results[body.n_outs :], a)
+
+    def _parameters(self, a: Action) -> dict[int, int]:
+        """Which saved values are parameters that come again for the backward: place among the saved -> the call's."""
+        call, body = self.calls[a.call], self.bodies[self.calls[a.call].body]
+        if not body.gathered:
+            return {}
+        ours = {len(call.ins) + i: i for i in body.gathered}
+        return {j: ours[source] for j, source in enumerate(body.saved_from) if source in ours}
+
+    def _without(self, saved: Sequence[Tensor], a: Action) -> Sequence[Tensor | None]:
+        """The saved values without those parameters, so that these can go."""
+        again = self._parameters(a)
+        return [None if j in again else x for j, x in enumerate(saved)] if again else saved
+
+    def _with(self, saved: Sequence[Tensor | None], a: Action, state: _State) -> Sequence[Tensor | None]:
+        again = self._parameters(a)
+        if not again:
+            return saved
+        params = state.weights.operands(a.call)
+        return [params[again[j]] if j in again else x for j, x in enumerate(saved)]
 
     def _cotangents(self, a: Action, state: _State) -> list[Tensor]:
         """Gradients of the call's outs; an out that nothing used has a gradient of zeros."""
@@ -148,15 +173,16 @@ class Executor:
     def _backward(self, a: Action, state: _State) -> None:
         body = self.bodies[self.calls[a.call].body]
         assert body.bwd is not None
-        results = body.bwd(*state.saved.pop((a.call, a.microbatch)), *self._cotangents(a, state))
+        results = body.bwd(*self._with(state.saved.pop((a.call, a.microbatch)), a, state), *self._cotangents(a, state))
         n = sum(body.in_grads)
         self._add_values(a, state, results[:n])
-        self._add_params(a, state, results[n:], results[:n])
+        state.weights.add(a.call, results[n:], results[:n])
 
     def _backward_input(self, a: Action, state: _State) -> None:
         body = self.bodies[self.calls[a.call].body]
         assert body.bwd_input is not None
-        results = body.bwd_input(*state.saved.pop((a.call, a.microbatch)), *self._cotangents(a, state))
+        saved = self._with(state.saved.pop((a.call, a.microbatch)), a, state)
+        results = body.bwd_input(*saved, *self._cotangents(a, state))
         n = sum(body.in_grads)
         self._add_values(a, state, results[:n])
         state.live[a.call, a.microbatch] = results[n:]
@@ -164,7 +190,7 @@ class Executor:
     def _backward_weight(self, a: Action, state: _State) -> None:
         body = self.bodies[self.calls[a.call].body]
         assert body.bwd_weight is not None
-        self._add_params(a, state, body.bwd_weight(*state.live.pop((a.call, a.microbatch))))
+        state.weights.add(a.call, body.bwd_weight(*state.live.pop((a.call, a.microbatch))), ())
 
     def _add_values(self, a: Action, state: _State, grads: Sequence[Tensor]) -> None:
         call = self.calls[a.call]
@@ -174,35 +200,35 @@ class Executor:
             known = state.d_values.get(key)
             state.d_values[key] = d if known is None else known + d
 
-    def _add_params(self, a: Action, state: _State, grads: Sequence[Tensor], beside: Sequence[Tensor] = ()) -> None:
-        """Sums grow in place, so a gradient that stands twice among the results is copied (x + a + b has such)."""
-        call = self.calls[a.call]
-        seen = {d.untyped_storage().data_ptr() for d in beside}
-        names = [p for p, flows in zip(call.params, self.bodies[call.body].param_grads, strict=True) if flows]
-        for path, d in zip(names, grads, strict=True):
-            if path not in self.trainable:
-                continue
-            known = state.grads.get(path)
-            memory = d.untyped_storage().data_ptr()
-            if known is None:
-                state.grads[path] = d.to(torch.promote_types(d.dtype, self.reduce), copy=memory in seen)
-            else:
-                state.grads[path] = known.add_(d) if known is not d else known + d
-            seen.add(memory)
-
     @torch.no_grad()
     def forward(self, params: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The outputs, and the loss as `loss`, of one microbatch; nothing is kept for a backward pass."""
-        cast = self.unshard(params)
+        found = dict(inputs)
+        for call, outs in self.walk(params, inputs):
+            found |= {n: t for n, t in zip(call.outs, outs, strict=True) if n in self.kept}
+        named = {n: found[v] for n, v in self.outputs.items()}
+        return named | ({"loss": found[self.loss]} if self.loss else {})
+
+    @torch.no_grad()
+    def walk(
+        self, params: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
+    ) -> Iterator[tuple[Call, Sequence[Tensor]]]:  # fmt: skip
+        """Each call of a forward pass with its outs; the next call's parameters come while one runs."""
+        weights, values = self.weights_of(params), dict(inputs)
         uses: dict[str, int] = {}
         for i, call in enumerate(self.calls):
             uses |= dict.fromkeys(call.ins, i)
-        values = dict(inputs)
+        weights.unshard(0)
         for i, call in enumerate(self.calls):
+            if self.wiring.coordinates and i + 1 < len(self.calls):
+                weights.unshard(i + 1)
             body = self.bodies[call.body]
-            results = body.fwd(*(values[v] for v in call.ins), *(cast[p] for p in call.params))
-            values |= zip(call.outs, results[: body.n_outs], strict=True)
-            for v in [v for v, last in uses.items() if last == i and v not in self.kept]:
+            outs = body.fwd(*(values[v] for v in call.ins), *weights.operands(i))[: body.n_outs]
+            weights.free(i)
+            yield call, outs
+            values |= zip(call.outs, outs, strict=True)
+            for v in [v for v, last in uses.items() if last == i]:
                 values.pop(v, None)
-        named = {n: values[v] for n, v in self.outputs.items()}
-        return named | ({"loss": values[self.loss]} if self.loss else {})
+
+
+__all__ = ["Compiled", "Executor", "StepResult"]

@@ -4,6 +4,8 @@ This is the only module that registers groups with torch, which is a private cal
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -58,9 +60,28 @@ def whole(x: Tensor, layout: Layout, mesh: Mesh) -> Tensor:
     return x
 
 
+@dataclass(frozen=True)
+class InputLayout:
+    """How an input lies; `zigzag` has for each dim the number of ranks in whose zigzag it lies (0: in order)."""
+
+    layout: Layout
+    zigzag: tuple[int, ...]
+
+
+def cut_inputs(
+    batch: Mapping[str, Tensor], inputs: Mapping[str, InputLayout], mesh: Mesh, rank: int
+) -> dict[str, Tensor]:  # fmt: skip
+    """A rank's part of a whole batch. Sequences in zigzag are put into that order first."""
+    found: dict[str, Tensor] = {}
+    for name, x in batch.items():
+        for dim, ranks in enumerate(inputs[name].zigzag):
+            if ranks:
+                x = x.index_select(dim, zigzag_order(x.shape[dim], ranks))
+        found[name] = cut(x, inputs[name].layout, mesh, rank)
+    return found
+
+
 def zigzag_order(n: int, ranks: int) -> Tensor:
-    """Of a sequence of n tokens in 2 * ranks chunks: rank r's part, in order, is chunk r and chunk 2 * ranks - 1 - r."""
+    """Places of n tokens in 2 * ranks chunks: rank r's part is chunk r and chunk 2 * ranks - 1 - r."""
     chunks = torch.arange(n).reshape(2 * ranks, -1)
     return torch.cat([chunks[c] for r in range(ranks) for c in (r, 2 * ranks - 1 - r)])
-
-

@@ -40,15 +40,10 @@ def find_bad(
 
 def first_bad_value(executor: Executor, params: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> list[str]:
     """The first call of the forward pass with an output that is not finite (a mask's -inf does not count)."""
-    cast = executor.unshard(params)
-    values = dict(batch)
-    for call in executor.calls:
-        body = executor.bodies[call.body]
-        results = body.fwd(*(values[v] for v in call.ins), *(cast[p] for p in call.params))[: body.n_outs]
-        for t in results:
+    for call, outs in executor.walk(params, batch):
+        for t in outs:
             if t.is_floating_point() and bool((torch.isnan(t) | (t == torch.inf)).any()):
                 return [f"the output of {call_name(call)}"]
-        values |= zip(call.outs, results, strict=True)
     return []
 
 

@@ -101,16 +101,18 @@ def _score_term(e: Local, mask: Tensor | None, bias: Tensor | None, dtype: torch
 def mask(e: Local, *attributes: Tensor) -> Tensor:
     """Dense [... S T], true where the query sees the key."""
     decoding = e.decoding if e.decoding and e.attr("q").name == e.decoding.seq else None
-    q = e.size(e.attr("q"))
-    k = decoding.capacity if decoding else e.size(e.attr("k"))
-    queries = decoding.places(q) if decoding else torch.arange(q)
-    values = {"q.index": queries[:, None], "k.index": torch.arange(k)[None, :]}
+    *batch, q, k = e.shape()  # on a mesh, queries are a rank's part and keys are whole
+    last = len(batch) + 1
+    if decoding:
+        k = decoding.capacity
+    queries, keys = (decoding.places(q), torch.arange(k)) if decoding else (e.places(last - 1), e.places(last))
+    values = {"q.index": queries[:, None], "k.index": keys[None, :]}
     for name, own, value in zip(e.attr("names"), e.eqn.ins, attributes, strict=True):
         is_key = name.startswith("k.")
         of_keys = decoding.keys[own or ""] if decoding and is_key else value
         values[name] = of_keys.unsqueeze(-2 if is_key else -1)
     seen = formula(e.attr("predicate"), values)
-    shape = (*e.shape()[:-1], k)
+    shape = (*batch, q, k)
     if not isinstance(seen, Tensor):
         seen = torch.full(shape, bool(seen))
     if decoding:
@@ -139,12 +141,12 @@ def rope(e: Local, x: Tensor, positions: Tensor) -> Tensor:
 
 def relative_bucket(e: Local) -> Tensor:
     """T5's buckets: half exact, half logarithmic in the distance; [S T]."""
-    q, k = (e.size(e.attr(side)) for side in ("q", "k"))
-    queries = torch.arange(q)
+    q, k = e.shape()
+    queries, keys = e.places(0), e.places(1)
     if e.decoding and e.attr("q").name == e.decoding.seq:
         queries = e.decoding.places(q)
-        k = e.decoding.capacity if e.attr("k").name == e.decoding.seq else k
-    distance = torch.arange(k)[None, :] - queries[:, None]
+        keys = torch.arange(e.decoding.capacity if e.attr("k").name == e.decoding.seq else k)
+    distance = keys[None, :] - queries[:, None]
     buckets = int(e.attr("buckets"))
     base = torch.zeros_like(distance)
     if e.attr("bidirectional"):

@@ -54,7 +54,7 @@ class _Attend(torch.autograd.Function):
         for start in range(0, q.shape[3], blocks.rows):
             rows, n = blocks.seen(start, q.shape[3], k.shape[2])
             p = _weights(q[:, :, :, rows], k[:, :, :n], mask, rows, blocks)
-            out.append(_times(p.to(v.dtype), v[:, :, :n]))
+            out.append(times(p.to(v.dtype), v[:, :, :n]))
         ctx.save_for_backward(q, k, v, mask)
         ctx.blocks = blocks
         return _where_any(torch.cat(out, 3), mask)
@@ -70,18 +70,18 @@ class _Attend(torch.autograd.Function):
             rows, n = blocks.seen(start, q.shape[3], k.shape[2])
             q_rows, d_rows = q[:, :, :, rows], d_y[:, :, :, rows]
             p = _weights(q_rows, k[:, :, :n], mask, rows, blocks)
-            d_p = wide(_times(d_rows, v[:, :, :n].transpose(2, 3)))
+            d_p = wide(times(d_rows, v[:, :, :n].transpose(2, 3)))
             d_s = torch.ops.aten._softmax_backward_data.default(d_p, p, -1, p.dtype).to(q.dtype)
-            d_q.append(_times(d_s, k[:, :, :n]) * blocks.scale)
-            d_k.append(_transposed_times(d_s, q_rows) * blocks.scale)
-            d_v.append(_transposed_times(p.to(v.dtype), d_rows))
+            d_q.append(times(d_s, k[:, :, :n]) * blocks.scale)
+            d_k.append(transposed_times(d_s, q_rows) * blocks.scale)
+            d_v.append(transposed_times(p.to(v.dtype), d_rows))
         return torch.cat(d_q, 3), _summed(d_k, blocks.rows), _summed(d_v, blocks.rows), None, None
 
 
 def _weights(q: Tensor, k: Tensor, mask: Tensor | None, rows: slice, blocks: Blocks) -> Tensor:
     """Softmax [B K G s n] of the scaled scores, in fp32 or wider; uniform where a query sees nothing."""
     n = k.shape[2]
-    s = _times(wide(q) * blocks.scale, wide(k).transpose(2, 3))
+    s = times(wide(q) * blocks.scale, wide(k).transpose(2, 3))
     if mask is not None:
         return torch.where(mask[:, None, None, rows, :n], s, torch.finfo(s.dtype).min).softmax(-1)
     if not blocks.causal:
@@ -95,13 +95,13 @@ def _where_any(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else torch.where(mask.any(-1)[:, None, None, :, None], x, 0.0)
 
 
-def _times(x: Tensor, y: Tensor) -> Tensor:
+def times(x: Tensor, y: Tensor) -> Tensor:
     """x [B K G s i] times y [B K i j], as a batch of B K products of G s rows."""
     b, k, g, s, i = x.shape
     return torch.bmm(x.reshape(b * k, g * s, i), y.reshape(b * k, i, -1)).reshape(b, k, g, s, -1)
 
 
-def _transposed_times(x: Tensor, y: Tensor) -> Tensor:
+def transposed_times(x: Tensor, y: Tensor) -> Tensor:
     """x [B K G s n], y [B K G s j] -> [B K n j], summed over a group's queries."""
     b, k, g, s, n = x.shape
     product = torch.bmm(x.reshape(b * k, g * s, n).transpose(1, 2), y.reshape(b * k, g * s, -1))

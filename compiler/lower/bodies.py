@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from specc.compiler.lower.local import Impl
 from specc.compiler.lower.run import run_body
+from specc.compiler.placement.types import Layout
 from specc.compiler.program import Body, Call, Program
 from specc.compiler.types import DType, TensorType
 
@@ -19,30 +20,37 @@ DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat
 
 @dataclass(frozen=True)
 class Variant:
-    """A body with the gradients that its calls want: what is lowered once."""
+    """A body with the gradients that its calls want and the layouts that their parameters are kept in: what is lowered
+    once. `source` is the body's name in the program."""
 
     name: str
     body: Body
     in_grads: tuple[bool, ...]
     param_grads: tuple[bool, ...]
+    source: str = ""
+    kept: tuple[Layout, ...] = ()
 
 
-def variants(program: Program) -> tuple[dict[str, Variant], tuple[Call, ...]]:
-    """The distinct (body, gradients) pairs, and the calls renamed to them.
+def variants(
+    program: Program, kept: Mapping[str, Layout] | None = None
+) -> tuple[dict[str, Variant], tuple[Call, ...]]:  # fmt: skip
+    """The distinct variants, and the calls renamed to them.
 
     A value needs a gradient if a trainable parameter acts before it."""
     has_grad: dict[str, bool] = dict.fromkeys(program.inputs, False)
-    found: dict[tuple[str, tuple[bool, ...], tuple[bool, ...]], Variant] = {}
+    found: dict[tuple[str, tuple[bool, ...], tuple[bool, ...], tuple[Layout, ...]], Variant] = {}
     calls: list[Call] = []
     for call in program.calls:
         body = program.bodies[call.body]
         types = body.types()
         params = tuple(program.params[p].trainable for p in call.params)
         ins = tuple(has_grad[i] and v.type.dtype == "float" for i, v in zip(call.ins, body.ins, strict=True))
-        key = (call.body, ins, params)
+        lies = tuple(kept[p] for p in call.params) if kept else ()
+        key = (call.body, ins, params, lies)
         if key not in found:
-            alike = sum(name == call.body for name, _, _ in found)
-            found[key] = Variant(call.body if not alike else f"{call.body}_{alike + 1}", body, ins, params)
+            alike = sum(k[0] == call.body for k in found)
+            name = call.body if not alike else f"{call.body}_{alike + 1}"
+            found[key] = Variant(name, body, ins, params, call.body, lies)
         flows = any(ins) or any(params)
         has_grad |= {o: flows and types[b].dtype == "float" for o, b in zip(call.outs, body.outs, strict=True)}
         calls.append(replace(call, body=found[key].name))

@@ -66,7 +66,7 @@ def move(x: Tensor, src: Place, dst: Place, axis: Axis, coordinate: Tensor) -> T
     kinds = src.kind + dst.kind
     match kinds:
         case "RR" | "VV" | "PP" | "RV" | "VR":
-            return torch.ops.aten.alias.default(x)  # type: ignore[no-any-return]
+            return alias(x)
         case "SR" | "SV":
             return all_gather(x, src.dim, axis)
         case "RS" | "VS":
@@ -79,7 +79,7 @@ def move(x: Tensor, src: Place, dst: Place, axis: Axis, coordinate: Tensor) -> T
             return all_to_all(x, src.dim, dst.dim, axis)
         case "SP":
             return padded(x, src.dim, axis, coordinate)
-    assert kinds == "RP", f"no move from {src} to {dst}"
+    assert kinds in ("RP", "VP"), f"no move from {src} to {dst}"
     return on_first(x, coordinate)
 
 
@@ -88,13 +88,13 @@ def all_gather(x: Tensor, dim: int, axis: Axis) -> Tensor:
     sent = x.view(torch.uint8) if x.dtype == torch.bool else x
     y: Tensor = c10d.wait_tensor(c10d.all_gather_into_tensor(sent.contiguous(), axis.size, group_name(axis)))
     y = y.view(torch.bool) if x.dtype == torch.bool else y
-    return y if dim == 0 else y.unflatten(0, (axis.size, x.shape[0])).movedim(0, dim).flatten(dim, dim + 1)
+    return y if dim == 0 else unflat(y, 0, axis.size).movedim(0, dim).flatten(dim, dim + 1)
 
 
 def reduce_scatter(x: Tensor, dim: int, axis: Axis) -> Tensor:
     """This rank's part along a dim of the sum."""
     if dim != 0:
-        x = _parts(x, dim, axis.size).movedim(dim, 0).flatten(0, 1)
+        x = unflat(x, dim, axis.size).movedim(dim, 0).flatten(0, 1)
     y: Tensor = c10d.wait_tensor(c10d.reduce_scatter_tensor(x.contiguous(), "sum", axis.size, group_name(axis)))
     return y
 
@@ -107,16 +107,16 @@ def all_reduce(x: Tensor, axis: Axis) -> Tensor:
 def all_to_all(x: Tensor, src: int, dst: int, axis: Axis) -> Tensor:
     """Split on dim `src` -> split on dim `dst`."""
     n = axis.size
-    parts = _parts(x, dst, n).movedim(dst, 0).contiguous()
+    parts = unflat(x, dst, n).movedim(dst, 0).contiguous()
     rows = parts.shape[1]
     sent = parts.flatten(0, 1)
     y: Tensor = c10d.wait_tensor(c10d.all_to_all_single(sent, [rows] * n, [rows] * n, group_name(axis)))
-    return y.unflatten(0, (n, rows)).movedim(0, src).flatten(src, src + 1)
+    return unflat(y, 0, n).movedim(0, src).flatten(src, src + 1)
 
 
 def cut(x: Tensor, dim: int, axis: Axis, coordinate: Tensor) -> Tensor:
     """This rank's part along a dim."""
-    return _parts(x, dim, axis.size).index_select(dim, coordinate).squeeze(dim)
+    return unflat(x, dim, axis.size).index_select(dim, coordinate).squeeze(dim)
 
 
 def padded(x: Tensor, dim: int, axis: Axis, coordinate: Tensor) -> Tensor:
@@ -135,5 +135,12 @@ def as_sum(x: Tensor, place: Place, axis: Axis, coordinate: Tensor) -> Tensor:
     return step(x, Move(0, place if place.kind == "V" else R, P), axis, coordinate)
 
 
-def _parts(x: Tensor, dim: int, n: int) -> Tensor:
-    return x.unflatten(dim, (n, x.shape[dim] // n))
+def unflat(x: Tensor, dim: int, n: int) -> Tensor:
+    """A dim as n parts of it."""
+    return x.reshape(*x.shape[:dim], n, x.shape[dim] // n, *x.shape[dim + 1 :])
+
+
+def alias(x: Tensor) -> Tensor:
+    """The same value as another tensor, which autograd wants of a function; graphs drop it."""
+    y: Tensor = torch.ops.aten.alias.default(x)
+    return y

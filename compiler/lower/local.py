@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from specc.compiler.lower.decode import Decoding
+from specc.compiler.lower.spread import Spread
 from specc.compiler.program import Eqn
 from specc.compiler.types import Dim, TensorType, places, size_of
 
@@ -19,12 +20,16 @@ Impl = Callable[..., Result]
 
 @dataclass(frozen=True)
 class Local:
-    """An equation with the sizes of its dims bound; `decoding` is the state of incremental decoding, if it is that."""
+    """An equation with the sizes of its dims bound.
+
+    `decoding` is the state of incremental decoding, if it is that. On a mesh all dims have the sizes of this rank's
+    parts, and `spread` says where these lie."""
 
     eqn: Eqn
     ins: tuple[TensorType | None, ...]
     sizes: Mapping[str, int]
     decoding: Decoding | None = None
+    spread: Spread | None = None
 
     def attr(self, name: str, default: Any = None) -> Any:
         return self.eqn.attrs.get(name, default)
@@ -43,6 +48,10 @@ class Local:
 
     def shape(self, j: int = 0) -> tuple[int, ...]:
         return self.eqn.types[j].shape(self.sizes)
+
+    def places(self, i: int) -> Tensor:
+        """Where the entries along dim i of the first result stand in the whole."""
+        return self.spread.places_of_result(i) if self.spread else torch.arange(self.shape()[i])
 
     def axis(self, i: int, dim: Dim) -> int:
         return next(n for n, d in enumerate(self.dims(i)) if d.name == dim.name)

@@ -32,13 +32,16 @@ def softmax(e: Local, x: Tensor) -> Tensor:
     return wide(x).softmax(-1).to(x.dtype)
 
 
-def dropout(e: Local, x: Tensor, key: Tensor) -> Tensor:
-    """The mask is a hash of (the sample's key, the step's path, the element), so it does not depend on the batch."""
+def dropout(e: Local, x: Tensor, key: Tensor, element: Tensor | None = None) -> Tensor:
+    """The mask is a hash of (the sample's key, the step's path, the element), so it does not depend on the batch.
+
+    `element` numbers the elements of a sample, if not in order."""
     p = float(e.attr("p"))
     if p == 0.0:
         return x
     site = int.from_bytes(e.eqn.path.encode()[-7:].rjust(7, b"\0"), "little")
-    element = torch.arange(x[0].numel(), device=x.device).reshape(x.shape[1:])
+    if element is None:
+        element = torch.arange(x[0].numel(), device=x.device).reshape(x.shape[1:])
     bits = _mix(_mix(key.reshape(-1, *[1] * (x.ndim - 1)) ^ site) ^ element)
     keep = (bits >> 11) & 0x1FFFFF
     return torch.where(keep >= int(p * 0x200000), x / (1.0 - p), 0.0)

@@ -72,7 +72,7 @@ def rename(e: Local, x: Tensor) -> Tensor:
 
 def index(e: Local) -> Tensor:
     n = e.size(e.attr("of"))
-    return e.decoding.places(n) if e.decoding and e.attr("of").name == e.decoding.seq else torch.arange(n)
+    return e.decoding.places(n) if e.decoding and e.attr("of").name == e.decoding.seq else e.places(0)
 
 
 def expand(e: Local, x: Tensor) -> Tensor:

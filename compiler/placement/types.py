@@ -76,6 +76,12 @@ class Place:
         return {"S": self, "R": R, "V": P, "P": R}[self.kind]
 
 
+def place_named(text: str) -> Place:
+    """The place that `str` wrote: `S1`, `R`, `V` or `P`."""
+    kinds: dict[str, Place] = {"R": R, "V": V, "P": P}
+    return kinds[text] if text in kinds else S(int(text.removeprefix("S")))
+
+
 R, V, P = Place("R"), Place("V"), Place("P")
 Layout = tuple[Place, ...]  # one for each axis of the mesh
 

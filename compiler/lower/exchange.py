@@ -1,0 +1,71 @@
+"""Exchanges whose sizes depend on the rank or on the data, as ops of their own: a graph keeps them as one node.
+
+What a rank sends is read off its group when the op runs, so that one graph serves every rank."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from specc.compiler.lower.collectives import c10d
+
+_native: Any = import_module("torch._C._distributed_c10d")
+
+
+def group_of(name: str) -> ProcessGroup:
+    """The group that this rank registered under a logical name (a private call of torch)."""
+    group: ProcessGroup = _native._resolve_process_group(name)
+    return group
+
+
+@torch.library.custom_op("specc::shift", mutates_args=())
+def shift(x: Tensor, ranks: int, group: str) -> Tensor:
+    """Start to send x to the next rank of a ring and to take that of the one before; the result is to be waited for."""
+    rank, n = group_of(group).rank(), x.numel()
+    to = [n if r == (rank + 1) % ranks else 0 for r in range(ranks)]
+    of = [n if r == (rank - 1) % ranks else 0 for r in range(ranks)]
+    y: Tensor = c10d.all_to_all_single(x.reshape(-1), of, to, group)
+    return y
+
+
+@shift.register_fake
+def _(x: Tensor, ranks: int, group: str) -> Tensor:
+    return x.new_empty(x.numel())
+
+
+@torch.library.custom_op("specc::exchange", mutates_args=())
+def exchange(rows: Tensor, send: Tensor, receive: Tensor, total: int, group: str) -> Tensor:
+    """Rows [M, ...] in the order of the ranks that they go to; `send[r]` go to rank r and `receive[r]` come from it.
+
+    The result has `total` rows; those behind the received ones are zeros."""
+    to, of = send.tolist(), receive.tolist()
+    got: Tensor = c10d.wait_tensor(c10d.all_to_all_single(rows[: sum(to)].contiguous(), of, to, group))
+    out = rows.new_zeros(total, *rows.shape[1:])
+    out[: sum(of)] = got
+    return out
+
+
+@exchange.register_fake
+def _(rows: Tensor, send: Tensor, receive: Tensor, total: int, group: str) -> Tensor:
+    return rows.new_empty(total, *rows.shape[1:])
+
+
+Saved = tuple[Tensor, Tensor, Tensor, int, str]
+
+
+def _save(ctx: torch.autograd.function.FunctionCtx, inputs: Saved, output: Tensor) -> None:
+    rows, send, receive, _, group = inputs
+    ctx.save_for_backward(send, receive)
+    ctx.n, ctx.group = rows.shape[0], group  # type: ignore[attr-defined]
+
+
+def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+    send, receive = ctx.saved_tensors  # type: ignore[attr-defined]
+    return exchange(grad, receive, send, ctx.n, ctx.group), None, None, None, None  # type: ignore[attr-defined]
+
+
+exchange.register_autograd(_backward, setup_context=_save)
