@@ -149,9 +149,10 @@ def birth(job: Job, rank: int, folder: Path, log: Path) -> Birth:
     environment = {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(job.ranks), "LOCAL_WORLD_SIZE": str(job.ranks),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "GLOO_SOCKET_IFNAME": "lo", ATTEMPT: str(folder),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), **job.environment,
+        **job.environment,
     }  # fmt: skip
-    return Birth(rank, job.entry, dict(job.argument), environment, str(log), job.talks if rank == 0 else "")
+    defaults = {"OMP_NUM_THREADS": threads}
+    return Birth(rank, job.entry, dict(job.argument), defaults, environment, str(log), job.talks if rank == 0 else "")
 
 
 @dataclass

@@ -28,11 +28,12 @@ POLL = 0.02  # seconds between looks for ranks that ended
 class Birth:
     """A rank to be: what it runs ("module:function", called with `argument`), its environment, where it writes.
 
-    `talks` is where its standard output goes: "out", "err" or, as all else, to its log."""
+    `defaults` are variables that count where this process's environment has none of the name. `talks` is where its standard output goes: "out", "err" or, as all else, to its log."""
 
     rank: int
     entry: str
     argument: dict[str, Any]
+    defaults: dict[str, str]
     environment: dict[str, str]
     log: str
     talks: str = ""
@@ -68,8 +69,12 @@ class Nursery:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self.link.close()
-            os._exit(live(birth, parent))
+            code = 1
+            try:
+                self.link.close()
+                code = live(birth, parent)
+            finally:
+                os._exit(code)
         self.alive[pid] = birth.rank
         return pid
 
@@ -100,7 +105,7 @@ def live(birth: Birth, parent: int) -> int:
         os.setsid()
         die_with_parent(parent)
         redirect(birth)
-        os.environ.update(birth.environment)
+        os.environ.update({**birth.defaults, **os.environ, **birth.environment})
         faulthandler.enable()
         faulthandler.register(DUMP, all_threads=True)
         module, function = birth.entry.split(":")
@@ -108,9 +113,9 @@ def live(birth: Birth, parent: int) -> int:
         return code if isinstance(code, int) else 0
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else 1
-    except BaseException:  # to the log: this is the last that can be heard of the rank
-        traceback.print_exc()
-        return 1
+    except BaseException:
+        traceback.print_exc()  # to the log: this is the last that can be heard of the rank
+        raise
     finally:
         with suppress(OSError, ValueError):
             sys.stdout.flush()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 from torch import distributed as dist
 from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 
@@ -32,10 +33,15 @@ class Rank:
     port: int
     meeting: str  # a name that differs from attempt to attempt
     has_store: bool  # whether torchrun's agent keeps the store already
+    threads: int
+
+
+def own_rank() -> Rank | None:
+    """This process's; None if nobody launched it as a rank."""
+    return rank_of(os.environ)
 
 
 def rank_of(environment: Mapping[str, str]) -> Rank | None:
-    """None in a process that nobody launched as a rank."""
     if "RANK" not in environment or "WORLD_SIZE" not in environment:
         return None
     attempt = environment.get(ATTEMPT)
@@ -43,12 +49,13 @@ def rank_of(environment: Mapping[str, str]) -> Rank | None:
     return Rank(
         int(environment["RANK"]), int(environment["WORLD_SIZE"]), Path(attempt) if attempt else None,
         environment.get("MASTER_ADDR", "127.0.0.1"), int(environment.get("MASTER_PORT", "0")), meeting,
-        environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True", int(environment.get("OMP_NUM_THREADS", "1")),
     )  # fmt: skip
 
 
 def meet(me: Rank) -> Processes:
     """Join the default group; each attempt has a store of its own, so that none reads another's keys."""
+    torch.set_num_threads(me.threads)  # OpenMP was loaded before this process had its environment
     store: Store
     if me.attempt:
         store = FileStore(str(me.attempt / STORE), me.ranks)
@@ -78,7 +85,3 @@ def as_rank(me: Rank, run: Callable[[Processes, Pulse], int]) -> int:
     except BaseException:
         pulse.failed()
         raise
-
-
-def own_rank() -> Rank | None:
-    return rank_of(os.environ)
