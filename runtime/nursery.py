@@ -28,7 +28,8 @@ POLL = 0.02  # seconds between looks for ranks that ended
 class Birth:
     """A rank to be: what it runs ("module:function", called with `argument`), its environment, where it writes.
 
-    `defaults` are variables that count where this process's environment has none of the name. `talks` is where its standard output goes: "out", "err" or, as all else, to its log."""
+    `defaults` are variables that count where this process's environment has none of the name. `talks` is where its
+    standard output goes: "out", "err" or, as all else, to its log."""
 
     rank: int
     entry: str

@@ -36,7 +36,8 @@ def toy(argument: dict[str, Any]) -> int:
                 fault(argument["fault"], pulse, folder)
             time.sleep(argument.get("pause", 0.005))
             if rank == 0 and argument.get("saves"):
-                saved.write_text(str(step + 1))
+                (folder / "saving").write_text(str(step + 1))
+                (folder / "saving").rename(saved)  # others may be reading it
                 pulse.saved()
             if signals.asked is not None:
                 stopped = Stopped(f"saved at step {step}", signals.asked)
