@@ -123,17 +123,25 @@ def work_cost(
 ) -> float:  # fmt: skip
     """Seconds of an equation forward and backward on one rank."""
     share = math.prod(a.size for s, a in zip(strategies, machine.mesh.axes, strict=True) if divides(s))
-    flops = eqn_cost(eqn, list(ins), sizes, machine.itemsize).flops / share
+    flops = eqn_cost(eqn, list(ins), sizes, machine.itemsize).flops / share * _unskipped(eqn, strategies, machine)
     touched = 0.0
     for i, t in enumerate(ins):
         found = [s.ins[i] for s in strategies]
-        if t is not None:
+        if t is not None and t.dtype != "bool":  # a mask is made block by block
             touched += machine.nbytes(t, tuple(p for p in found if p is not None), sizes)
-    for j, t in enumerate(eqn.types):
+    for j, t in enumerate(eqn.types if eqn.op != "mask" else ()):
         touched += machine.nbytes(t, tuple(s.outs[j] for s in strategies), sizes)
     device = machine.device
     seconds = (1 + BACKWARD) * (max(flops / device.flops, touched / device.bandwidth) + device.launch)
     return seconds + sum(_inside(eqn, ins, strategies, a, machine, sizes) for a in range(len(strategies)))
+
+
+def _unskipped(eqn: Eqn, strategies: Sequence[Strategy], machine: Machine) -> float:
+    """The part of a causal attention that is not skipped; the rank with the last queries of a cut sequence has most."""
+    if eqn.op != "attend" or not eqn.attrs.get("causal"):
+        return 1.0
+    cuts = (a.size for s, a in zip(strategies, machine.mesh.axes, strict=True) if s.name in ("ring", "gather_kv"))
+    return 1 - 1 / (2 * math.prod(cuts))
 
 
 def _inside(

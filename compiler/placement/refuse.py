@@ -10,6 +10,7 @@ from specc.compiler.placement.roles import KIND_OF, Followed
 from specc.compiler.placement.types import Axis, Mesh
 from specc.compiler.program import Eqn, Program
 from specc.compiler.types import size_of
+from specc.compiler.units import size
 from specc.spec.errors import Diagnostic, SpecError
 
 MAX_FREE = 2
@@ -59,3 +60,8 @@ def no_way(e: Eqn, mesh: Mesh, each: Sequence[Sequence[Strategy]]) -> SpecError:
     over = " and ".join(map(str, axes)) if axes else f"all of {mesh} together"
     text = f"'{e.path}' ({e.op} -> {', '.join(t.shown() for t in e.types)}) does not divide over {over}"
     return SpecError(Diagnostic("S503", text, None, "make an axis smaller"))
+
+
+def no_room(least: float, capacity: float, mesh: Mesh) -> SpecError:
+    text = f"on {mesh} a rank needs {size(least)}, and has {size(capacity)}"
+    return SpecError(Diagnostic("S504", text, None, "more ranks, a smaller microbatch, or 'recompute'"))
