@@ -4,49 +4,102 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from specc.runtime.pieces import Region, extent
+
 CUT = 2.0  # standard deviations that a truncated normal keeps
+WORDS = 4  # of one state of Philox's counter
+GAP, AT_ONCE = 4096, 1 << 22  # elements: those between two rows that may be drawn in vain, and those held at once
+Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+Numbers = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Draw = Callable[[str, int, int, int], Numbers]  # path, begin, end, seed
 
 
 def initial(
-    path: str, shape: tuple[int, ...], kind: str, args: Mapping[str, float], seed: int, fan_in: int = 1
-) -> Tensor:
-    """A parameter's first value in fp32."""
-    n = math.prod(shape)
+    path: str, shape: Sequence[int], kind: str, args: Mapping[str, float], seed: int, fan_in: int = 1,
+    region: Region | None = None,
+) -> Tensor:  # fmt: skip
+    """A parameter's first value in fp32, or of a region of it: only that is held, and little more is drawn."""
+    at = region if region is not None else tuple(slice(0, n) for n in shape)
+    size = extent(at)
     if kind in ("zeros", "ones", "constant"):
         value = {"zeros": 0.0, "ones": 1.0}.get(kind, args.get("value", 0.0))
-        return torch.full(shape, value)
+        return torch.full(size, value)
     if kind == "sincos":
-        return torch.from_numpy(sincos(shape, args["extent"])).float()
+        return torch.from_numpy(np.ascontiguousarray(sincos(tuple(shape), args["extent"])[at])).float()
     if kind == "uniform":
-        u = uniform(path, n, seed)
-        return torch.from_numpy(args["low"] + (args["high"] - args["low"]) * u).float().reshape(shape)
+        u = drawn(uniform, path, shape, at, seed)
+        return torch.from_numpy(args["low"] + (args["high"] - args["low"]) * u).float().reshape(size)
     std = args["std"] if "std" in args else math.sqrt((2.0 if kind.startswith("kaiming") else 1.0) / fan_in)
-    z = normal(path, n, seed)
+    z = drawn(normal, path, shape, at, seed)
     if kind == "truncated_normal":
         z = np.clip(z, -CUT, CUT)
-    return torch.from_numpy(std * z).float().reshape(shape)
+    return torch.from_numpy(std * z).float().reshape(size)
 
 
-def uniform(path: str, n: int, seed: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """n numbers in [0, 1): the i-th from the i-th 64-bit word of a Philox stream keyed by (seed, path)."""
+def drawn(
+    draw: Callable[[str, int, int, int], Numbers], path: str, shape: Sequence[int], at: Region, seed: int
+) -> Numbers:
+    """The numbers of a region, row after row. Rows that lie near each other in the stream are drawn at once."""
+    starts, length = rows(shape, at)
+    out = np.empty(len(starts) * length)
+    first = 0
+    while first < len(starts):
+        last = first
+        while last + 1 < len(starts) and near(starts, length, first, last + 1):
+            last += 1
+        begin = int(starts[first])
+        found = draw(path, begin, int(starts[last]) + length, seed)
+        if last > first:
+            found = found[starts[first : last + 1, None] - begin + np.arange(length)].reshape(-1)
+        out[first * length : (last + 1) * length] = found
+        first = last + 1
+    return out
+
+
+def near(starts: Ints, length: int, first: int, last: int) -> bool:
+    """Whether a row is drawn with the ones before it: the gap is small, and not too much is held."""
+    return bool(starts[last] - starts[last - 1] - length <= GAP and starts[last] + length - starts[first] <= AT_ONCE)
+
+
+def rows(shape: Sequence[int], at: Region) -> tuple[Ints, int]:
+    """The runs of a region in a whole whose elements are numbered row after row: their starts, and their length."""
+    inner = len(shape)  # the dims from here on are whole
+    while inner and at[inner - 1] == slice(0, shape[inner - 1]):
+        inner -= 1
+    tail = math.prod(shape[inner:])
+    if inner == 0:
+        return np.zeros(1, dtype=np.int64), tail
+    cut = at[inner - 1]
+    starts = np.array([cut.start * tail], dtype=np.int64)
+    stride = tail * shape[inner - 1]
+    for span, n in reversed(list(zip(at[: inner - 1], shape[: inner - 1], strict=True))):
+        starts = (np.arange(span.start, span.stop)[:, None] * stride + starts).reshape(-1)
+        stride *= n
+    return starts, (cut.stop - cut.start) * tail
+
+
+def uniform(path: str, begin: int, end: int, seed: int) -> Numbers:
+    """Numbers in [0, 1): the i-th from the i-th 64-bit word of a Philox stream keyed by (seed, path)."""
     key = hashlib.sha256(f"{seed}:{path}".encode()).digest()
-    words = np.random.Philox(key=int.from_bytes(key[:16], "little")).random_raw(n)
-    return (np.atleast_1d(words) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    stream = np.random.Philox(key=int.from_bytes(key[:16], "little")).advance(begin // WORDS)
+    words = np.atleast_1d(stream.random_raw(end - begin + begin % WORDS))[begin % WORDS :]
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def normal(path: str, n: int, seed: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """n standard normals by Box and Muller; elements 2i and 2i+1 come from words 2i and 2i+1."""
-    u = uniform(path, n + n % 2, seed)
+def normal(path: str, begin: int, end: int, seed: int) -> Numbers:
+    """Standard normals by Box and Muller; elements 2i and 2i+1 come from words 2i and 2i+1."""
+    first = begin - begin % 2
+    u = uniform(path, first, end + end % 2, seed)
     radius, angle = np.sqrt(-2.0 * np.log1p(-u[0::2])), 2.0 * np.pi * u[1::2]
-    out = np.empty(n + n % 2)
+    out = np.empty(len(u))
     out[0::2], out[1::2] = radius * np.cos(angle), radius * np.sin(angle)
-    return out[:n]
+    return out[begin - first : end - first]
 
 
 def sincos(shape: tuple[int, ...], extent: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:

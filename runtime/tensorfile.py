@@ -1,4 +1,4 @@
-"""Tensors in one safetensors file: hashed while written, and read into memory of their own."""
+"""Tensors in safetensors files: hashed while written, read into memory of their own, and only where they are wanted."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from specc.runtime.pieces import Piece, Region, extent, overlap
 
 CODES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -67,6 +72,47 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise NotATensorFile(f"{path.name} is not a safetensors file: {e}") from None
 
 
-def size_of(tensors: Mapping[str, Tensor]) -> int:
+def bytes_of(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of the values."""
     return sum(math.prod(t.shape) * t.element_size() for t in tensors.values())
+
+
+class Reader:
+    """Reads regions of tensors that lie in pieces in the files of a folder; each file is opened once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.open: dict[str, Any] = {}
+        self.stack = ExitStack()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stack.close()
+
+    def read(self, name: str, dtype: torch.dtype, region: Region, pieces: Sequence[Piece]) -> Tensor:
+        """A region of a tensor, in an allocation of torch's; the pieces tile the whole."""
+        met = [(p, both) for p in pieces if (both := overlap(region, p))]
+        if len(met) == 1 and extent(met[0][1][0]) == extent(region):
+            return self._values(name, dtype, met[0][0], met[0][1][1]).clone(memory_format=torch.contiguous_format)
+        found = torch.empty(extent(region), dtype=dtype)
+        for piece, (there, here) in met:
+            found[there] = self._values(name, dtype, piece, here)
+        return found
+
+    def _values(self, name: str, dtype: torch.dtype, piece: Piece, here: Region) -> Tensor:
+        """Of a piece, where it is wanted; raises NotATensorFile if the file has something else."""
+        try:
+            if piece.file not in self.open:
+                self.open[piece.file] = self.stack.enter_context(safe_open(self.folder / piece.file, framework="pt"))
+            file = self.open[piece.file]
+            stored = file.get_slice(name)
+            if tuple(stored.get_shape()) != piece.size or stored.get_dtype() != CODES[dtype]:
+                raise NotATensorFile(f"{piece.file} has {name} as {stored.get_dtype()} {stored.get_shape()}")
+            found: Tensor = stored[here] if here else file.get_tensor(name)
+        except SafetensorError as e:
+            raise NotATensorFile(f"{piece.file} is not a safetensors file with {name}: {e}") from None
+        return found
