@@ -1,7 +1,7 @@
 """What an equation can do along one mesh axis: all strategies, from its op's rule or its family's own derivation.
 
-Two of them ask the lowering for arithmetic: under `sum:DIM` an operand that is added to the sum (a bias) is V and each
-rank adds its n-th part of it; `mean` over a split dim gives the parts of the mean, so each rank scales by 1/n."""
+Two of them ask the lowering for arithmetic: under `sum:DIM` an operand that is added to the sum (a bias) is V, and the
+ranks together add it once; `mean` over a split dim gives the parts of the mean, so each rank scales by 1/n."""
 
 from __future__ import annotations
 
@@ -177,13 +177,17 @@ def _reduce(c: Case) -> Iterator[Strategy | None]:
 
 
 def _rearrange(c: Case) -> Iterator[Strategy | None]:
-    """A letter that stands outermost on both sides: what it is merged with stays whole within each part."""
+    """A letter that stands outermost on both sides: what it is merged with stays whole within each part.
+
+    Not one of a group whose size is given: its part has another."""
     left, _, right = str(c.eqn.attrs["pattern"]).partition("->")
     before, after = groups(left), groups(right)
-    letters = solve_letters(before, c.at(0).dims, dict(c.eqn.attrs.get("dims") or {}))
+    given = dict(c.eqn.attrs.get("dims") or {})
+    letters = solve_letters(before, c.at(0).dims, given)
     for p, group in enumerate(before):
         to = next((q for q, g in enumerate(after) if g[:1] == group[:1]), None)
-        if group and to is not None and size_of(letters[group[0]], c.sizes) % c.axis.size == 0:
+        known = len(group) > 1 and group[0] in given
+        if group and to is not None and not known and size_of(letters[group[0]], c.sizes) % c.axis.size == 0:
             yield c.cut({0: p}, {0: to})
     yield c.linear(0)
 
