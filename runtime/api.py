@@ -8,6 +8,7 @@ from typing import TextIO
 
 from specc.compiler.build import build_spec
 from specc.compiler.facts import StageFacts
+from specc.compiler.placement.mesh import mesh_mistakes
 from specc.compiler.report import render
 from specc.compiler.report.gather import read_build
 from specc.runtime import checkpoint
@@ -18,7 +19,7 @@ from specc.runtime.errors import RunError
 from specc.runtime.run import run_build
 from specc.runtime.sample import Choice, write_text
 from specc.runtime.train import stage_folder
-from specc.spec.errors import did_you_mean
+from specc.spec.errors import SpecError, did_you_mean, in_order
 from specc.spec.spec import Spec, load
 
 SpecLike = Spec | str | Path
@@ -41,6 +42,8 @@ def build_files(
     found = spec if isinstance(spec, Spec) else load(spec, overrides)
     if isinstance(spec, Spec) and overrides:
         found = spec.changed(*overrides)
+    if mistakes := mesh_mistakes(found):
+        raise SpecError(*in_order(mistakes))
     target = Path(out or f"build/{found.name}")
     facts = build_spec(found, target, allow_ops)
     (target / "report.html").write_text(render(read_build(target)), encoding="utf-8")

@@ -1,16 +1,18 @@
-"""The `plan:` section: devices, mesh, precision and compilation. This version runs on one process."""
+"""The `plan:` section: devices, mesh, how weights and sequences are split, precision and compilation."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt
 
 from specc.spec.node import Node
 
+AxisSize = PositiveInt | Literal["auto"]
+
 
 class Cluster(Node):
-    devices: int = Field(1, ge=1)
+    devices: AxisSize = Field("auto", description="processes in all; auto: as many as the mesh has")
     device: Literal["cpu"] = "cpu"
 
 
@@ -24,15 +26,18 @@ class Precision(Node):
 
 class PlanSpec(Node):
     cluster: Cluster = Cluster()
-    mesh: Literal["auto"] | dict[str, int | Literal["auto"]] = "auto"
+    mesh: Literal["auto"] | dict[str, AxisSize] = Field(
+        "auto",
+        description="axes and their sizes, outermost first: dp_replicate, dp (batch), cp, ring (sequence), "
+        "ep (experts), tp (weights); one may be auto: what is left of the devices",
+    )
+    zero: Literal[0, 1, 2, 3] = Field(
+        0, description="what the batch axes split: 1 moments, 2 gradients too, 3 weights too"
+    )
+    sequence_parallel: Literal["auto", "on", "off"] = Field("auto", description="tp splits sequences between blocks")
+    context: Literal["auto", "ulysses", "ring", "gather"] = Field("auto", description="attention along cp")
+    pins: dict[str, dict[str, str]] = Field({}, description="a path's dim to split along an axis: {layers.*: {tp: H}}")
     precision: Precision = Precision()
     compile: Literal["auto", "on", "off"] = "auto"
     recompute: Literal["auto", "none"] = "auto"
     threads: int | Literal["auto"] = "auto"
-
-    @model_validator(mode="after")
-    def _one_process(self) -> PlanSpec:
-        sizes = self.mesh.values() if isinstance(self.mesh, dict) else []
-        if self.cluster.devices > 1 or any(n not in (1, "auto") for n in sizes):
-            raise ValueError("this version runs on one device; a mesh over several is not built yet")
-        return self

@@ -13,6 +13,7 @@ from typing import Any
 
 from specc.compiler.cost import n_params
 from specc.compiler.elaborate import elaborate
+from specc.compiler.placement.mesh import mesh_mistakes
 from specc.compiler.program import Program
 from specc.compiler.units import count
 from specc.runtime.terminal import show_error
@@ -45,6 +46,7 @@ def check_file(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     found: dict[tuple[str, str], Program] = {}
     if spec is not None:
         try:
+            mistakes += mesh_mistakes(spec)
             found = programs(spec)
             mistakes += training_mistakes(spec, found)
         except SpecError as e:

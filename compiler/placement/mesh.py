@@ -1,0 +1,119 @@
+"""From the `plan:` section to a mesh and the placer's options, and what is wrong with a plan by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+from specc.compiler.placement.options import Options
+from specc.compiler.placement.types import Axis, Mesh, Role
+from specc.spec.errors import Diagnostic, SpecError, did_you_mean
+from specc.spec.plan import PlanSpec
+from specc.spec.spec import Spec
+from specc.spec.stage import StageSpec
+
+ROLES: Mapping[str, Role] = {
+    "dp_replicate": "batch", "dp": "batch", "cp": "sequence", "ring": "sequence", "ep": "experts", "tp": "free",
+}  # fmt: skip
+BATCH: tuple[Role, ...] = ("batch", "experts")  # roles whose axes divide the sequences of a microbatch
+ITEMSIZE = {"bf16": 2, "fp32": 4, "fp64": 8}
+
+
+def mesh_of(plan: PlanSpec) -> Mesh:
+    """The axes of the plan that have more than one rank, in its order. Raises SpecError for sizes that do not fit."""
+    sizes = _sizes(plan)
+    return Mesh(tuple(Axis(name, n, ROLES[name]) for name, n in sizes.items() if n > 1))
+
+
+def options_of(plan: PlanSpec) -> Options:
+    """What the plan asks of the placer. Pins are kept in the spec; the placer does not take them yet."""
+    sequence = {"auto": None, "on": True, "off": False}[plan.sequence_parallel]
+    itemsize = ITEMSIZE[plan.precision.compute]
+    return Options(zero=plan.zero, sequence_parallel=sequence, context=plan.context, itemsize=itemsize)
+
+
+def mesh_mistakes(spec: Spec) -> list[Diagnostic]:
+    """Axes that do not exist, sizes that do not fit the devices, and microbatches that do not divide over the mesh."""
+    found = list(_axes(spec))
+    if not found:
+        try:
+            mesh = mesh_of(spec.plan)
+        except SpecError as e:
+            at = spec.mark(("plan", "mesh")) or spec.mark(("plan", "cluster", "devices"))
+            return [Diagnostic(d.code, d.message, at, d.hint) for d in e.diagnostics]
+        found = [d for name, stage in spec.stages.items() for d in _stage(spec, name, stage, mesh)]
+    return found
+
+
+def _axes(spec: Spec) -> Iterator[Diagnostic]:
+    mesh = spec.plan.mesh if isinstance(spec.plan.mesh, dict) else {}
+    names = [(("plan", "mesh", name), name) for name in mesh]
+    names += [(("plan", "pins", path), axis) for path, pins in spec.plan.pins.items() for axis in pins]
+    for at, name in names:
+        if name not in ROLES:
+            yield Diagnostic("S520", f"a mesh has no axis '{name}'", spec.mark(at), did_you_mean(name, ROLES))
+
+
+def _sizes(plan: PlanSpec) -> dict[str, int]:
+    """The size of each axis, with `auto` filled in."""
+    devices = None if plan.cluster.devices == "auto" else plan.cluster.devices
+    if plan.mesh == "auto":
+        return {"dp": devices or 1}
+    given = {name: n for name, n in plan.mesh.items() if n != "auto"}
+    rest = [name for name, n in plan.mesh.items() if n == "auto"]
+    product = math.prod(given.values())
+    told = " x ".join(f"{name} {n}" for name, n in given.items()) or "1"
+    if len(rest) > 1:
+        raise _wrong(f"{len(rest)} axes are auto ({', '.join(rest)})", f"{rest[0]}: auto, and a size for the others")
+    if rest and devices is None:
+        raise _wrong(f"'{rest[0]}' is what is left of the devices, and their number is not given", "cluster.devices: N")
+    if rest and devices is not None and devices % product:
+        raise _wrong(f"{devices} devices do not divide by {told}", f"cluster.devices: {_up(devices, product)}")
+    if not rest and devices not in (None, product):
+        raise _wrong(f"the mesh has {product} ranks ({told}), the cluster {devices} devices", _nearest(given, devices))
+    left = (devices or product) // product
+    return {name: left if n == "auto" else n for name, n in plan.mesh.items()}
+
+
+def _nearest(given: Mapping[str, int], devices: int | None) -> str:
+    """The one axis that could have another size, or the devices."""
+    product = math.prod(given.values())
+    for name, n in given.items():
+        if devices is not None and devices % (product // n) == 0:
+            return f"{name}: {devices // (product // n)}, or cluster.devices: {product}"
+    return f"cluster.devices: {product}"
+
+
+def _wrong(text: str, hint: str) -> SpecError:
+    return SpecError(Diagnostic("S521", text, None, hint))
+
+
+def _stage(spec: Spec, name: str, stage: StageSpec, mesh: Mesh) -> Iterator[Diagnostic]:
+    """A microbatch's sequences over the batch axes, and its tokens over the sequence axes."""
+    rows = stage.batch.microbatch or stage.batch.sequences
+    over = [a for a in mesh.axes if a.role in BATCH]
+    n = math.prod(a.size for a in over)
+    if rows % n:
+        key = "microbatch" if stage.batch.microbatch else "sequences"
+        at = spec.mark(("stages", name, "batch", key)) or spec.mark(("stages", name))
+        text = f"a microbatch of '{name}' has {rows} sequences, which do not divide over {_list(over)}"
+        fits = next((m for m in range(rows - rows % n, 0, -n) if stage.batch.sequences % m == 0), 0)
+        up = _up(rows, n)
+        more = "" if key == "sequences" or stage.batch.sequences % up == 0 else f" with batch.sequences: {up}"
+        hint = f"batch.{key}: {fits}" if fits and key == "microbatch" else f"batch.{key}: {up}{more}"
+        yield Diagnostic("S522", text, at, hint)
+    along = [a for a in mesh.axes if a.role == "sequence"]
+    m = math.prod(a.size for a in along)
+    for length in sorted(set(stage.lengths().values())):
+        if length % m:
+            at = spec.mark(("stages", name, "data", "seq_len")) or spec.mark(("stages", name))
+            text = f"the sequences of '{name}' have {length} tokens, which do not divide over {_list(along)}"
+            yield Diagnostic("S523", text, at, f"data.seq_len: {_up(length, m)}")
+
+
+def _list(axes: list[Axis]) -> str:
+    return " x ".join(map(str, axes))
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
