@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from specc.compiler.graphs import Graphs, verify
 from specc.compiler.lower.collectives import WAIT
 from specc.compiler.passes.merge_equal import merge_equal
+from specc.compiler.passes.save_operands import save_operands
 from specc.compiler.work import fresh_bytes
 
 Body = Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
@@ -29,11 +30,12 @@ COPIES = (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default)
 
 def build_graphs(
     fn: Body, ins: Sequence[Tensor], params: Sequence[Tensor], in_grads: Sequence[bool], param_grads: Sequence[bool],
-    mode: FakeTensorMode, keep: str = "mincut",
+    mode: FakeTensorMode, keep: str = "mincut", comes_again: bool = False,
 ) -> Graphs:  # fmt: skip
     """Lower `fn(ins, params) -> outs` for fake operands; gradients are of the flagged ones.
 
-    `keep` is `mincut` (recompute what is cheap) or `all` (save what the backward uses)."""
+    `keep` is `mincut` (recompute what is cheap) or `all` (save what the backward uses). With `comes_again` parameters
+    are saved themselves and not as views, so that they need not stay between forward and backward."""
     primals, flags = [*ins, *params], [*in_grads, *param_grads]
     n = len(ins)
     with mode:
@@ -54,6 +56,8 @@ def build_graphs(
 
         traced = clean(make_fx(joint)(primals, cotangents))
         fwd, bwd = cut(traced, len(outs), keep)
+        if comes_again:
+            fwd, bwd = save_operands(fwd, bwd, len(outs), range(n, len(primals)))
     bwd_input, bwd_weight = split_backward(bwd, sum(in_grads))
     kept = list(fwd.graph.output_node().args[0])[len(outs) :]  # type: ignore[arg-type]
     graphs = Graphs(

@@ -39,7 +39,8 @@ def body_of(layout: Mapping[str, Any], texts: Mapping[str, str], compiled: bool 
     ins, params, outs = (tuple(layout[k]) for k in ("in_grads", "param_grads", "out_grads"))
     return Compiled(
         parts["fwd"], parts.get("bwd"), parts.get("bwd_input"), parts.get("bwd_weight"), layout["n_outs"], ins, params,
-        outs, saved_from=tuple(layout.get("saved_from", ())), start=parts.get("unshard_start"), finish=parts.get("unshard_finish"),
+        outs, saved_from=tuple(layout.get("saved_from", ())),
+        start=parts.get("unshard_start"), finish=parts.get("unshard_finish"),
         reduce=parts.get("reduce"), gathered=tuple(layout.get("gathered", ())),
         reduced=tuple(layout.get("reduced", ())),
     )  # fmt: skip

@@ -63,7 +63,7 @@ def lower_variant(
         return run_placed(body, ins, more[:n], replace(setting, coordinates=more[n:]), own)
 
     flags = [*v.param_grads, *[False] * len(coordinates)]
-    graphs = build_graphs(run, ins, [*params, *coordinates], v.in_grads, flags, mode)
+    graphs = build_graphs(run, ins, [*params, *coordinates], v.in_grads, flags, mode, comes_again=True)
     kept = parts([p.type for p in v.body.params], v.kept, compute)
     wide = torch.float64 if compute == torch.float64 else torch.float32
     used = parts([p.type for p in v.body.params], body.params, wide)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from specc.compiler.placement.place import Options
 from specc.compiler.placement.types import Axis, Mesh
@@ -13,12 +13,16 @@ MakeMesh = Callable[[int], tuple[Axis, ...]]
 
 @dataclass(frozen=True)
 class Plan:
-    """`least` is the smallest number of ranks that it is for; `only` the models that it says something about."""
+    """`least` and `most` are the numbers of ranks that it is for; `only` the models that it says something about.
+
+    With `sunk`, masks are made where they are used, from attributes of tokens."""
 
     axes: MakeMesh
-    options: Options = Options()
+    options: Options = field(default_factory=Options)
     least: int = 2
     only: tuple[str, ...] = ()
+    most: int = 8
+    sunk: bool = False
 
     def mesh(self, ranks: int) -> Mesh:
         return Mesh(self.axes(ranks))
@@ -36,6 +40,8 @@ def cp(n: int) -> Axis:
     return Axis("cp", n, "sequence")
 
 
+TOKENS = ("q", "k", "v", "out")
+BY_HEADS = {f"layers.attention.{p}": {"up": "split:S"} for p in TOKENS} | {"layers.attention.attend": {"up": "split:H"}}
 TEXT = ("llama", "deepseek_v2", "t5", "cogvlm_expert")
 CAUSAL = ("llama", "deepseek_v2", "cogvlm_expert")
 PLANS: Mapping[str, Plan] = {
@@ -51,8 +57,19 @@ PLANS: Mapping[str, Plan] = {
     "ep": Plan(lambda n: (Axis("ep", n, "experts"),), only=("deepseek_v2",)),
     "dp+ep": Plan(lambda n: (dp(2), Axis("ep", n // 2, "experts")), Options(zero=2), least=4, only=("deepseek_v2",)),
     "ulysses": Plan(lambda n: (cp(n),), Options(context="ulysses"), only=TEXT),
-    "ring": Plan(lambda n: (cp(n),), Options(context="ring"), only=TEXT),
+    "ring": Plan(lambda n: (cp(n),), Options(context="ring"), only=TEXT, sunk=True),
+    "ring-dense": Plan(lambda n: (cp(n),), Options(context="ring"), only=("llama",), most=4),
     "gather-kv": Plan(lambda n: (cp(n),), Options(context="gather"), only=TEXT),
-    "dp+ring": Plan(lambda n: (dp(2), cp(n // 2)), Options(context="ring", zero=3), least=4, only=TEXT),
-    "ring+tp": Plan(lambda n: (cp(2), tp(n // 2)), Options(context="ring"), least=4, only=TEXT),
+    "dp+ring": Plan(lambda n: (dp(2), cp(n // 2)), Options(context="ring", zero=3), least=4, only=TEXT, sunk=True),
+    "ring+tp": Plan(lambda n: (cp(n // 2), tp(2)), Options(context="ring"), least=4, only=TEXT, sunk=True),
+    "dp+cp+tp": Plan(
+        lambda n: (dp(2), cp(2), tp(n // 4)), Options(context="ring", zero=2), least=8, only=TEXT, sunk=True
+    ),
+    "hybrid": Plan(
+        lambda n: (cp(n // 2), Axis("up", 2)),
+        Options(context="ring", sequence_parallel=True, split_weights=(), pins=BY_HEADS),
+        least=4,
+        only=("llama",),
+        sunk=True,
+    ),
 }

@@ -5,7 +5,9 @@ from __future__ import annotations
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch import distributed as dist
@@ -15,6 +17,7 @@ from specc.compiler.build import lower
 from specc.compiler.graphs import Graphs, to_json
 from specc.compiler.lower.placed import zigzag
 from specc.compiler.lower.placed_bodies import lower_placed
+from specc.compiler.passes.sink_masks import sink_masks
 from specc.compiler.placement.place import place
 from specc.compiler.placement.placed import Placed
 from specc.compiler.placement.types import Layout, Mesh
@@ -61,9 +64,21 @@ class Outcome:
     params: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Sent:
+    """An outcome on its way to another process: arrays, since a tensor's memory would go with its process."""
+
+    losses: list[float]
+    params: dict[str, np.ndarray[Any, Any]]
+
+    def outcome(self) -> Outcome:
+        return Outcome(self.losses, {n: torch.from_numpy(x) for n, x in self.params.items()})
+
+
 def placed_of(case: Case) -> Placed:
     tracer, plan = TRACERS[case.model], PLANS[case.plan]
-    return place(tracer.program(), plan.mesh(case.ranks), tracer.sizes, plan.options)
+    program = sink_masks(tracer.program()) if plan.sunk else tracer.program()
+    return place(program, plan.mesh(case.ranks), tracer.sizes, plan.options)
 
 
 def artifact(case: Case) -> Artifact:
@@ -105,13 +120,13 @@ def reference(model: str, dtype: torch.dtype) -> Outcome:
     return train(executor, model, params, params, {}, None, dtype, names)
 
 
-def on_rank(rank: int, cases: Sequence[Artifact]) -> list[Outcome | str]:
+def on_rank(rank: int, cases: Sequence[Artifact]) -> list[Sent | str]:
     """All cases on this rank, one after the other; an error as text."""
-    found: list[Outcome | str] = []
+    found: list[Sent | str] = []
     for a in cases:
         try:
             made = run_artifact(a, rank)
-            found.append(made if rank == 0 else Outcome(made.losses, {}))
+            found.append(Sent(made.losses, {n: x.numpy() for n, x in made.params.items()} if rank == 0 else {}))
         except Exception:  # reported by the parent
             found.append(traceback.format_exc())
     return found
@@ -125,7 +140,7 @@ def run_artifact(a: Artifact, rank: int) -> Outcome:
     full = weights_of(TRACERS[a.case.model].program(), dtype)
     params = {n: cut(x, a.params[n], a.mesh, rank) for n, x in full.items()}
     made = train(executor, a.case.model, params, full, a.inputs, (a, rank), dtype, a.trainable)
-    return Outcome(made.losses, {n: whole(x, a.params[n], a.mesh) for n, x in made.params.items()})
+    return Outcome(made.losses, {n: whole(x, a.params[n], a.mesh).detach() for n, x in made.params.items()})
 
 
 def train(
@@ -157,8 +172,8 @@ def clip(grads: Mapping[str, Tensor], a: Artifact | None) -> None:
     total = torch.zeros((), dtype=torch.float64)
     for n in sorted(grads):
         alike = 1
-        for place, axis in zip(a.params[n], a.mesh.axes, strict=True) if a else ():
-            alike *= axis.size if place.kind != "S" else 1
+        for at, axis in zip(a.params[n], a.mesh.axes, strict=True) if a else ():
+            alike *= axis.size if at.kind != "S" else 1
         total += grads[n].double().square().sum() / alike
     if a:
         dist.all_reduce(total)
