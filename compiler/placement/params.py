@@ -65,9 +65,14 @@ def _seconds(
 ) -> float:
     """Bringing a parameter to its use and its gradient back; ZeRO-3 gathers again for the backward."""
     seconds = edge_cost(type_, kept, use, machine, sizes)
-    if stage.zero == 3:
-        for m, before, forward, _ in collectives(kept, use):
-            seconds += machine.collective(forward, machine.nbytes(type_, before, sizes, skip=m.axis), m.axis)
+    if stage.zero < 3:
+        return (1 - HIDDEN) * seconds
+    for m, before, forward, _ in collectives(kept, use):
+        seconds += machine.collective(forward, machine.nbytes(type_, before, sizes, skip=m.axis), m.axis)
+    for a, axis in enumerate(machine.mesh.axes):
+        if not stage.mixed and axis.role == "batch" and kept[a] == R and use[a].kind == "V":
+            # what cannot be split is charged as if it were, so that no use is chosen because of it
+            seconds += machine.collective("all-gather", machine.nbytes(type_, kept, sizes), a)
     return (1 - HIDDEN) * seconds
 
 

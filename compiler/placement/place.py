@@ -11,9 +11,9 @@ from specc.compiler.placement.cost import Machine
 from specc.compiler.placement.options import DEFAULTS, Options
 from specc.compiler.placement.placed import Placed, Strategy
 from specc.compiler.placement.problem import Problem, joint
-from specc.compiler.placement.refuse import check_axes, no_way
+from specc.compiler.placement.refuse import check_axes, check_pins, no_way
 from specc.compiler.placement.roles import Followed, Ways, allowed, follow
-from specc.compiler.placement.search import Task, search
+from specc.compiler.placement.search import Plan, Task, search
 from specc.compiler.placement.strategies import strategies
 from specc.compiler.placement.types import Mesh
 from specc.compiler.program import Body, Program
@@ -24,27 +24,44 @@ def place(
     own: Mapping[str, Op] | None = None,
 ) -> Placed:  # fmt: skip
     """The cheapest placement that the axes' roles and the options allow. Raises SpecError where there is none."""
-    machine = Machine(mesh, options.device, options.links, options.itemsize)
-    followed = follow(program, sizes, own)
-    check_axes(program, mesh, sizes, followed)
-    each = {name: _choices(program, body, mesh, sizes, options, followed, own) for name, body in program.bodies.items()}
-    between = groups(program, followed)
-    sums = partial_outs(program, each)
-    problems = {name: _problem(program.bodies[name], each[name], machine, sizes) for name in program.bodies}
-    asked = Task(program, machine, sizes, options, problems, tuple(between))
-    plan = search(
-        asked, [[lay(g, mesh, r, program, sizes, options.context, sums) for g in between] for r in rules(mesh, options)]
-    )
+    plan = plan_of(program, mesh, sizes, options, own)
     bodies = {name: s.placed for name, s in plan.bodies.items()}
-    at = {v: layout for g, layout in zip(between, plan.between, strict=True) for v in g.values}
     return Placed(
-        program, mesh, dict(sizes), bodies, {n: at[n] for n in program.inputs}, plan.kept.layouts,
+        program, mesh, dict(sizes), bodies, {n: plan.values[n] for n in program.inputs}, plan.kept.layouts,
         gather_each_use=plan.zero == 3, reduce_each_microbatch=plan.zero >= 2,
     )  # fmt: skip
 
 
+def plan_of(
+    program: Program, mesh: Mesh, sizes: Mapping[str, int], options: Options = DEFAULTS,
+    own: Mapping[str, Op] | None = None,
+) -> Plan:  # fmt: skip
+    """The placement with what it costs."""
+    machine = Machine(mesh, options.device, options.links, options.itemsize)
+    followed = follow(program, sizes, own)
+    check_axes(program, mesh, sizes, followed, options)
+    each = {name: _choices(body, mesh, sizes, options, followed, own) for name, body in program.bodies.items()}
+    check_pins(program, each, mesh, options)
+    between = groups(program, followed)
+    sums = partial_outs(program, each)
+    problems = {name: _problem(program.bodies[name], each[name], machine, sizes) for name in program.bodies}
+    starts = [
+        [lay(g, mesh, rule, program, sizes, options.context, sums) for g in between] for rule in rules(mesh, options)
+    ]
+    return search(Task(program, machine, sizes, options, problems, tuple(between)), starts)
+
+
+def problem_of(
+    program: Program, body: Body, mesh: Mesh, sizes: Mapping[str, int], options: Options,
+    own: Mapping[str, Op] | None = None,
+) -> Problem:  # fmt: skip
+    """A body's problem: what each equation may choose."""
+    machine = Machine(mesh, options.device, options.links, options.itemsize)
+    return _problem(body, _choices(body, mesh, sizes, options, follow(program, sizes, own), own), machine, sizes)
+
+
 def _choices(
-    program: Program, body: Body, mesh: Mesh, sizes: Mapping[str, int], options: Options, followed: Followed,
+    body: Body, mesh: Mesh, sizes: Mapping[str, int], options: Options, followed: Followed,
     own: Mapping[str, Op] | None,
 ) -> list[list[list[Strategy]]]:  # fmt: skip
     """For each equation and axis the strategies that may be chosen."""
@@ -88,4 +105,4 @@ def rules(mesh: Mesh, options: Options) -> Iterator[tuple[Rule, ...]]:
     )
 
 
-__all__ = ["Options", "place"]
+__all__ = ["Options", "place", "plan_of", "problem_of"]

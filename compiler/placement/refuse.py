@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from specc.compiler.placement.options import Options
 from specc.compiler.placement.placed import Strategy
 from specc.compiler.placement.roles import KIND_OF, Followed
 from specc.compiler.placement.types import Axis, Mesh
 from specc.compiler.program import Eqn, Program
 from specc.compiler.types import size_of
 from specc.compiler.units import size
-from specc.spec.errors import Diagnostic, SpecError
+from specc.spec.errors import Diagnostic, SpecError, did_you_mean
 
 MAX_FREE = 2
 
 
-def check_axes(program: Program, mesh: Mesh, sizes: Mapping[str, int], followed: Followed) -> None:
-    """Batch and sequence of the inputs divide over their axes; not more axes are free than the solver takes."""
+def check_axes(program: Program, mesh: Mesh, sizes: Mapping[str, int], followed: Followed, options: Options) -> None:
+    """Dims divide over the axes whose roles split them; not more axes are free than the solver takes."""
     free = [a for a in mesh.axes if a.role == "free" and a.size > 1]
     if len(free) > MAX_FREE:
         names = ", ".join(a.name for a in free)
@@ -25,7 +25,8 @@ def check_axes(program: Program, mesh: Mesh, sizes: Mapping[str, int], followed:
         raise SpecError(
             Diagnostic("S502", f"{len(free)} axes are free ({names}); the solver takes {MAX_FREE}", None, hint)
         )
-    found = list(dict.fromkeys(_uneven(program, mesh, sizes, followed)))
+    heads = _uneven_heads(program, mesh, sizes, options)
+    found = list(dict.fromkeys([*_uneven(program, mesh, sizes, followed), *heads]))
     if found:
         raise SpecError(*found)
 
@@ -42,9 +43,47 @@ def _uneven(program: Program, mesh: Mesh, sizes: Mapping[str, int], followed: Fo
             left[name] = max(1, left[name] // axis.size)
 
 
+def _uneven_heads(program: Program, mesh: Mesh, sizes: Mapping[str, int], options: Options) -> Iterator[Diagnostic]:
+    """Query heads and experts over the axes that split them."""
+    for body in program.bodies.values():
+        types = body.types()
+        for e in body.eqns:
+            for axis in mesh.axes:
+                dim = None
+                if e.op == "attend" and axis.name in options.split_weights:
+                    dim = types[e.ins[0] or ""].dims[-2]
+                elif e.op == "dispatch" and axis.role == "experts":
+                    dim = e.types[2].dims[0]
+                if dim is not None and (n := size_of(dim, sizes)) % axis.size:
+                    yield uneven(dim.name, n, axis)
+
+
+def check_pins(
+    program: Program, each: Mapping[str, Sequence[Sequence[Sequence[Strategy]]]], mesh: Mesh, options: Options
+) -> None:
+    """Every pin names a step, an axis, and one of the strategies there."""
+    steps = {f"{n}.{e.path}": (n, k) for n, b in program.bodies.items() for k, e in enumerate(b.eqns)}
+    axes = [a.name for a in mesh.axes]
+    for path, pins in options.pins.items():
+        if path not in steps:
+            raise unknown_path(path, list(steps))
+        body, k = steps[path]
+        for axis, name in pins.items():
+            if axis not in axes:
+                hint = did_you_mean(axis, axes)
+                raise SpecError(Diagnostic("S505", f"the mesh has no axis '{axis}' to pin '{path}' on", None, hint))
+            if not each[body][k][axes.index(axis)]:
+                text = f"'{path}' cannot be '{name}' over {mesh.axes[axes.index(axis)]}"
+                raise SpecError(Diagnostic("S505", text, None, "strategies: rep, split:DIM, sum:DIM, linear, ..."))
+
+
+def unknown_path(path: str, known: Sequence[str]) -> SpecError:
+    return SpecError(Diagnostic("S505", f"no step is called '{path}'", None, did_you_mean(path, known)))
+
+
 def uneven(dim: str, size: int, axis: Axis) -> Diagnostic:
     """A dim that leaves a rest over an axis."""
-    fitting = math.gcd(size, axis.size)
+    fitting = next(n for n in range(axis.size, 0, -1) if size % n == 0)
     larger = -(-size // axis.size) * axis.size
     hint = f"{axis.name}: {fitting}, or {dim}: {larger}"
     return Diagnostic("S501", f"the dim '{dim}' of {size} does not divide over {axis}", None, hint)

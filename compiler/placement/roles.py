@@ -122,7 +122,15 @@ def _free(
     if axis.name not in ways.split_weights:
         return left
     left = [s for s in left if not touches(s, e, marks["batch"], params)]
+    if ways.sequence_parallel and _keeps_sequence(e, left, marks["sequence"]):
+        left = [s for s in left if s.name != "rep"]
     return _split_weights(e, left)
+
+
+def _keeps_sequence(e: Eqn, found: Sequence[Strategy], marks: Marks) -> bool:
+    """Whether an equation of real numbers gives values along a sequence that it can be split on."""
+    made = [(o, at.dim) for s in found for o, at in zip(e.outs, s.outs, strict=True) if at.kind == "S"]
+    return e.op not in EXPERT_OPS and e.types[0].dtype == "float" and any(m in marks for m in made)
 
 
 def _attention(found: Sequence[Strategy], hits: Sequence[Strategy], context: Context) -> list[Strategy]:

@@ -26,6 +26,7 @@ Between = Sequence[Layout]  # of each group of values between calls
 PRICES = tuple(4.0**k for k in range(-4, 6))  # over what a byte costs on average
 ENOUGH = 3  # prices at which something fits
 MAX_STARTS = 4  # rules for layouts between calls that are tried under a price
+LIGHT = 1e-15  # seconds for a byte of a parameter where memory is no matter: of equal plans the one with smaller parts
 BETTER = 1e-3  # part of the seconds that another layout between calls must save
 
 
@@ -35,6 +36,7 @@ class Plan:
 
     bodies: Mapping[str, Solved]
     between: tuple[Layout, ...]
+    values: Mapping[str, Layout]  # the same by the names of the program's values
     kept: Kept
     zero: int
     seconds: float
@@ -81,7 +83,7 @@ class Task:
             key = (t, use, stage, per_byte > 0)
             if key not in self._ways:
                 self._ways[key] = ways(t, [use], stage, self.machine, self.sizes, tight=per_byte > 0)
-            return min(w.seconds + per_byte * w.nbytes for w in self._ways[key])
+            return min(w.seconds + max(per_byte, LIGHT) * w.nbytes for w in self._ways[key])
 
         return price
 
@@ -143,7 +145,8 @@ def _plan(task: Task, between: Between, stage: Stage, per_byte: float, capacity:
     held = _held(task, bodies, between)
     kept = keep(task.program, placed, stage, task.machine, task.sizes, None if capacity is None else capacity - held)
     seconds = kept.seconds + sum(task.times[n] * s.seconds for n, s in bodies.items())
-    return Plan(bodies, tuple(between), kept, stage.zero, seconds, held + kept.nbytes)
+    values = {v: at for g, at in zip(task.between, between, strict=True) for v in g.values}
+    return Plan(bodies, tuple(between), values, kept, stage.zero, seconds, held + kept.nbytes)
 
 
 def _bodies(task: Task, between: Between, stage: Stage, per_byte: float) -> dict[str, Solved] | None:
