@@ -15,6 +15,11 @@ from specc.runtime.products import LARGE, available, mm, product, with_fast_prod
 pytestmark = pytest.mark.skipif(not available(), reason="this torch has no oneDNN")
 
 
+@pytest.fixture(autouse=True)
+def _wide_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+
+
 def graph(m: int, k: int, n: int, dtype: torch.dtype) -> fx.GraphModule:
     """x [m k] y [k n], and x' x, as a loaded graph."""
     with FakeTensorMode():
@@ -61,3 +66,8 @@ def test_bf16_products_are_made_in_fp32_and_rounded_once(monkeypatch: pytest.Mon
         assert found.dtype == torch.bfloat16
         torch.testing.assert_close(found, (a.double() @ b.double()).bfloat16(), rtol=2**-7, atol=1e-3)
     torch.testing.assert_close(product(x, y), gm(x, y)[0], rtol=0, atol=0)
+
+
+def test_products_stay_where_mkl_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert targets(with_fast_products(graph(512, 256, 192, torch.float32))) == ["aten.mm.default"] * 2
