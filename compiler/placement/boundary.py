@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from specc.compiler.placement.placed import Strategy
-from specc.compiler.placement.roles import KIND_OF, Context, Followed, Kind
+from specc.compiler.placement.roles import KIND_OF, Context, Followed, Kind, context_of
 from specc.compiler.placement.types import Axis, Layout, Mesh, P, Place, R, S, V, fits
 from specc.compiler.program import Program
 from specc.compiler.types import TensorType
@@ -81,7 +81,7 @@ def lay(
     """The group's layout; on a free axis as its rule says."""
     found: list[Place] = []
     for a, axis in enumerate(mesh.axes):
-        place = _along(group, axis, rules[a], program, context)
+        place = _along(group, axis, rules[a], program, context_of(axis, mesh, context))
         if place == V and not group.type.dims and _is_sum(group, a, program, sums):
             place = P
         rest = (R,) * (len(mesh.axes) - a - 1)

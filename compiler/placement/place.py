@@ -12,7 +12,7 @@ from specc.compiler.placement.options import DEFAULTS, Options
 from specc.compiler.placement.placed import Placed, Strategy
 from specc.compiler.placement.problem import Problem, joint
 from specc.compiler.placement.refuse import check_axes, check_pins, no_way
-from specc.compiler.placement.roles import Followed, Ways, allowed, follow
+from specc.compiler.placement.roles import Followed, Ways, allowed, context_of, follow
 from specc.compiler.placement.search import Plan, Task, search
 from specc.compiler.placement.strategies import strategies
 from specc.compiler.placement.types import Mesh
@@ -66,15 +66,17 @@ def _choices(
 ) -> list[list[list[Strategy]]]:  # fmt: skip
     """For each equation and axis the strategies that may be chosen."""
     types, params, marks = body.types(), {p.name for p in body.params}, followed.marks[body.name]
-    ways = Ways(options.context, options.split_weights, options.sequence_parallel)
+    ways = [
+        Ways(context_of(a, mesh, options.context), options.split_weights, options.sequence_parallel) for a in mesh.axes
+    ]
     found: list[list[list[Strategy]]] = []
     for e in body.eqns:
         ins = [types[i] if i else None for i in e.ins]
         each: list[list[Strategy]] = []
-        for axis in mesh.axes:
+        for axis, way in zip(mesh.axes, ways, strict=True):
             every = strategies(e, ins, axis, sizes, own)
             pin = options.pins.get(f"{body.name}.{e.path}", {}).get(axis.name)
-            chosen = allowed(e, every, axis, marks, params, ways)
+            chosen = allowed(e, every, axis, marks, params, way)
             each.append([s for s in every if s.name == pin] if pin else chosen)
         found.append(each)
     return found

@@ -57,9 +57,10 @@ def _dirty(src: Layout, dst: Layout) -> list[bool]:
 
 
 def _alone(src: Layout, dst: Layout, axis: int, dims: set[int]) -> bool:
-    """Whether no other axis splits one of these dims, before or after."""
+    """Whether no other axis splits one of these dims, before or after; an outer one that stays may."""
     return not any(
-        b != axis and any(p.kind == "S" and p.dim in dims for p in (src[b], dst[b])) for b in range(len(src))
+        b != axis and any(p.kind == "S" and p.dim in dims for p in (src[b], dst[b])) and (b > axis or src[b] != dst[b])
+        for b in range(len(src))
     )
 
 

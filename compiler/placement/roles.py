@@ -9,7 +9,7 @@ from typing import Literal
 from specc.compiler.ops.row import Op
 from specc.compiler.placement.placed import Strategy
 from specc.compiler.placement.strategies import strategies
-from specc.compiler.placement.types import Axis, Role
+from specc.compiler.placement.types import Axis, Mesh, Role
 from specc.compiler.program import Body, Eqn, Program
 from specc.spec.expr import parse
 
@@ -91,6 +91,13 @@ class Ways:
     context: Context = "auto"
     split_weights: tuple[str, ...] = ("tp",)
     sequence_parallel: bool | None = None
+
+
+def context_of(axis: Axis, mesh: Mesh, context: Context) -> Context:
+    """How attention goes along a sequence axis: one called `ring` in a ring, and another beside it by heads."""
+    if axis.name == "ring":
+        return "ring"
+    return "ulysses" if context == "auto" and any(a.name == "ring" for a in mesh.axes) else context
 
 
 def allowed(
