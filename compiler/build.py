@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,31 @@ from specc.compiler.lower.bodies import DTYPES, Variant, as_function, operands, 
 from specc.compiler.lower.decode import refusal
 from specc.compiler.lower.decode_bodies import decode_body, decode_function, decode_operands
 from specc.compiler.lower.local import Impl
+from specc.compiler.lower.placed import zigzag
+from specc.compiler.lower.placed_bodies import lower_placed
 from specc.compiler.lower.user import user_impls
 from specc.compiler.ops.row import Op
 from specc.compiler.ops.user import op_files, user_ops
 from specc.compiler.partition import build_graphs, clean
 from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
 from specc.compiler.passes.prune import prune
+from specc.compiler.passes.sink_masks import sink_masks
+from specc.compiler.placement.mesh import mesh_of, options_of
+from specc.compiler.placement.place import place
+from specc.compiler.placement.placed import Placed
+from specc.compiler.placement.types import Mesh
 from specc.compiler.positions import check_positions
 from specc.compiler.program import Call, Program
-from specc.compiler.schedule.actions import one_rank
+from specc.compiler.schedule.actions import Action, one_of_mesh, one_rank
 from specc.spec.errors import Diagnostic, SpecError
+from specc.spec.plan import PlanSpec
 from specc.spec.spec import Spec
 from specc.spec.stage import StageSpec
 
 MANIFEST = "manifest.json"
 CHUNK = 32  # tokens of a prompt that are decoded at once
+# What of a plan says where things are computed, and not what: a run goes on under another mesh.
+MESH_WORDS = ("cluster", "mesh", "zero", "sequence_parallel", "context", "pins")
 
 
 def build_spec(spec: Spec, out: Path, allow_ops: bool = False) -> list[StageFacts]:
@@ -70,23 +80,29 @@ def build_stage(
     if whole.loss is None:
         raise SpecError(Diagnostic("S307", "the model has no loss to train", spec.mark(("model",)), "add 'loss:'"))
     program = fuse_linear_cross_entropy(prune(whole, []))
+    mesh, rows = mesh_of(spec.plan), user_ops(spec, (), ())
     compute = DTYPES[spec.plan.precision.compute]
     size = stage.batch.microbatch or stage.batch.sequences
     sizes = stage_sizes(program, size, stage.lengths())
     check_positions(program, sizes, spec.mark(("stages", name, "data", "seq_len")))
     out.mkdir(parents=True)
-    lowered, calls = lower(program, sizes, compute, out / "graphs", own)
+    placed = placement(spec.plan, program, mesh, sizes, rows) if mesh.axes else None
+    if placed:
+        write(out / "placed.txt", str(placed))
+        lowered, calls = lower_placed(placed, compute, own)
+        write_graphs(lowered, out / "graphs")
+    else:
+        lowered, calls = lower(program, sizes, compute, out / "graphs", own)
     write(out / "program.txt", str(program))
     write_json(
         out / "calls.json", {"calls": [vars(c) for c in calls], "graphs": {n: layout(g) for n, g in lowered.items()}}
     )
-    write_json(out / "params.json", [param_facts(program, p) for p in program.params])
-    backward = {i for i, c in enumerate(calls) if lowered[c.body].bwd is not None}
-    actions = one_rank(len(calls), stage.batch.sequences // size, backward)
+    write_json(out / "params.json", [param_facts(program, p, placed) for p in program.params])
+    actions = schedule(calls, lowered, stage.batch.sequences // size, placed)
     write(out / "schedule.txt", "\n".join(map(str, actions)) + "\n")
-    decoding = build_decoding(whole, stage, compute, out / "decode", own, user_ops(spec, (), ()))
+    decoding = build_decoding(whole, stage, compute, out / "decode", own, rows)
     write(out / "decode.txt", decoding + "\n")
-    result = facts_of(name, stage, spec.plan, program, sizes, lowered, calls, compute)
+    result = facts_of(name, stage, spec.plan, program, sizes, lowered, calls, compute, placed)
     write_json(out / "memory.json", result.memory)
     write_json(out / "work.json", {"step": vars(result.step), "graphs": vars(result.graphs), "n": result.n_graphs})
     described = {
@@ -96,10 +112,41 @@ def build_stage(
         "parent": stage.from_, "decodes": not decoding, "flops_per_token": result.flops_per_token,
     }  # fmt: skip
     parent = hashes.get(stage.from_ or "", "")
-    text = json.dumps(described, sort_keys=True) + str(program) + parent
+    same = {k: v for k, v in spec.plan.model_dump(mode="json").items() if k not in MESH_WORDS}
+    text = json.dumps({**described, "plan": same}, sort_keys=True) + str(program) + parent
     hashes[name] = hashlib.sha256(text.encode()).hexdigest()
-    write_json(out / "stage.json", {**described, "hash": hashes[name]})
+    write_json(out / "stage.json", {**described, **mesh_facts(placed), "hash": hashes[name]})
     return result
+
+
+def placement(
+    plan: PlanSpec, program: Program, mesh: Mesh, sizes: Mapping[str, int], rows: Mapping[str, Op]
+) -> Placed:  # fmt: skip
+    """The program on the mesh. Where tokens may go around a ring, masks are made of attributes block by block."""
+    rings = any(a.role == "sequence" for a in mesh.axes) and plan.context in ("auto", "ring")
+    return place(sink_masks(program) if rings else program, mesh, sizes, options_of(plan), rows)
+
+
+def schedule(
+    calls: Sequence[Call], lowered: Mapping[str, Graphs], n_microbatches: int, placed: Placed | None
+) -> list[Action]:  # fmt: skip
+    backward = {i for i, c in enumerate(calls) if lowered[c.body].bwd is not None}
+    if placed is None:
+        return one_rank(len(calls), n_microbatches, backward)
+    return one_of_mesh(len(calls), n_microbatches, backward, placed.gather_each_use, placed.reduce_each_microbatch)
+
+
+def mesh_facts(placed: Placed | None) -> dict[str, Any]:
+    """The mesh, and how the inputs lie on it: for each axis a place, for each dim the ranks of its zigzag."""
+    if placed is None:
+        return {}
+    order = zigzag(placed)
+    inputs = {
+        n: {"layout": [str(p) for p in at],
+            "zigzag": [order.get(d.of or d.name, 0) for d in placed.program.inputs[n].dims]}
+        for n, at in placed.inputs.items()
+    }  # fmt: skip
+    return {"mesh": [vars(a) for a in placed.mesh.axes], "input_layouts": inputs}
 
 
 def stage_sizes(program: Program, batch: int, lengths: Mapping[str, int]) -> dict[str, int]:
@@ -122,13 +169,17 @@ def lower(
     """Graphs of each unique body, written to `out`."""
     found, calls = variants(program)
     lowered = {name: lower_body(v, sizes, compute, own or {}) for name, v in found.items()}
-    for name, graphs in lowered.items() if out else ():
-        assert out is not None
-        out.mkdir(exist_ok=True)
+    if out:
+        write_graphs(lowered, out)
+    return lowered, calls
+
+
+def write_graphs(lowered: Mapping[str, Graphs], out: Path) -> None:
+    out.mkdir(exist_ok=True)
+    for name, graphs in lowered.items():
         for part, gm in graphs.parts().items():
             write(out / f"{name}.{part}.json", to_json(gm))
             write(out / f"{name}.{part}.txt", to_text(gm))
-    return lowered, calls
 
 
 def lower_body(v: Variant, sizes: Mapping[str, int], compute: torch.dtype, own: Mapping[str, Impl]) -> Graphs:
@@ -179,13 +230,15 @@ def layout(g: Graphs) -> dict[str, Any]:
     return known
 
 
-def param_facts(program: Program, path: str) -> dict[str, Any]:
+def param_facts(program: Program, path: str, placed: Placed | None = None) -> dict[str, Any]:
+    """What the runtime knows of a parameter; `shape` is the whole's, `layout` says how it is kept on a mesh."""
     p = program.params[path]
     shape = p.type.shape({})
-    return {
+    known = {
         "path": path, "dims": [d.name for d in p.type.dims], "shape": shape, "trainable": p.trainable,
         "init": {"kind": p.init.kind, "args": dict(p.init.args)}, "fan_in": shape[0] if shape else 1,
     }  # fmt: skip
+    return known | ({"layout": [str(at) for at in placed.params[path]]} if placed else {})
 
 
 def write_manifest(spec: Spec, out: Path, hashes: Mapping[str, str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,12 +78,12 @@ class Stage:
         step, graphs = Work(**self.work["step"]), Work(**self.work["graphs"])
         return decide(self.plan["compile"], step, graphs, self.work["n"], self.spec.steps(), self.compute)
 
-    def executor(self, compiled: bool = False) -> Executor:
-        """The stage's graphs, loaded; those that a step runs as C++ if `compiled`."""
+    def executor(self, compiled: bool = False, coordinates: Sequence[Tensor] = ()) -> Executor:
+        """The stage's graphs, loaded; those that a step runs as C++ if `compiled`. `coordinates` are a rank's place."""
         bodies = {name: self._body(name, layout, compiled) for name, layout in self.graphs.items()}
         return Executor(
             self.calls, bodies, self.actions, self.facts["loss"], {}, frozenset(self.trainable()), self.compute,
-            torch.float64 if self.compute == torch.float64 else torch.float32,
+            torch.float64 if self.compute == torch.float64 else torch.float32, coordinates,
         )  # fmt: skip
 
     def _body(self, name: str, layout: Mapping[str, Any], compiled: bool) -> Compiled:

@@ -167,7 +167,7 @@ class Executor:
                 continue
             d = state.d_values.pop((m, name), None)
             assert d is not None, f"the value {name} has no gradient"
-            found.append(d)
+            found.append(d.contiguous() if self.wiring.coordinates else d)
         return found
 
     def _backward(self, a: Action, state: _State) -> None:

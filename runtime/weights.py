@@ -178,7 +178,7 @@ class Carried:
             i: self.partial.of.pop((call, i)) for i, _ in self.wiring.trained(call) if (call, i) in self.partial.of
         }
         if body.reduce:
-            given = [found[i] for i in body.reduced]
+            given = [found[i].contiguous() for i in body.reduced]
             found |= zip(body.reduced, body.reduce(*given, *self.wiring.coordinates), strict=True)
         seen: set[int] = set()
         for i, d in found.items():

@@ -88,7 +88,7 @@ def all_gather(x: Tensor, dim: int, axis: Axis) -> Tensor:
     sent = x.view(torch.uint8) if x.dtype == torch.bool else x
     y: Tensor = c10d.wait_tensor(c10d.all_gather_into_tensor(sent.contiguous(), axis.size, group_name(axis)))
     y = y.view(torch.bool) if x.dtype == torch.bool else y
-    return y if dim == 0 else unflat(y, 0, axis.size).movedim(0, dim).flatten(dim, dim + 1)
+    return y if dim == 0 else unflat(y, 0, axis.size).movedim(0, dim).flatten(dim, dim + 1).contiguous()
 
 
 def reduce_scatter(x: Tensor, dim: int, axis: Axis) -> Tensor:
@@ -111,7 +111,7 @@ def all_to_all(x: Tensor, src: int, dst: int, axis: Axis) -> Tensor:
     rows = parts.shape[1]
     sent = parts.flatten(0, 1)
     y: Tensor = c10d.wait_tensor(c10d.all_to_all_single(sent, [rows] * n, [rows] * n, group_name(axis)))
-    return unflat(y, 0, n).movedim(0, src).flatten(src, src + 1)
+    return unflat(y, 0, n).movedim(0, src).flatten(src, src + 1).contiguous()
 
 
 def cut(x: Tensor, dim: int, axis: Axis, coordinate: Tensor) -> Tensor:

@@ -23,8 +23,10 @@ def group_of(name: str) -> ProcessGroup:
 
 
 @torch.library.custom_op("specc::shift", mutates_args=())
-def shift(x: Tensor, ranks: int, group: str) -> Tensor:
-    """Start to send x to the next rank of a ring and to take that of the one before; the result is to be waited for."""
+def shift(x: Tensor, ranks: int, group: str, after: Tensor | None = None) -> Tensor:
+    """Start to send x to the next rank of a ring and to take that of the one before; the result is to be waited for.
+
+    It comes after `after` is there: what depends on a gradient is made in the backward, not before and kept for it."""
     rank, n = group_of(group).rank(), x.numel()
     to = [n if r == (rank + 1) % ranks else 0 for r in range(ranks)]
     of = [n if r == (rank - 1) % ranks else 0 for r in range(ranks)]
@@ -33,7 +35,7 @@ def shift(x: Tensor, ranks: int, group: str) -> Tensor:
 
 
 @shift.register_fake
-def _(x: Tensor, ranks: int, group: str) -> Tensor:
+def _(x: Tensor, ranks: int, group: str, after: Tensor | None = None) -> Tensor:
     return x.new_empty(x.numel())
 
 

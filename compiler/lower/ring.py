@@ -112,9 +112,9 @@ class Ring:
     scale: float | None
     seen: Seen
 
-    def send(self, x: Tensor) -> Tensor:
+    def send(self, x: Tensor, after: Tensor | None = None) -> Tensor:
         """Start to send; `arrived` waits."""
-        y: Tensor = shift(x, self.axis.size, group_name(self.axis))
+        y: Tensor = shift(x, self.axis.size, group_name(self.axis), after)
         return y
 
     def arrived(self, sent: Tensor, like: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ class _Ring(torch.autograd.Function):
         kv, widths = torch.cat([k, v], -1), [k.shape[-1], v.shape[-1]]
         d_kv = torch.zeros_like(wide(kv))
         for turn in range(seen.ranks):
-            sent = ring.send(kv) if turn + 1 < seen.ranks else None
+            sent = ring.send(kv, delta) if turn + 1 < seen.ranks else None
             ks, vs = (halves(x, 2, seen) for x in torch.split(kv, widths, -1))
             d_k, d_v = (halves(x, 2, seen) for x in torch.split(d_kv, widths, -1))
             for i, j, crosses in seen.pairs(turn):
