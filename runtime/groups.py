@@ -1,22 +1,17 @@
-"""Process groups under the names that graphs use, and values cut into ranks' parts and made whole again.
-
-This is the only module that registers groups with torch, which is a private call."""
+"""Process groups under the names that graphs use, and values cut into ranks' parts and made whole again."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from specc.compiler.lower.collectives import all_gather, all_reduce, group_name
+from specc.compiler.lower.named_groups import register
 from specc.compiler.placement.types import Layout, Mesh, part
-
-_native: Any = import_module("torch._C._distributed_c10d")
 
 
 def join(mesh: Mesh, rank: int) -> list[Tensor]:
@@ -24,21 +19,9 @@ def join(mesh: Mesh, rank: int) -> list[Tensor]:
 
     Every rank of the mesh calls it, after `init_process_group`."""
     for a, axis in enumerate(mesh.axes):
-        leave(group_name(axis))
-        groups = {tuple(mesh.group(a, r)) for r in range(mesh.size)}
-        for ranks in sorted(groups):  # every process takes part in making every group
-            made = dist.new_group(list(ranks))
-            if rank in ranks:
-                _native._register_process_group(group_name(axis), made)
+        group = dist.new_group(mesh.group(a, rank), use_local_synchronization=True)  # only its members meet
+        register(group_name(axis), group)
     return coordinates(mesh, rank)
-
-
-def leave(name: str) -> None:
-    """Forget a group, if it is known."""
-    try:
-        _native._unregister_process_group(name)
-    except RuntimeError:
-        return
 
 
 def coordinates(mesh: Mesh, rank: int) -> list[Tensor]:

@@ -7,13 +7,16 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from specc.compiler.lower.collectives import reshard, reshard_gradient
+from specc.compiler.lower.collectives import WAIT, reshard, reshard_gradient
+from specc.compiler.lower.exchange import exchange, shift
 from specc.compiler.placement.reshard import moves
 from specc.compiler.placement.types import Axis, Layout, Mesh, P, R, S, V, gradient
 from specc.runtime.groups import cut, join, whole
 from tests.grid.processes import spawn
 
+LINE = Mesh((Axis("a", 2),))
 MESH = Mesh((Axis("a", 2), Axis("b", 2)))
 TYPES = (R, V, P, S(0), S(1))
 pytestmark = pytest.mark.dist
@@ -53,3 +56,31 @@ def try_all(rank: int, dtype: torch.dtype) -> tuple[int, list[str]]:
 def test_every_legal_move_has_the_right_value_and_gradient(dtype: torch.dtype) -> None:
     for n, bad in spawn(try_all, 4, dtype):
         assert (n, bad) == (441, [])
+
+
+def exchanged(rank: int) -> tuple[list[float], list[float], list[float]]:
+    """Rank r sends r + 1 rows to rank 0 and one to rank 1, and gets their gradients back."""
+    join(LINE, rank)
+    to = torch.tensor([rank + 1, 1])
+    came = torch.tensor([1, 2] if rank == 0 else [1, 1])
+    rows = (10.0 * rank + torch.arange(4.0)).requires_grad_()
+    y = exchange(rows[:, None], to, came, 5, "specc_a")
+    (d,) = torch.autograd.grad(y.sum(1) @ torch.arange(1.0, 6.0), rows)
+    passed = WAIT(shift(rows.detach(), 2, "specc_a"))
+    return y[:, 0].tolist(), d.tolist(), passed.tolist()
+
+
+def test_exchanges_of_uneven_counts_come_and_go() -> None:
+    first, second = spawn(exchanged, 2)
+    assert first[0] == [0.0, 10.0, 11.0, 0.0, 0.0]
+    assert second[0] == [1.0, 12.0, 0.0, 0.0, 0.0]
+    assert first[1] == [1.0, 1.0, 0.0, 0.0]  # weights 1.. by place where the rows arrived; the rest was not sent
+    assert second[1] == [2.0, 3.0, 2.0, 0.0]
+    assert (first[2], second[2]) == ([10.0, 11.0, 12.0, 13.0], [0.0, 1.0, 2.0, 3.0])
+
+
+def test_fake_exchanges_have_the_shapes_of_real_ones() -> None:
+    with FakeTensorMode():
+        x, n = torch.empty(4, 3), torch.zeros(2, dtype=torch.int64)
+        assert exchange(x, n, n, 9, "specc_a").shape == (9, 3)
+        assert shift(x, 2, "specc_a").shape == (12,)

@@ -20,10 +20,10 @@ from tests.training import made
 MESHED = ("plan.mesh={dp: 2, cp: 2}", "plan.zero=3", "plan.context=ring")
 
 
-def build_of(folder: Path, *overrides: str) -> Build:
+def build_of(folder: Path, *overrides: str, name: str = "mesh") -> Build:
 
     made(folder, name="first")  # writes the spec and its texts
-    out = folder / "build" / ("mesh" if overrides else "one")
+    out = folder / "build" / name
     build_spec(load(folder / "tiny.yaml", list(overrides)), out)
     return open_build(out)
 
@@ -35,7 +35,7 @@ def batch_of(seed: int) -> dict[str, Tensor]:
     return {"tokens": tokens[:, :-1], "labels": tokens[:, 1:].contiguous(), "doc": doc, "pos": pos}
 
 
-def one_step(rank: int, path: str) -> tuple[list[float], dict[str, list[float]]]:
+def one_step(rank: int, path: str, compiled: bool = False) -> tuple[list[float], dict[str, list[float]]]:
     """Losses of two microbatches, and the whole gradients, from a build alone."""
     stage = next(iter(open_build(Path(path)).stages.values()))
     mesh = Mesh(tuple(Axis(**a) for a in stage.facts.get("mesh", [])))
@@ -50,7 +50,7 @@ def one_step(rank: int, path: str) -> tuple[list[float], dict[str, list[float]]]
         coordinates = join(mesh, rank)
         params = {n: cut(x, layouts[n], mesh, rank) for n, x in params.items()}
         batches = [cut_inputs(b, inputs, mesh, rank) for b in batches]
-    result = stage.executor(coordinates=coordinates).step(params, batches, [0.5, 0.5])
+    result = stage.executor(compiled, coordinates=coordinates).step(params, batches, [0.5, 0.5])
     grads = {n: (whole(g, layouts[n], mesh) if mesh.axes else g) for n, g in result.grads.items()}
     return [float(x) for x in result.losses], {n: g.flatten().tolist() for n, g in grads.items()}
 
@@ -70,13 +70,23 @@ def test_a_build_says_how_its_mesh_keeps_parameters_and_takes_inputs(tmp_path: P
 
 
 def test_a_stage_is_the_same_on_any_mesh(tmp_path: Path) -> None:
-    assert build_of(tmp_path).manifest["stages"] == build_of(tmp_path, *MESHED).manifest["stages"]
+    assert build_of(tmp_path, name="one").manifest["stages"] == build_of(tmp_path, *MESHED).manifest["stages"]
 
 
 @pytest.mark.dist
-def test_ranks_of_a_build_train_as_one_process(tmp_path: Path) -> None:
-    alone = one_step(0, str(build_of(tmp_path).path))
-    for losses, grads in spawn(one_step, 4, str(build_of(tmp_path, *MESHED).path)):
-        assert losses == pytest.approx(alone[0], rel=1e-5)
+@pytest.mark.parametrize(("compute", "rel"), [("fp32", 1e-5), ("bf16", 2e-2)])
+def test_ranks_of_a_build_train_as_one_process(tmp_path: Path, compute: str, rel: float) -> None:
+    precision = f"plan.precision.compute={compute}"
+    alone = one_step(0, str(build_of(tmp_path, precision, name="one").path))
+    for losses, grads in spawn(one_step, 4, str(build_of(tmp_path, precision, *MESHED).path)):
+        assert losses == pytest.approx(alone[0], rel=rel)
         for name, g in alone[1].items():
-            assert grads[name] == pytest.approx(g, rel=1e-3, abs=1e-6), name
+            assert grads[name] == pytest.approx(g, rel=rel, abs=rel * max(map(abs, g))), name
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_graphs_with_collectives_compile(tmp_path: Path) -> None:
+    path = str(build_of(tmp_path, "plan.mesh={dp: 2}", "plan.zero=3").path)
+    plain, compiled = (spawn(one_step, 2, path, c, seconds=400.0) for c in (False, True))
+    assert compiled[0][0] == pytest.approx(plain[0][0], rel=1e-5)

@@ -118,6 +118,6 @@ def test_masks_are_made_where_they_are_used() -> None:
     program = TRACERS["llama"].program()
     sunk = check(sink_masks(program))
     assert not any(e.op == "mask" for e in sunk.bodies["stem"].eqns)
-    assert [e.op for e in sunk.bodies["layers"].eqns][0] == "mask"
+    assert sunk.bodies["layers"].eqns[0].op == "mask"
     assert [v.name for v in sunk.bodies["layers"].ins] == ["x_x", "c_pos", "mask_doc"]
     assert sink_masks(sunk) is sunk

@@ -4,22 +4,11 @@ What a rank sends is read off its group when the op runs, so that one graph serv
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from specc.compiler.lower.collectives import c10d
-
-_native: Any = import_module("torch._C._distributed_c10d")
-
-
-def group_of(name: str) -> ProcessGroup:
-    """The group that this rank registered under a logical name (a private call of torch)."""
-    group: ProcessGroup = _native._resolve_process_group(name)
-    return group
+from specc.compiler.lower.named_groups import resolve
 
 
 @torch.library.custom_op("specc::shift", mutates_args=())
@@ -27,7 +16,7 @@ def shift(x: Tensor, ranks: int, group: str, after: Tensor | None = None) -> Ten
     """Start to send x to the next rank of a ring and to take that of the one before; the result is to be waited for.
 
     It comes after `after` is there: what depends on a gradient is made in the backward, not before and kept for it."""
-    rank, n = group_of(group).rank(), x.numel()
+    rank, n = resolve(group).rank(), x.numel()
     to = [n if r == (rank + 1) % ranks else 0 for r in range(ranks)]
     of = [n if r == (rank - 1) % ranks else 0 for r in range(ranks)]
     y: Tensor = c10d.all_to_all_single(x.reshape(-1), of, to, group)
