@@ -228,8 +228,8 @@ class Attempt:
         if (told := self._own_words()) and code >= 0:
             return self._failure(told, is_final=True)
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
-        at = self.page.sign(rank).step
-        return self._failure(f"rank {rank} {how} at step {at}{self._last_lines(rank)}")
+        said = "" if code == -signal.SIGKILL else self._last_lines(rank)  # it could say nothing of that
+        return self._failure(f"rank {rank} {how} at step {self.page.sign(rank).step}{said}")
 
     def _own_words(self) -> str:
         """What a rank says of an end that it foresaw: an error to be told, or that it saved."""

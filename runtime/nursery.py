@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -152,6 +153,7 @@ def main() -> None:
     link = socket.socket(fileno=int(handle))
     for name in modules:
         importlib.import_module(name)
+    gc.freeze()  # the ranks share this memory as long as none writes to it
     Nursery(link).serve()
 
 
