@@ -16,8 +16,8 @@ from specc.runtime.built import Build, Stage, open_build
 from specc.runtime.data import tokenizer as tokenizers
 from specc.runtime.data.chat import render as render_chat
 from specc.runtime.errors import RunError
-from specc.runtime.run import run_build
 from specc.runtime.sample import Choice, write_text
+from specc.runtime.start import start
 from specc.runtime.train import stage_folder
 from specc.spec.errors import SpecError, did_you_mean, in_order
 from specc.spec.spec import Spec, load
@@ -56,8 +56,9 @@ def run(
 ) -> Build:  # fmt: skip
     """Run the stages of a build, or one of them: what is done is skipped, what is half done goes on.
 
-    `base` is the folder that data paths start from (default: the working directory)."""
-    return run_build(target.path if isinstance(target, Build) else Path(target), stage, say, base, bar)
+    `base` is the folder that data paths start from (default: the working directory). A build for several processes
+    starts them; they write to standard output."""
+    return start(target.path if isinstance(target, Build) else Path(target), stage, say, base, bar)
 
 
 def sample(

@@ -16,9 +16,14 @@ from specc.runtime.data.objectives import Rows
 from specc.runtime.errors import RunError
 from specc.runtime.executor import Executor
 from specc.runtime.sample import Choice, write_text
+from specc.runtime.seat import Seat
+
+ALONE_HERE = Seat()
 
 
-def validation_loss(stage: Stage, executor: Executor, params: Mapping[str, Tensor], rows: Rows) -> float:
+def validation_loss(
+    stage: Stage, executor: Executor, params: Mapping[str, Tensor], rows: Rows, seat: Seat = ALONE_HERE
+) -> float:
     """Mean loss over the labels of the first batches of the held-out rows, each row once."""
     size = stage.spec.batch.microbatch or stage.spec.batch.sequences
     total, labels = 0.0, 0
@@ -30,13 +35,18 @@ def validation_loss(stage: Stage, executor: Executor, params: Mapping[str, Tenso
         else:
             count = size
         if count:
-            total += float(executor.forward(params, made)["loss"]) * count
+            total += float(executor.forward(params, seat.cut(made))["loss"]) * count
             labels += count
+        seat.pulse.touch()
     return total / labels if labels else math.nan
 
 
 def write_samples(
-    stage: Stage, params: Mapping[str, Tensor], tokenizer: Tokenizer, say: Callable[[str], None]
+    stage: Stage,
+    params: Mapping[str, Tensor],
+    tokenizer: Tokenizer,
+    say: Callable[[str], None],
+    touch: Callable[[], None] = lambda: None,
 ) -> list[tuple[str, str]]:
     """The prompts of the stage and what the model writes behind them; a prompt that fails is told and left out."""
     spec = stage.spec
@@ -49,6 +59,7 @@ def write_samples(
         if spec.kind == "sft":
             text = render(spec.template, [{"role": "user", "content": prompt}], ask=True)
         choice = Choice(spec.sample.temperature, seed=spec.seed)
+        touch()
         try:
             made.append((prompt, write_text(stage, params, tokenizer, text, spec.sample.tokens, choice)))
         except RunError as e:

@@ -31,20 +31,22 @@ def find_bad(
 ) -> list[str]:  # fmt: skip
     """Where a step went wrong, the likeliest cause first: weights, inputs, the forward pass, gradients.
 
-    Runs the forward pass once more, call by call."""
+    Runs the forward pass once more, call by call. All ranks of a mesh do the same, whatever each finds."""
     found = count_bad("the parameter", params)
     for batch in batches:
-        found = found or count_bad("the input", batch) or first_bad_value(executor, params, batch)
+        outputs = first_bad_value(executor, params, batch)
+        found = found or count_bad("the input", batch) or outputs
     return found + count_bad("the gradient of", grads)
 
 
 def first_bad_value(executor: Executor, params: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> list[str]:
     """The first call of the forward pass with an output that is not finite (a mask's -inf does not count)."""
+    found: list[str] = []
     for call, outs in executor.walk(params, batch):
         for t in outs:
-            if t.is_floating_point() and bool((torch.isnan(t) | (t == torch.inf)).any()):
-                return [f"the output of {call_name(call)}"]
-    return []
+            if not found and t.is_floating_point() and bool((torch.isnan(t) | (t == torch.inf)).any()):
+                found = [f"the output of {call_name(call)}"]
+    return found
 
 
 def call_name(call: Call) -> str:

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from specc.runtime import checkpoint
+from specc.runtime import checkpoint, team
 from specc.runtime.built import Stage
 from specc.runtime.data.batches import Batch, microbatches
 from specc.runtime.data.prefetch import Prefetch
@@ -23,18 +23,21 @@ from specc.runtime.evaluate import validation_loss, write_samples
 from specc.runtime.executor import Executor
 from specc.runtime.health import Guard, find_bad
 from specc.runtime.metrics import Metrics
-from specc.runtime.optimizer import AdamW, clip, learning_rate
+from specc.runtime.optimizer import AdamW, learning_rate, scale, squares
 from specc.runtime.progress import Progress, peak_memory
+from specc.runtime.seat import Seat
 from specc.runtime.signals import Signals
 
 Say = Callable[[str], None]
 Microbatches = tuple[list[Batch], list[float]]
 MAX_FAILED_SAVES = 3  # in a row; a disk that is full for a while does not end a run
+SAVING, SAMPLING = 1800.0, 600.0  # seconds that a rank may be silent at these
+COMPUTED, AGREED, UPDATED = 1, 2, 3  # actions of a step behind its begin, by which ranks see who is behind
 
 
 @dataclass
 class Run:
-    """A stage under way."""
+    """A stage under way; on a mesh, this rank's part of it."""
 
     stage: Stage
     folder: Path
@@ -44,9 +47,11 @@ class Run:
     params: dict[str, Tensor]
     optimizer: AdamW
     ema: dict[str, Tensor]
-    metrics: Metrics
+    metrics: Metrics | None
     say: Say
     step: int = 0
+    seat: Seat = field(default_factory=Seat)
+    signals: Signals = field(default_factory=Signals)
     guard: Guard = field(default_factory=Guard)
     failed_saves: int = 0
 
@@ -58,75 +63,91 @@ class Run:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step gave. `loss` and `norm` are not finite if it was skipped."""
+    """What a step gave. `loss` and `norm` are not finite if it was skipped; `asked` is a signal that a rank got."""
 
     loss: float
     norm: float
     lr: float
     bad: list[str]
     seconds: dict[str, float]
+    asked: int = 0
 
 
 def train(run: Run, signals: Signals, progress: Progress) -> None:
     """Train to the end of the stage. Raises Stopped after a signal, with the state saved."""
+    run.signals = signals
     with Prefetch(lambda step: batches_of(run, step), run.step, run.stage.spec.steps()) as ready:
-        held = train_on(run, signals, progress, ready.take)
+        held = train_on(run, progress, ready.take)
     finish(run, held)
 
 
 def batches_of(run: Run, step: int) -> Microbatches:
-    return microbatches(run.data.train, run.stage.spec, step, run.stage.fields)
+    """Every rank makes the whole batch and takes its part, so that the order of samples depends on no mesh."""
+    made, weights = microbatches(run.data.train, run.stage.spec, step, run.stage.fields)
+    return [run.seat.cut(b) for b in made], weights
 
 
-def train_on(run: Run, signals: Signals, progress: Progress, take: Callable[[int], Microbatches]) -> float | None:
+def train_on(run: Run, progress: Progress, take: Callable[[int], Microbatches]) -> float | None:
     """All steps that are left; the validation loss if the last of them gave it."""
     spec, steps = run.stage.spec, run.stage.spec.steps()
     held: float | None = None
     while run.step < steps:
         made = one_step(run, steps, take)
         run.step += 1
+        run.seat.pulse.allow(0.0)  # the first step is behind: from now on steps say how long one takes
+        asked = made.asked or (run.signals.asked if run.seat.team.size == 1 else None)
         last = run.step == steps
         held = None
         if last or run.step % spec.eval.every == 0:
-            held = validation_loss(run.stage, run.executor, run.best, run.data.validation)
+            held = validation_loss(run.stage, run.executor, run.best, run.data.validation, run.seat)
         report(run, made, held, progress)
         if last or (spec.sample.every and run.step % spec.sample.every == 0):
             sample(run)
-        if last or run.step % spec.checkpoint.every == 0 or signals.asked:
-            save(run, must=last or signals.asked is not None)
-        if signals.asked and not last:
-            raise Stopped(f"{run.stage.name}: saved at step {run.step}; run again to go on", signals.asked)
+        if last or run.step % spec.checkpoint.every == 0 or asked:
+            save(run, must=last or bool(asked))
+        if asked and not last:
+            raise Stopped(f"{run.stage.name}: saved at step {run.step}; run again to go on", asked)
     return held
 
 
 def finish(run: Run, held: float | None) -> None:
     """Mark the stage as done; also when only this was left to do."""
     if held is None:
-        held = validation_loss(run.stage, run.executor, run.best, run.data.validation)
+        held = validation_loss(run.stage, run.executor, run.best, run.data.validation, run.seat)
     done = {"step": run.step, "validation_loss": held, "skipped": run.guard.skipped}
-    temporary = run.folder / "done.tmp"
-    checkpoint.write(temporary, json.dumps(done) + "\n")
-    temporary.rename(run.folder / "done.json")
+    if run.seat.leads:
+        temporary = run.folder / "done.tmp"
+        checkpoint.write(temporary, json.dumps(done) + "\n")
+        temporary.rename(run.folder / "done.json")
+    team.wait(run.seat.team)
     run.say(f"{run.stage.name}: done, validation loss {held:.4f}")
 
 
 def one_step(run: Run, steps: int, take: Callable[[int], Microbatches] | None = None) -> Step:
-    """Train on the step's batch; numbers that are not finite leave weights, moments and average alone."""
-    spec, begin = run.stage.spec, time.perf_counter()
+    """Train on the step's batch; numbers that are not finite leave weights, moments and average alone, on all ranks."""
+    spec, seat, begin = run.stage.spec, run.seat, time.perf_counter()
+    seat.pulse.at(run.step)
     batches, weights = take(run.step) if take else batches_of(run, run.step)
     ready = time.perf_counter()
     result = run.executor.step(run.params, batches, weights)
     loss = sum(float(x) * w for x, w in zip(result.losses, weights, strict=True))
+    seat.pulse.at(run.step, COMPUTED)
     computed = time.perf_counter()
-    norm = clip(result.grads, spec.optimizer.clip)
+    own = squares(result.grads, seat.owned(result.grads))
+    told = seat.team.numbers([own, loss, float(run.signals.asked or 0)])
+    seat.pulse.at(run.step, AGREED)
+    norm, asked = math.sqrt(float(told[:, 0].sum())), int(told[:, 2].max())
     lr = learning_rate(spec.schedule, spec.optimizer.lr, run.step, steps)
     bad: list[str] = []
-    if math.isfinite(loss) and math.isfinite(norm):
+    if bool(told[:, 1].isfinite().all()) and math.isfinite(norm):
+        scale(result.grads, norm, spec.optimizer.clip)
         update(run, result.grads, lr)
     else:
-        bad = find_bad(run.executor, run.params, batches, result.grads) or ["the norm of the gradients overflows"]
+        found = find_bad(run.executor, run.params, batches, result.grads)
+        bad = seat.lists(found) or ["the norm of the gradients overflows"]
+    seat.pulse.at(run.step, UPDATED)
     seconds = {"data": ready - begin, "compute": computed - ready, "optimizer": time.perf_counter() - computed}
-    return Step(loss, norm, lr, bad, seconds)
+    return Step(loss, norm, lr, bad, seconds, asked)
 
 
 def update(run: Run, grads: dict[str, Tensor], lr: float) -> None:
@@ -144,7 +165,8 @@ def report(run: Run, made: Step, held: float | None, progress: Progress) -> None
         facts["skipped"] = made.bad
     rate = progress.rate(run.step)
     facts |= {"tokens_per_s": rate, "memory": peak_memory(), "seconds": made.seconds}
-    run.metrics.add(run.step, facts)
+    if run.metrics:
+        run.metrics.add(run.step, facts)
     progress.update(run.step, made.loss, rate, held)
     if not made.bad:
         run.guard.good()
@@ -155,23 +177,34 @@ def report(run: Run, made: Step, held: float | None, progress: Progress) -> None
 
 
 def sample(run: Run) -> None:
-    for prompt, text in write_samples(run.stage, run.best, run.tokenizer, run.say):
-        run.metrics.sample(run.step, prompt, text)
-        run.say(f"  sample at {run.step}: {prompt!r} -> {text!r}")
+    """Rank 0 writes them, with the whole weights; the others go on to where they wait for it."""
+    if not run.stage.spec.sample.prompts:
+        return
+    run.seat.pulse.allow(SAMPLING)
+    params = run.seat.wholes(run.best, run.stage.compute)
+    if run.metrics:
+        for prompt, text in write_samples(run.stage, params, run.tokenizer, run.say, run.seat.pulse.touch):
+            run.metrics.sample(run.step, prompt, text)
+            run.say(f"  sample at {run.step}: {prompt!r} -> {text!r}")
+    run.seat.pulse.allow(0.0)
 
 
 def save(run: Run, must: bool) -> None:
     """Write a checkpoint. A failure is told and borne a few times, unless this is the checkpoint that counts."""
-    spec = run.stage.spec.checkpoint
+    spec, seat, root = run.stage.spec.checkpoint, run.seat, run.folder / "checkpoints"
     tensors = {"weights": run.params, "optimizer": run.optimizer.state()}
     if run.ema:
         tensors["ema"] = run.ema
     facts = {"stage": run.stage.name, "hash": run.stage.hash, "threads": torch.get_num_threads(),
-             "torch": torch.__version__, "skipped": run.guard.skipped, "in_a_row": run.guard.in_a_row}  # fmt: skip
+             "torch": torch.__version__, "skipped": run.guard.skipped, "in_a_row": run.guard.in_a_row,
+             "mesh": str(seat.sharding.mesh)}  # fmt: skip
+    seat.pulse.allow(SAVING)
     try:
-        run.metrics.sync()
-        checkpoint.save(run.folder / "checkpoints", run.step, tensors, facts)
-        checkpoint.prune(run.folder / "checkpoints", spec.keep, spec.keep_every)
+        if run.metrics:
+            run.metrics.sync()
+        checkpoint.save(root, run.step, tensors, facts, seat.sharding, seat.team)
+        if seat.leads:
+            checkpoint.prune(root, spec.keep, spec.keep_every)
     except checkpoint.SaveError as e:
         run.failed_saves += 1
         if must or run.failed_saves >= MAX_FAILED_SAVES:
@@ -179,3 +212,5 @@ def save(run: Run, must: bool) -> None:
         run.say(f"step {run.step}: {e} (training goes on; failure {run.failed_saves} of {MAX_FAILED_SAVES})")
     else:
         run.failed_saves = 0
+        seat.pulse.saved()
+    seat.pulse.allow(0.0)

@@ -105,10 +105,24 @@ class AdamW:
             self.optimizer.state[self.params[path]][name] = value.clone()
 
 
-def clip(grads: Mapping[str, Tensor], limit: float | None) -> float:
-    """Scale the gradients to a global norm of at most `limit`; the norm before. Not finite if any gradient is not."""
-    norms = torch._foreach_norm([grads[p] for p in sorted(grads)])
-    norm = float(torch.stack([n.double() for n in norms]).square().sum().sqrt())
+def squares(grads: Mapping[str, Tensor], owned: Iterable[str]) -> float:
+    """The sum of the squares of the gradients that this rank counts; not finite if any gradient that it has is not."""
+    counted = set(owned)
+    names = sorted(grads)
+    norms = torch.stack([n.double() for n in torch._foreach_norm([grads[p] for p in names])])
+    if bool(torch.isfinite(norms).all()):
+        norms = norms[[i for i, p in enumerate(names) if p in counted]]
+    return float(norms.square().sum())
+
+
+def scale(grads: Mapping[str, Tensor], norm: float, limit: float | None) -> None:
+    """Bring gradients of a global norm to one of at most `limit`."""
     if limit is not None and math.isfinite(norm) and norm > limit:
         torch._foreach_mul_(list(grads.values()), limit / (norm + 1e-6))
+
+
+def clip(grads: Mapping[str, Tensor], limit: float | None) -> float:
+    """Scale the gradients of one process to a norm of at most `limit`; the norm before."""
+    norm = math.sqrt(squares(grads, grads))
+    scale(grads, norm, limit)
     return norm

@@ -67,7 +67,22 @@ COMMANDS: dict[str, Command] = {
     "run": Command(
         "run the stages of a build: what is done is skipped, what is half done goes on",
         "specc.runtime.commands.run:run",
-        (TARGET, SET, BUILD_OUT, ALLOW_OPS, STAGE, JSON),
+        (
+            TARGET,
+            SET,
+            BUILD_OUT,
+            ALLOW_OPS,
+            STAGE,
+            option("--nproc", metavar="N", type=int, help="processes on this machine (default: as the build's mesh)"),
+            option(
+                "--max-restarts",
+                metavar="K",
+                type=int,
+                help="start again K times from the last checkpoint, if a process dies or hangs (default: 3; "
+                "counted anew after a checkpoint; a build for one process is not restarted unless this is given)",
+            ),
+            JSON,
+        ),
     ),
     "sample": Command(
         "write text with a trained model",

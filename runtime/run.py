@@ -11,7 +11,9 @@ import torch
 
 from specc.runtime.built import Build, Stage, open_build
 from specc.runtime.errors import RunError
+from specc.runtime.heartbeat import Pulse
 from specc.runtime.metrics import has_events
+from specc.runtime.team import ALONE, Team
 from specc.runtime.train import run_stage
 from specc.spec.errors import did_you_mean
 
@@ -20,11 +22,11 @@ OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 
 def run_build(
     path: Path, stage: str | None = None, say: Callable[[str], None] = print, base: Path | None = None,
-    bar: TextIO | None = None,
+    bar: TextIO | None = None, team: Team = ALONE, pulse: Pulse | None = None,
 ) -> Build:  # fmt: skip
-    """Run all stages (or one); what is done is skipped, what is half done goes on.
+    """Run all stages (or one) in this process; what is done is skipped, what is half done goes on.
 
-    `bar` is a terminal to draw progress on; without one there are lines by `say` alone."""
+    `bar` is a terminal to draw progress on; without one there are lines by `say` alone. All ranks of a mesh call it."""
     build = open_build(path)
     if stage is not None and stage not in build.stages:
         raise RunError(f"the build has no stage '{stage}'; {did_you_mean(stage, build.stages)}")
@@ -36,7 +38,7 @@ def run_build(
             if isinstance(threads, int):
                 torch.set_num_threads(threads)
             with told(found):
-                run_stage(build, found, base or Path.cwd(), say, bar)
+                run_stage(build, found, base or Path.cwd(), say, bar, team, pulse)
     return build
 
 

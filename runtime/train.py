@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TextIO
 
@@ -17,15 +18,19 @@ from specc.runtime.compile import decided
 from specc.runtime.data import tokenizer as tokenizers
 from specc.runtime.data.batches import unigram_entropy
 from specc.runtime.data.corpus import Corpus
-from specc.runtime.data.prepare import corpora, first_texts, prepare
+from specc.runtime.data.prepare import Prepared, corpora, first_texts, prepare
 from specc.runtime.errors import RunError
 from specc.runtime.health import Guard
+from specc.runtime.heartbeat import STARTING, Pulse
 from specc.runtime.lock import locked
 from specc.runtime.loop import Run, Say, train
 from specc.runtime.metrics import Metrics, open_events
 from specc.runtime.optimizer import AdamW
 from specc.runtime.progress import Progress
+from specc.runtime.seat import Seat, first_values, take_seat
 from specc.runtime.signals import Signals
+from specc.runtime.team import ALONE, Team, first
+from specc.runtime.team import say as say_all
 
 
 def stage_folder(build: Build, stage: Stage) -> Path:
@@ -33,15 +38,18 @@ def stage_folder(build: Build, stage: Stage) -> Path:
     return build.path.parent / f"{build.path.name}.runs" / f"{stage.name}-{stage.hash[:12]}"
 
 
-def run_stage(build: Build, stage: Stage, base: Path, say: Say, bar: TextIO | None = None) -> str:
+def run_stage(
+    build: Build, stage: Stage, base: Path, say: Say, bar: TextIO | None = None, team: Team = ALONE,
+    pulse: Pulse | None = None,
+) -> str:  # fmt: skip
     """Run one stage to its end; says `done`, or what happened before. Raises Stopped after a signal."""
     folder = stage_folder(build, stage)
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        if (folder / "done.json").is_file():
+    with locked(folder) if team.rank == 0 else nullcontext():
+        if say_all(team, (folder / "done.json").is_file())[0]:
             say(f"{stage.name}: done before, skipped ({folder.name})")
             return "skipped"
-        run = begin(build, stage, folder, base, say)
+        run = begin(build, stage, folder, base, say, take_seat(stage, team, pulse))
         spec = stage.spec
         tokens = spec.batch.sequences * spec.data.seq_len
         try:
@@ -49,39 +57,36 @@ def run_stage(build: Build, stage: Stage, base: Path, say: Say, bar: TextIO | No
                 run.say = progress.tell
                 train(run, signals, progress)
         finally:
-            run.metrics.close()
+            if run.metrics:
+                run.metrics.close()
     return "done"
 
 
-def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say) -> Run:
+def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: Seat | None = None) -> Run:
     """Data, weights and optimizer: fresh, from the parent stage, or from the newest good checkpoint."""
-    loaded = resume(stage, folder, say)
-    sources = corpora(stage.spec, base)
-    tokenizer = find_tokenizer(build, stage, folder, base, sources)
-    data = prepare(stage.spec, sources, tokenizer, build.path.parent / f"{build.path.name}.tokens")
+    seat = seat or take_seat(stage)
+    seat.pulse.allow(STARTING)
+    loaded = resume(stage, folder, say, seat)
+    tokenizer, data = first(seat.team, lambda: read_data(build, stage, folder, base))
     for note in data.notes:
         say(f"{stage.name}: {note}")
-    vocab = tokenizer.get_vocab_size()
-    rows = next((p["shape"][0] for p in stage.params if p["dims"][0] == "V"), vocab)
-    if vocab > rows:
-        raise RunError(f"the tokenizer has {vocab} tokens, the model's table {rows} rows")
     if loaded:
         params, step = loaded.tensors["weights"], loaded.step
     else:
-        params, step = parent_weights(build, stage) or stage.initial(master(stage)), 0
+        params, step = parent_weights(build, stage, seat) or first_values(stage, seat, master(stage)), 0
         entropy = unigram_entropy(data.validation)
         say(
             f"{stage.name}: {len(data.train)} rows, {len(data.validation)} held out; unigram entropy {entropy:.3f} nats"
         )
-        (folder / "facts.json").write_text(json.dumps({"unigram_entropy": entropy}) + "\n")
+        if seat.leads:
+            (folder / "facts.json").write_text(json.dumps({"unigram_entropy": entropy}) + "\n")
     optimizer = AdamW(stage.spec.optimizer, {p: params[p] for p in stage.trainable()})
     ema = {n: t.clone() for n, t in params.items()} if stage.spec.ema else {}
-    metrics = Metrics(folder, step, open_events(folder / "tensorboard", step))
-    decision = decided(folder / "compile.json", stage.decide)
+    metrics = Metrics(folder, step, open_events(folder / "tensorboard", step)) if seat.leads else None
+    decision = first(seat.team, lambda: decided(folder / "compile.json", stage.decide))
     say(f"{stage.name}: {decision.why}; a step takes about {duration(decision.step_seconds)}")
-    run = Run(
-        stage, folder, tokenizer, data, stage.executor(decision.compiled), params, optimizer, ema, metrics, say, step
-    )
+    executor = stage.executor(decision.compiled, seat.coordinates)
+    run = Run(stage, folder, tokenizer, data, executor, params, optimizer, ema, metrics, say, step, seat)
     if loaded:
         run.guard = Guard(int(loaded.facts["skipped"]), int(loaded.facts["in_a_row"]))
         optimizer.load(loaded.tensors["optimizer"])
@@ -89,32 +94,46 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say) -> Run
     return run
 
 
-def resume(stage: Stage, folder: Path, say: Say) -> checkpoint.Loaded | None:
+def read_data(build: Build, stage: Stage, folder: Path, base: Path) -> tuple[Tokenizer, Prepared]:
+    """The stage's tokenizer and rows; both are kept on the disk, where other ranks and later runs find them."""
+    sources = corpora(stage.spec, base)
+    tokenizer = find_tokenizer(build, stage, folder, base, sources)
+    data = prepare(stage.spec, sources, tokenizer, build.path.parent / f"{build.path.name}.tokens")
+    vocab = tokenizer.get_vocab_size()
+    rows = next((p["shape"][0] for p in stage.params if p["dims"][0] == "V"), vocab)
+    if vocab > rows:
+        raise RunError(f"the tokenizer has {vocab} tokens, the model's table {rows} rows")
+    return tokenizer, data
+
+
+def resume(stage: Stage, folder: Path, say: Say, seat: Seat) -> checkpoint.Loaded | None:
     """The newest good checkpoint of the stage, if any; says which were not good, and puts these aside."""
     root = folder / "checkpoints"
-    loaded = checkpoint.load_newest(root, stage.hash)
+    loaded = checkpoint.load_newest(root, stage.hash, seat.sharding, seat.team)
     if loaded is None:
         return None
-    fit(stage, loaded.tensors["weights"])
+    fit(stage, loaded.tensors["weights"], seat)
     for name, why in loaded.skipped.items():
         say(f"{stage.name}: the checkpoint {name} is not good ({why}); it is now {checkpoint.BAD}{name}")
-    if loaded.skipped:
+    if loaded.skipped and seat.leads:
         checkpoint.set_aside(root, loaded.skipped)
     say(f"{stage.name}: goes on from step {loaded.step}")
-    now = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    now = {"threads": torch.get_num_threads(), "torch": torch.__version__, "mesh": str(seat.sharding.mesh)}
     for name, value in now.items():
         if loaded.facts[name] != value:
             say(f"{stage.name}: saved with {name} {loaded.facts[name]}, now {value}: the last bits may differ")
     return loaded
 
 
-def fit(stage: Stage, weights: dict[str, Tensor]) -> None:
+def fit(stage: Stage, weights: dict[str, Tensor], seat: Seat) -> None:
     """Raises RunError if the weights are not those that the stage's graphs take."""
     for p in stage.params:
-        if p["path"] not in weights:
-            raise RunError(f"the checkpoint has no parameter '{p['path']}'")
-        if list(weights[p["path"]].shape) != p["shape"]:
-            raise RunError(f"'{p['path']}' is {list(weights[p['path']].shape)} in the checkpoint, {p['shape']} here")
+        path = p["path"]
+        if path not in weights:
+            raise RunError(f"the checkpoint has no parameter '{path}'")
+        shape = list(seat.sharding.shape(path, weights[path].shape))
+        if shape != p["shape"]:
+            raise RunError(f"'{path}' is {shape} in the checkpoint, {p['shape']} here")
 
 
 def master(stage: Stage) -> torch.dtype:
@@ -142,12 +161,13 @@ def find_tokenizer(build: Build, stage: Stage, folder: Path, base: Path, sources
     return found
 
 
-def parent_weights(build: Build, stage: Stage) -> dict[str, Tensor] | None:
-    """The weights that the stage starts from, if it names a stage."""
+def parent_weights(build: Build, stage: Stage, seat: Seat) -> dict[str, Tensor] | None:
+    """This rank's parts of the weights that the stage starts from, if it names a stage."""
     if stage.spec.from_ is None:
         return None
     parent = build.stages[stage.spec.from_]
-    loaded = checkpoint.load_newest(stage_folder(build, parent) / "checkpoints", parent.hash)
+    root, only = stage_folder(build, parent) / "checkpoints", ("weights", "ema")
+    loaded = checkpoint.load_newest(root, parent.hash, seat.sharding, seat.team, only)
     if loaded is None:
         raise RunError(f"'{stage.name}' starts from '{parent.name}', which has not run")
     weights = loaded.tensors.get("ema", loaded.tensors["weights"])

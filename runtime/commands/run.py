@@ -9,20 +9,25 @@ from pathlib import Path
 
 from specc.runtime.api import build_files
 from specc.runtime.commands.report import read_runs, write_page
-from specc.runtime.run import run_build
+from specc.runtime.start import start, under_torchrun
 from specc.runtime.terminal import has_progress
 from specc.spec.errors import Diagnostic, SpecError
 
 
 def run(args: argparse.Namespace) -> int:
     target = Path(args.target)
+    if (code := under_torchrun(target, args.stage)) is not None:
+        return code
     if target.is_dir() and (args.overrides or args.out):
         hint = "give the spec file instead, or build it again"
         raise SpecError(Diagnostic("S304", f"{target} is a build: --set and --out act on specs alone", hint=hint))
     path = target if target.is_dir() else build_files(target, args.out, args.overrides, args.allow_ops)[1]
     out = sys.stderr if args.json else sys.stdout
     bar = out if has_progress(out) else None
-    build = run_build(path, args.stage, say=lambda line: print(line, file=out, flush=True), bar=bar)
+    build = start(
+        path, args.stage, lambda line: print(line, file=out, flush=True), None, bar, args.nproc, args.max_restarts,
+        "err" if args.json else "out",
+    )  # fmt: skip
     page = write_page(build)
     if args.json:
         print(json.dumps({"build": str(path), "report": str(page), "stages": read_runs(build)}, indent=1))
