@@ -28,6 +28,7 @@ from specc.runtime.signals import Signals
 Say = Callable[[str], None]
 GRACE = 0.5  # seconds from SIGTERM to SIGKILL: state is on the disk, nothing has to be saved
 POLL = 0.05
+SETTLE = 0.5  # seconds from the first end that is heard of to the choice of whose fault it was
 IMPORTS = 300.0  # seconds that the nursery may take to start
 LAST_LINES, LINE = 4, 300  # of a log that are told, and characters of each
 ATTEMPT, STORE, PULSE, ERROR = "SPECC_ATTEMPT", "store", "pulse", "error-{:05d}"
@@ -220,6 +221,9 @@ class Attempt:
 
     def _failed(self) -> Failure:
         """Which rank failed first: killed ones did, others say when."""
+        end = time.monotonic() + SETTLE
+        while min(self.codes.values()) >= 0 and not self._own_words() and time.monotonic() < end:
+            self._listen(POLL)  # others fail by a dead rank's silence, and may end before the system has buried it
         failed = {r: at for r in range(self.job.ranks) if (at := self.page.sign(r).failed)}
         killed = [r for r, code in self.codes.items() if code < 0]
         others = sorted((r for r, code in self.codes.items() if code), key=lambda r: failed.get(r, float("inf")))

@@ -117,9 +117,26 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "explain": Command(
-        "explain an error code: what, why, example, fix",
+        "explain an error code; or why a step or a parameter lies where it does on the mesh, and what else would cost",
         "specc.runtime.commands.explain:run",
-        (option("code", metavar="CODE", nargs="?", help="a code such as S102 (default: list all)"),),
+        (
+            option("code", metavar="CODE|SPEC", nargs="?", help="a code such as S102 (default: list all); or a spec"),
+            option("path", metavar="PATH", nargs="?", help="a step or parameter, such as layers.attention.q"),
+            SET,
+            STAGE,
+        ),
+    ),
+    "verify": Command(
+        "run a step of a spec in small on real processes, and compare loss and gradients with one process",
+        "specc.runtime.commands.verify:run",
+        (
+            SPEC,
+            SET,
+            ALLOW_OPS,
+            STAGE,
+            option("--ranks", metavar="N", type=int, default=4, help="processes at most (default: 4)"),
+            JSON,
+        ),
     ),
     "schema": Command(
         "print the JSON Schema of specs, for completion in editors",

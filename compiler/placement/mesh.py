@@ -16,6 +16,8 @@ ROLES: Mapping[str, Role] = {
     "dp_replicate": "batch", "dp": "batch", "cp": "sequence", "ring": "sequence", "ep": "experts", "tp": "free",
 }  # fmt: skip
 BATCH: tuple[Role, ...] = ("batch", "experts")  # roles whose axes divide the sequences of a microbatch
+# Strategies without a dim, which a pin may name instead of a dim to split.
+WORDS = ("rep", "linear", "gather_kv", "ring", "kv_heads", "rows", "vocab", "experts")
 ITEMSIZE = {"bf16": 2, "fp32": 4, "fp64": 8}
 
 
@@ -26,10 +28,16 @@ def mesh_of(plan: PlanSpec) -> Mesh:
 
 
 def options_of(plan: PlanSpec) -> Options:
-    """What the plan asks of the placer. Pins are kept in the spec; the placer does not take them yet."""
+    """What the plan asks of the placer. A pin `layers.*.attention.q: {tp: H}` says that the step splits H over tp."""
     sequence = {"auto": None, "on": True, "off": False}[plan.sequence_parallel]
     itemsize = ITEMSIZE[plan.precision.compute]
-    return Options(zero=plan.zero, sequence_parallel=sequence, context=plan.context, itemsize=itemsize)
+    pins = {path.replace(".*", ""): {a: _strategy(word) for a, word in at.items()} for path, at in plan.pins.items()}
+    return Options(zero=plan.zero, sequence_parallel=sequence, context=plan.context, itemsize=itemsize, pins=pins)
+
+
+def _strategy(pin: str) -> str:
+    """What a pin names: a strategy, or a dim to split."""
+    return pin if pin in WORDS or ":" in pin else f"split:{pin}"
 
 
 def mesh_mistakes(spec: Spec) -> list[Diagnostic]:

@@ -1,14 +1,18 @@
-"""`specc explain`: the page of an error code, or a list of all codes."""
+"""`specc explain`: the page of an error code, or why a step or a parameter of a spec lies where it does on the mesh."""
 
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 from importlib.resources import files
 
 from specc.spec.errors import Diagnostic, SpecError, did_you_mean
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.path is not None:
+        print(import_module("specc.runtime.whereabouts").explained(args.code, args.path, args.overrides, args.stage))
+        return 0
     known = pages()
     if args.code is None:
         print("\n".join(text.split("\n", 1)[0].removeprefix("# ") for text in known.values()))

@@ -1,0 +1,208 @@
+"""A spec in small on real processes: loss and every gradient of a step on the mesh, against one process.
+
+Dims, sequences and batches are made small, numbers are fp64 and drawn, so that what differs is the plan alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specc.compiler.build import build_spec
+from specc.compiler.placement.mesh import BATCH, ROLES, mesh_of
+from specc.compiler.placement.types import Mesh
+from specc.runtime.built import Stage, open_build
+from specc.runtime.groups import whole
+from specc.runtime.init import initial
+from specc.runtime.launch import Job, launch
+from specc.runtime.pieces import WHOLE, Sharding
+from specc.runtime.seat import Seat, take_seat
+from specc.runtime.start import MODULES
+from specc.runtime.whereabouts import stated
+from specc.runtime.worker import as_rank, own_rank
+from specc.spec.errors import SpecError
+from specc.spec.spec import Spec
+
+CAPS = (32, 64, 128, 256)  # a dim is at most as large, in the first of these that the model allows
+TILES, ROWS, TOKENS, MICROBATCHES = 2, 2, 8, 2  # calls of a repeat; sequences of a rank, and their tokens
+TOLERANCE = 1e-9
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far a mesh is from one process: the loss's relative difference, and for each parameter the largest one of its
+    gradient over the gradient's largest entry."""
+
+    mesh: str
+    dims: Mapping[str, int]
+    loss: float
+    grads: Mapping[str, float]
+
+    @property
+    def worst(self) -> float:
+        values = [self.loss, *self.grads.values()]
+        return max(values) if all(map(math.isfinite, values)) else math.inf
+
+    @property
+    def agrees(self) -> bool:
+        return self.worst <= TOLERANCE
+
+
+def verify(spec: Spec, ranks: int = 4, name: str | None = None, allow_ops: bool = False) -> Verdict:
+    """Build a stage (default: the first) in small, and run a step of it on at most so many processes."""
+    stage = name or next(iter(spec.stages))
+    with tempfile.TemporaryDirectory(prefix="specc-verify-") as temporary:
+        folder = Path(temporary)
+        small, dims = shrunk(spec, stage, ranks)
+        build_spec(small, folder / "mesh", allow_ops)
+        build_spec(small.changed("plan.mesh={}"), folder / "one", allow_ops)
+        mesh = mesh_of(small.plan)
+        argument = {"folder": str(folder), "stage": stage}
+        launch(Job("specc.runtime.verify:rank", argument, mesh.size, folder / "logs", 0, (*MODULES, __name__)), print)
+        found = json.loads((folder / RESULT).read_text())
+    return Verdict(str(mesh), dims, found["loss"], found["grads"])
+
+
+def shrunk(spec: Spec, stage: str, ranks: int) -> tuple[Spec, dict[str, int]]:
+    """The spec on few ranks, with the smallest dims that can be placed on them; and these dims."""
+    stated(spec, stage)  # what is wrong with the spec as it is, is told of it
+    mesh = fewer(mesh_of(spec.plan), ranks)
+    where, model = _model(spec, stage)
+    numbers = {n: v for n, v in model.dims.items() if isinstance(v, int)}
+    tiles = set(_tiles(model.model_dump(by_alias=True)))
+    error: SpecError | None = None
+    for cap in (*CAPS, max(numbers.values(), default=0)):
+        dims = {n: min(v, TILES if n in tiles else cap) for n, v in numbers.items()}
+        changes = [f"{where}.dims.{n}={v}" for n, v in dims.items() if v != numbers[n]]
+        try:
+            small = spec.changed(*changes, *_plan(mesh), *_sizes(stage, mesh))
+            stated(small, stage).placed()
+            return small, dims
+        except SpecError as e:
+            error = error or e
+    assert error is not None
+    raise error
+
+
+def fewer(mesh: Mesh, ranks: int) -> dict[str, int]:
+    """The axes with sizes whose product is at most `ranks`: each doubles in turn, none becomes larger than it was."""
+    sizes = {a.name: 1 for a in mesh.axes}
+    grows = True
+    while grows:
+        grows = False
+        for a in mesh.axes:
+            next_size = min(a.size, 2 * sizes[a.name])
+            if next_size > sizes[a.name] and math.prod(sizes.values()) // sizes[a.name] * next_size <= ranks:
+                sizes[a.name], grows = next_size, True
+    return {n: size for n, size in sizes.items() if size > 1}
+
+
+def _model(spec: Spec, stage: str) -> tuple[str, Any]:
+    _, model, path = spec.model_section(spec.stages[stage].model)
+    return ".".join(map(str, path)), model
+
+
+def _tiles(model: object) -> Iterator[str]:
+    """The dims that say how often a block is repeated."""
+    if isinstance(model, dict):
+        if isinstance(model.get("times"), str):
+            yield model["times"]
+        for value in model.values():
+            yield from _tiles(value)
+    elif isinstance(model, list | tuple):
+        for value in model:
+            yield from _tiles(value)
+
+
+def _plan(mesh: Mapping[str, int]) -> list[str]:
+    axes = ", ".join(f"{n}: {size}" for n, size in mesh.items())
+    fp64 = "{compute: fp64, master: fp64, reduce: fp64}"
+    return [f"plan.mesh={{{axes}}}", "plan.cluster.devices=auto", f"plan.precision={fp64}", "plan.compile='off'"]
+
+
+def _sizes(stage: str, mesh: Mapping[str, int]) -> list[str]:
+    """Sequences and tokens for each rank that shares them out."""
+    rows = ROWS * math.prod(n for a, n in mesh.items() if ROLES[a] in BATCH)
+    tokens = TOKENS * max(2, math.prod(n for a, n in mesh.items() if ROLES[a] == "sequence"))
+    batch, at = {"microbatch": rows, "sequences": MICROBATCHES * rows}, f"stages.{stage}"
+    return [f"{at}.batch={json.dumps(batch)}", f"{at}.data.seq_len={tokens}"]
+
+
+def rank(argument: dict[str, Any]) -> int:
+    """The life of a rank."""
+    me = own_rank()
+    assert me is not None
+    folder = Path(argument["folder"])
+
+    def run(team: Any, pulse: Any) -> int:
+        stage = open_build(folder / "mesh").stages[argument["stage"]]
+        seat = take_seat(stage, team, pulse)
+        loss, grads = step(stage, seat)
+        mesh = seat.sharding.mesh
+        wholes = {n: whole(g, seat.sharding.layout(n, g.ndim), mesh) for n, g in sorted(grads.items())}
+        if seat.leads:
+            expected, reference = step(open_build(folder / "one").stages[argument["stage"]], Seat())
+            found = {n: distance(wholes[n], g) for n, g in reference.items()}
+            told = {"loss": abs(loss - expected) / abs(expected), "grads": found}
+            (folder / RESULT).write_text(json.dumps(told))
+        return 0
+
+    return as_rank(me, run)
+
+
+def distance(x: Tensor, y: Tensor) -> float:
+    return float((x - y).abs().max() / y.abs().max().clamp(min=1e-30)) if y.numel() else 0.0
+
+
+def step(stage: Stage, seat: Seat) -> tuple[float, dict[str, Tensor]]:
+    """Loss and this rank's gradients of a step with drawn weights and inputs."""
+    params = {p["path"]: weight(p, seat.sharding) for p in stage.params}
+    batches = [seat.cut(inputs(stage, m)) for m in range(MICROBATCHES)]
+    shares = [1.0 / MICROBATCHES] * MICROBATCHES
+    result = stage.executor(False, seat.coordinates).step(params, batches, shares)
+    return sum(float(x) * w for x, w in zip(result.losses, shares, strict=True)), result.grads
+
+
+def weight(p: Mapping[str, Any], sharding: Sharding = WHOLE) -> Tensor:
+    """Of a size that makes every gradient count, also where training would begin with zeros."""
+    path, shape, kind = p["path"], p["shape"], p["init"]["kind"]
+    std = 0.1 if kind == "ones" else 0.5 * (shape[0] if len(shape) > 1 else 1) ** -0.5
+    drawn = initial(path, shape, "normal", {"std": std}, 1, region=sharding.region(path, shape)).double()
+    return drawn + 1 if kind == "ones" else drawn
+
+
+def inputs(stage: Stage, microbatch: int) -> dict[str, Tensor]:
+    """Drawn inputs: documents of several lengths, labels of which some do not count, tokens that every table has."""
+    draw = torch.Generator().manual_seed(microbatch)
+    rows = min([p["shape"][0] for p in stage.params if p["dims"][0] == "V"], default=2)
+    made: dict[str, Tensor] = {}
+    for name, text in sorted(stage.facts["inputs"].items()):
+        kind, _, dims = text.rstrip("]").partition("[")
+        shape = [int(d) if d.isdigit() else sizes_of(stage, d) for d in dims.split()]
+        if kind == "float":
+            made[name] = torch.randn(shape, generator=draw, dtype=torch.float64)
+        elif name.endswith("doc"):
+            made[name] = torch.randint(0, 2, shape, generator=draw).cumsum(-1) // 4
+        elif name.endswith("pos"):
+            made[name] = torch.arange(shape[-1]).expand(shape).contiguous()
+        elif name.endswith(("tokens", "labels")):
+            made[name] = torch.randint(0, rows, shape, generator=draw)
+        else:
+            made[name] = torch.randint(0, 2, shape, generator=draw)
+        if name == "labels":
+            made[name] = torch.where(torch.rand(shape, generator=draw) < 0.2, -100, made[name])
+    return made
+
+
+def sizes_of(stage: Stage, dim: str) -> int:
+    """`B`, or `D=32`."""
+    name, _, size = dim.partition("=")
+    return int(size) if size else int(stage.facts["sizes"][name])
