@@ -14,6 +14,7 @@ import pytest
 from specc.compiler.elaborate import elaborate
 from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
 from specc.compiler.passes.prune import prune
+from specc.compiler.placement import solve
 from specc.compiler.placement.cost import collectives
 from specc.compiler.placement.explain import explain
 from specc.compiler.placement.place import Options, place, plan_of
@@ -242,6 +243,21 @@ def test_a_dim_that_does_not_divide_is_named(axes: dict[str, int], sizes: dict[s
     assert e.value.codes == ("S501",)
     assert text in str(e.value)
     assert hint in str(e.value)
+
+
+@pytest.mark.parametrize("limit", [3000, 10])
+def test_a_body_with_too_large_tables_gets_fewer_choices_or_is_refused(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = plan_of(program_of("llama", *SMALL), mesh(tp=2, auto=2), SIZES)
+    monkeypatch.setattr(solve, "MAX_TABLE", limit)
+    if limit < 1000:
+        with pytest.raises(SpecError) as e:
+            small_llama(mesh(tp=2, auto=2), Options())
+        assert e.value.codes == ("S502",)
+        return
+    check(small_llama(mesh(tp=2, auto=2), Options()))
+    assert exact.seconds <= plan_of(program_of("llama", *SMALL), mesh(tp=2, auto=2), SIZES).seconds * 1.001
 
 
 def test_three_free_axes_are_refused() -> None:

@@ -44,12 +44,13 @@ OWN = -1
 
 @dataclass(frozen=True)
 class Problem:
-    """A body with what its equations may choose."""
+    """A body with what its equations may choose. `width` bounds the moves that several uses may share; 0: all."""
 
     body: Body
     machine: Machine
     sizes: Mapping[str, int]
     domains: tuple[tuple[Choice, ...], ...]
+    width: int = 0
 
     @cached_property
     def types(self) -> dict[str, TensorType]:
@@ -78,6 +79,11 @@ class Problem:
 
     @cached_property
     def _known(self) -> dict[tuple[object, ...], float]:
+        return {}
+
+    @cached_property
+    def thin(self) -> dict[int, Problem]:
+        """The same with fewer choices, by how many; empty while all of them can be solved."""
         return {}
 
     @cached_property

@@ -89,6 +89,11 @@ def uneven(dim: str, size: int, axis: Axis) -> Diagnostic:
     return Diagnostic("S501", f"the dim '{dim}' of {size} does not divide over {axis}", None, hint)
 
 
+def too_wide(body: str) -> SpecError:
+    text = f"'{body}' has too many ways to be split over the free axes together"
+    return SpecError(Diagnostic("S502", text, None, "give one of them a role: dp, cp or ep"))
+
+
 def no_plan(mesh: Mesh) -> SpecError:
     return SpecError(Diagnostic("S503", f"no placement on {mesh} joins all equations", None, "make an axis smaller"))
 

@@ -16,7 +16,8 @@ from specc.compiler.placement.cost import Machine
 from specc.compiler.placement.options import Options
 from specc.compiler.placement.params import Kept, Stage, Way, keep, ways
 from specc.compiler.placement.problem import Price, Problem, Solved
-from specc.compiler.placement.refuse import no_plan, no_room
+from specc.compiler.placement.refuse import no_plan, no_room, too_wide
+from specc.compiler.placement.solve import TooLarge
 from specc.compiler.placement.tables import solve
 from specc.compiler.placement.types import Layout, R, S, V, fits
 from specc.compiler.program import Program
@@ -73,7 +74,10 @@ class Task:
         key = (name, tuple(ins), tuple(outs), stage, per_byte)
         if key not in self._memo:
             held = 0.0 if self.options.recompute else per_byte
-            self._memo[key] = solve(p, ins, outs, self.price(stage, per_byte), self.inputs[name], held)
+            try:
+                self._memo[key] = solve(p, ins, outs, self.price(stage, per_byte), self.inputs[name], held)
+            except TooLarge:
+                raise too_wide(name) from None
         return self._memo[key]
 
     def price(self, stage: Stage, per_byte: float) -> Price:

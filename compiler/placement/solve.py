@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Table = NDArray[np.float64]
 Factor = tuple[tuple[int, ...], Table]
-MAX_TABLE = 40_000_000
+MAX_TABLE = 6_000_000
 
 
 class TooLarge(Exception):

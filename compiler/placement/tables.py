@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from specc.compiler.placement.placed import PlacedBody, PlacedEqn
-from specc.compiler.placement.problem import OWN, Piece, Price, Problem, Solved, Use
-from specc.compiler.placement.solve import Factor, Table, minimise
+from specc.compiler.placement.problem import OWN, TIE, Piece, Price, Problem, Solved, Use
+from specc.compiler.placement.solve import Factor, Table, TooLarge, minimise
+from specc.compiler.placement.thin import WIDTHS, thinned
 from specc.compiler.placement.types import Layout
 
-Pair = tuple[Layout, Layout]
+Pair = tuple[Layout, Layout | None]
 
 
 def solve(
@@ -20,7 +22,24 @@ def solve(
     per_byte: float = 0.0,
 ) -> Solved | None:  # fmt: skip
     """The cheapest choices; None if no choices join. `price` is what a parameter in a layout of use costs, `per_byte`
-    what a byte that waits for the backward does."""
+    what a byte that waits for the backward does. Exact, unless the body's tables are too large for that."""
+    if not p.thin:
+        try:
+            return _exact(p, ins, outs, price, without_gradient, per_byte)
+        except TooLarge:
+            p.thin.update((width, thinned(p, width)) for width in WIDTHS)
+    for fewer in p.thin.values():
+        try:
+            return _exact(fewer, ins, outs, price, without_gradient, per_byte)
+        except TooLarge:
+            continue
+    raise TooLarge
+
+
+def _exact(
+    p: Problem, ins: Sequence[Layout], outs: Sequence[Layout], price: Price, without_gradient: frozenset[str],
+    per_byte: float,
+) -> Solved | None:  # fmt: skip
     body = p.body
     wanted: dict[str, tuple[Layout, ...]] = {}
     for name, at in zip(body.outs, outs, strict=True):
@@ -126,10 +145,16 @@ def _of_operand(p: Problem, name: str, src: Layout, wanted: Sequence[Layout], gr
 def _shared(
     p: Problem, name: str, sources: Sequence[Layout], uses: Sequence[Use], wanted: Sequence[Layout]
 ) -> tuple[list[Pair], list[Factor]]:
-    """A variable of (layout where made, layout moved to): uses that take either cost nothing more."""
-    targets = list(dict.fromkeys([*wanted, *(t for u in uses for t in p.takes(u))]))
-    pairs = [(s, t) for s in sources for t in targets if math.isfinite(p.edge(name, s, t))]
-    factors: list[Factor] = [((OWN,), np.array([p.edge(name, s, t) for s, t in pairs]))]
+    """A variable of (layout where made, layout moved to for several uses or None): uses that take either pay no more.
+
+    Only what several uses can take is worth a move for all of them, and only if the move costs something."""
+    counts = Counter([*wanted, *(t for u in uses for t in dict.fromkeys(p.takes(u)))])
+    targets = [t for t, n in counts.items() if n > 1]
+    moved = [(s, t) for s in sources for t in targets if TIE < p.edge(name, s, t) < math.inf]
+    if p.width:
+        moved = sorted(moved, key=lambda m: (-counts[m[1]], p.edge(name, *m)))[: p.width]
+    pairs: list[Pair] = [*((s, None) for s in sources), *moved]
+    factors: list[Factor] = [((OWN,), np.array([p.edge(name, s, t) if t is not None else 0.0 for s, t in pairs]))]
     factors += [((OWN, u.eqn), _further(p, name, pairs, p.takes(u))) for u in uses]
     factors += [((OWN,), _further(p, name, pairs, [want])[:, 0]) for want in wanted]
     return pairs, factors
