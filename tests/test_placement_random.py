@@ -50,7 +50,7 @@ def random_plan(model: str, axes: tuple[Axis, ...], seed: int, patch: pytest.Mon
 @pytest.mark.parametrize(
     ("model", "axes"),
     [
-        ("t5", (Axis("auto", 2),)), 
+        ("t5", (Axis("auto", 2),)),
         ("llama", (Axis("cp", 2, "sequence"), Axis("auto", 2))),
     ],
 )  # fmt: skip
