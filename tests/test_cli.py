@@ -146,6 +146,7 @@ def test_doctor_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(parts) == {"packages", "machine", "extras", "works"}
 
 
+@pytest.mark.alone
 def test_help_is_quick() -> None:
     start = time.perf_counter()
     assert python("-m", "specc", "--help").returncode == 0

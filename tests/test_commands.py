@@ -79,6 +79,7 @@ def test_check_never_imports_torch(spec: Path) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.alone
 def test_check_of_a_deep_model_is_quick(spec: Path) -> None:
     """The target is 0.5 s of wall time for 126 layers; there is room here for a busy machine."""
     command = [sys.executable, "-m", "specc", "check", str(spec), "--set", "model.dims.L=126"]
