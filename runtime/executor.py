@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -47,6 +47,7 @@ class Executor:
         self.calls, self.bodies, self.actions = calls, bodies, actions
         self.loss, self.outputs, self.trainable = loss, dict(outputs), trainable
         self.compute = compute
+        self.tell: Callable[[int], None] = lambda action: None  # hears of each action of a step before it is run
         self.wiring = Wiring(calls, bodies, trainable, compute, reduce, coordinates)
         self.kept = set(outputs.values()) | ({loss} if loss else set())
         self.idle = self._idle_outs()
@@ -96,7 +97,8 @@ class Executor:
         """Losses and gradients of one step; microbatch m's loss counts `weights[m]`."""
         state = _State(self.weights_of(params))
         state.values = {(m, n): t for m, batch in enumerate(microbatches) for n, t in batch.items()}
-        for action, dead, done in zip(self.actions, self.last_use, self.frees, strict=True):
+        for i, (action, dead, done) in enumerate(zip(self.actions, self.last_use, self.frees, strict=True)):
+            self.tell(i)
             self._run(action, state, weights)
             for key in dead:
                 state.values.pop(key, None)

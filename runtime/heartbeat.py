@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import mmap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,16 +120,24 @@ class Watch:
             self.silent[r] = self.silent[r] + passed if sign.time == self.seen[r] else 0.0
             self.seen[r] = sign.time
             self.frozen[r] = self.frozen[r] + passed if is_stopped(self.pids[r]) else 0.0
-        if stopped := [r for r in alive if self.frozen[r] >= SHORTEST]:
+        long = [r for r in alive if self.frozen[r] >= SHORTEST]
+        if not long and not self._all_silent(signs):
+            return None
+        if stopped := long or [r for r in alive if self.frozen[r] > 0]:
             seconds = max(self.frozen[r] for r in stopped)
             return stopped, f"is stopped (SIGSTOP) for {seconds:.0f} s at step {signs[stopped[0]].step}"
-        if not signs:
-            return None
-        place = min((s.step, s.action) for s in signs.values())
-        least = [r for r, s in signs.items() if (s.step, s.action) == place]
-        if any(self.silent[r] < signs[r].limit for r in least):
-            return None
-        return least, f"does not get on for {min(self.silent[r] for r in least):.0f} s at step {place[0]}"
+        least = behind(signs)
+        return least, f"does not get on for {min(self.silent[r] for r in least):.0f} s at step {signs[least[0]].step}"
+
+    def _all_silent(self, signs: Mapping[int, Sign]) -> bool:
+        """Whether those that are furthest behind, for whom the others wait, have been silent for too long."""
+        return bool(signs) and all(self.silent[r] >= signs[r].limit for r in behind(signs))
+
+
+def behind(signs: Mapping[int, Sign]) -> list[int]:
+    """The ranks that are furthest behind."""
+    place = min((s.step, s.action) for s in signs.values())
+    return [r for r, s in signs.items() if (s.step, s.action) == place]
 
 
 def is_stopped(pid: int) -> bool:

@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 Microbatches = tuple[list[Batch], list[float]]
 MAX_FAILED_SAVES = 3  # in a row; a disk that is full for a while does not end a run
 SAVING, SAMPLING = 1800.0, 600.0  # seconds that a rank may be silent at these
-COMPUTED, AGREED, UPDATED = 1, 2, 3  # actions of a step behind its begin, by which ranks see who is behind
+COMPUTED, AGREED, UPDATED = (1 << 40) + 1, (1 << 40) + 2, (1 << 40) + 3  # behind all actions of a step's schedule
 
 
 @dataclass
@@ -129,6 +129,7 @@ def one_step(run: Run, steps: int, take: Callable[[int], Microbatches] | None = 
     seat.pulse.at(run.step)
     batches, weights = take(run.step) if take else batches_of(run, run.step)
     ready = time.perf_counter()
+    run.executor.tell = lambda action: seat.pulse.at(run.step, action + 1)
     result = run.executor.step(run.params, batches, weights)
     loss = sum(float(x) * w for x, w in zip(result.losses, weights, strict=True))
     seat.pulse.at(run.step, COMPUTED)

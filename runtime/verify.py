@@ -28,6 +28,7 @@ from specc.runtime.start import MODULES
 from specc.runtime.whereabouts import stated
 from specc.runtime.worker import as_rank, own_rank
 from specc.spec.errors import SpecError
+from specc.spec.expr import parse
 from specc.spec.spec import Spec
 
 CAPS = (32, 64, 128, 256)  # a dim is at most as large, in the first of these that the model allows
@@ -77,10 +78,10 @@ def shrunk(spec: Spec, stage: str, ranks: int) -> tuple[Spec, dict[str, int]]:
     mesh = fewer(mesh_of(spec.plan), ranks)
     where, model = _model(spec, stage)
     numbers = {n: v for n, v in model.dims.items() if isinstance(v, int)}
-    tiles = set(_tiles(model.model_dump(by_alias=True)))
+    tiles = {n: v for text in _tiles(model.model_dump(by_alias=True)) for n, v in _fewer_tiles(text, numbers).items()}
     error: SpecError | None = None
     for cap in (*CAPS, max(numbers.values(), default=0)):
-        dims = {n: min(v, TILES if n in tiles else cap) for n, v in numbers.items()}
+        dims = {n: tiles.get(n, min(v, cap)) for n, v in numbers.items()}
         changes = [f"{where}.dims.{n}={v}" for n, v in dims.items() if v != numbers[n]]
         try:
             small = spec.changed(*changes, *_plan(mesh), *_sizes(stage, mesh))
@@ -111,7 +112,7 @@ def _model(spec: Spec, stage: str) -> tuple[str, Any]:
 
 
 def _tiles(model: object) -> Iterator[str]:
-    """The dims that say how often a block is repeated."""
+    """The expressions that say how often a block is repeated."""
     if isinstance(model, dict):
         if isinstance(model.get("times"), str):
             yield model["times"]
@@ -120,6 +121,13 @@ def _tiles(model: object) -> Iterator[str]:
     elif isinstance(model, list | tuple):
         for value in model:
             yield from _tiles(value)
+
+
+def _fewer_tiles(text: str, numbers: Mapping[str, int]) -> dict[str, int]:
+    """Small sizes for the dims of such an expression: in `L - DENSE` the largest stays the largest."""
+    names = sorted((n for n in parse(text).names() if n in numbers), key=lambda n: numbers[n])
+    small = {n: min(numbers[n], TILES) for n in names[:-1]}
+    return small | {n: min(numbers[n], TILES + sum(small.values())) for n in names[-1:]}
 
 
 def _plan(mesh: Mapping[str, int]) -> list[str]:

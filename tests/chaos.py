@@ -112,7 +112,7 @@ def prepare(folder: Path, spec: str) -> None:
     (folder / "chaos.yaml").write_text(spec)
     subprocess.run(
         [sys.executable, "-m", "specc", "build", "chaos.yaml"], cwd=folder, env=environment(), check=True,
-        timeout=LIMIT, stdout=subprocess.DEVNULL,
+        timeout=3 * LIMIT, stdout=subprocess.DEVNULL,
     )  # fmt: skip
 
 

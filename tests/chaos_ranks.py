@@ -44,7 +44,8 @@ stages:
 """
 PLANS = {
     "dp": "{mesh: {dp: 4}}", "zero1": "{mesh: {dp: 4}, zero: 1}", "zero3": "{mesh: {dp: 4}, zero: 3}",
-    "tp": "{mesh: {tp: 4}}", "cp": "{mesh: {cp: 4}}", "hsdp+tp": "{mesh: {dp: 2, tp: 2}, zero: 3}",
+    "tp": "{mesh: {tp: 4}}", "cp": "{mesh: {cp: 4}}", "zero3+tp": "{mesh: {dp: 2, tp: 2}, zero: 3}",
+    "zero3 of 2": "{mesh: {dp: 2}, zero: 3}",
 }  # fmt: skip
 NAMED = re.compile(r"rank (\d+) (was killed by SIGKILL|is stopped \(SIGSTOP\))")
 
@@ -87,17 +88,17 @@ def chaos(folder: Path, plan: str, kills: int, stops: int, seed: int) -> dict[st
     tally, draw = Tally(), random.Random(seed)
     points = sorted(draw.sample(range(2, steps - 3), kills + stops))
     stopped = set(draw.sample(points, stops))
-    run = launch(rough)
+    run, n = launch(rough), 2 if plan.endswith("of 2") else 4
     try:
         for point in points:
-            hurt(rough, run, point, point in stopped, draw, tally)
+            hurt(rough, run, n, point, point in stopped, draw, tally)
         code = run.wait(10 * LIMIT)
     finally:
         run.kill()
     assert code == 0, (rough / "log.txt").read_text()[-3000:]
     same = compare(run_folder(calm), run_folder(rough))
     return {
-        "plan": plan, "ranks": 4, "kills": kills, "stops": stops, "seed": seed, "steps": steps, **same,
+        "plan": plan, "ranks": n, "kills": kills, "stops": stops, "seed": seed, "steps": steps, **same,
         "equal": all(same.values()), "named_wrong": tally.wrong, "told": tally.told,
         "recovery_median": rounded(tally.recovery, statistics.median), "recovery_most": rounded(tally.recovery, max),
         "detection_most": rounded(tally.detection, max), "orphans": len(ranks(run.pid)),
@@ -127,13 +128,15 @@ def ranks(launcher: int) -> list[psutil.Process]:
         return []
 
 
-def hurt(folder: Path, run: subprocess.Popen[str], point: int, stop: bool, draw: random.Random, tally: Tally) -> None:
+def hurt(
+    folder: Path, run: subprocess.Popen[str], n: int, point: int, stop: bool, draw: random.Random, tally: Tally
+) -> None:  # fmt: skip
     """Kill or stop a rank some moment behind step `point`, and wait until a step is done that was not before."""
-    wait(run, lambda: last_step(folder) >= point and len(ranks(run.pid)) == 4)
+    wait(run, lambda: last_step(folder) >= point and len(ranks(run.pid)) == n)
     time.sleep(draw.uniform(0.0, 0.3))
-    before, done, victim = len(told(folder)), last_step(folder), draw.randrange(4)
+    before, done, victim = len(told(folder)), last_step(folder), draw.randrange(n)
     alive = ranks(run.pid)
-    if run.poll() is not None or len(alive) < 4:
+    if run.poll() is not None or len(alive) < n:
         return
     at = time.monotonic()
     alive[victim].send_signal(signal.SIGSTOP if stop else signal.SIGKILL)

@@ -10,13 +10,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from specc.runtime import heartbeat
 from specc.runtime.errors import RunError, Stopped
+from specc.runtime.heartbeat import Page, Pulse, Watch
 from specc.runtime.launch import Job, launch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -180,3 +183,70 @@ def test_ranks_meet_and_listen_on_the_loopback_device_alone(tmp_path: Path) -> N
     assert found
     assert set(found) <= {"0100007F", "00000000000000000000000001000000"}
     assert set(modes) == {0o700}
+
+
+def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Pulse], Watch]:
+    """Three ranks past their first step, which may be silent for a fifth of a second."""
+    monkeypatch.setattr(heartbeat, "SHORTEST", 0.2)
+    page = Page(tmp_path / "page", 3)
+    pulses = [Pulse(page, r) for r in range(3)]
+    for p in pulses:
+        p.allow(0.0)
+        p.at(7)
+    return pulses, Watch(page, [os.getpid()] * 3)
+
+
+def look(watch: Watch, seconds: float, beat: Callable[[], None] = lambda: None) -> tuple[list[int], str] | None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        beat()
+        if found := watch.hung([0, 1, 2]):
+            return found
+        time.sleep(0.01)
+    return None
+
+
+def test_the_rank_that_is_behind_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pulses, watch = watched(tmp_path, monkeypatch)
+    for r in (0, 2):
+        pulses[r].at(7, 5)
+    found = look(watch, 2.0)
+    assert found
+    assert found[0] == [1]
+    assert found[1].endswith("at step 7")
+
+
+def test_a_slow_rank_that_gets_on_is_not_named_and_nor_are_those_that_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pulses, watch = watched(tmp_path, monkeypatch)
+    for r in (0, 2):
+        pulses[r].at(7, 5)
+    assert look(watch, 0.6, pulses[1].touch) is None
+    assert look(watch, 2.0) is not None
+
+
+def test_what_may_take_long_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pulses, watch = watched(tmp_path, monkeypatch)
+    pulses[0].allow(60.0)  # it saves, say, and the others wait for it
+    for r in (1, 2):
+        pulses[r].at(7, 5)
+    assert look(watch, 0.6) is None
+
+
+def test_long_steps_give_long_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pulses, watch = watched(tmp_path, monkeypatch)
+    time.sleep(0.3)
+    for p in pulses:
+        p.at(8)
+    assert look(watch, 1.0) is None
+    assert look(watch, 2.0) is not None
+
+
+def test_a_launcher_that_was_stopped_suspects_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pulses, watch = watched(tmp_path, monkeypatch)
+    watch.hung([0, 1, 2])
+    watch.last -= 3600.0
+    monkeypatch.setattr(heartbeat, "SHORTEST", 5.0)
+    assert watch.hung([0, 1, 2]) is None
+    assert pulses[0].page is not None

@@ -1,0 +1,138 @@
+"""A stage on a mesh of real processes: faults, signals, another mesh, and numbers that are not finite on one rank."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from specc.runtime.built import open_build
+from specc.runtime.loop import one_step
+from specc.runtime.seat import take_seat
+from specc.runtime.team import Processes
+from specc.runtime.train import begin, stage_folder
+from specc.runtime.verify import fewer
+from specc.runtime.whereabouts import explained
+from specc.spec.spec import load
+from tests.chaos_ranks import chaos
+from tests.grid.processes import spawn
+from tests.training import made, write_spec
+
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(400)]
+
+
+@pytest.mark.slow
+def test_killed_ranks_change_nothing(tmp_path: Path) -> None:
+    result = chaos(tmp_path, "zero3 of 2", kills=2, stops=0, seed=1)
+    assert result["equal"], result
+    assert not result["named_wrong"]
+    assert result["orphans"] == 0
+
+
+def specc(folder: Path, *args: str, **options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "specc", *args]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def finished(process: subprocess.Popen[str], code: int = 0) -> str:
+    out = process.communicate(timeout=180)[0]
+    assert process.returncode == code, out
+    return out
+
+
+def losses(folder: Path) -> dict[int, float]:
+    lines = [json.loads(x) for x in next(folder.glob("*.runs/*/metrics.jsonl")).read_text().splitlines()]
+    assert [x["step"] for x in lines] == list(range(1, len(lines) + 1))
+    return {x["step"]: x["loss"] for x in lines}
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_under_another_mesh(tmp_path: Path) -> None:
+    """On two ranks of dp until a signal, then on two of tp: the samples and losses of one process."""
+    write_spec(tmp_path)
+    long = ["--set", "stages.pretrain.budget.steps=60", "--set", "stages.pretrain.checkpoint.every=1000"]
+    mesh = ["--set", "plan.mesh={dp: 2}", "--set", "plan.zero=1"]
+    finished(specc(tmp_path, "build", "tiny.yaml", "-o", "one/tiny", *long))
+    finished(specc(tmp_path, "run", "one/tiny"))
+    finished(specc(tmp_path, "build", "tiny.yaml", "-o", "two/tiny", *long, *mesh))
+    process = specc(tmp_path, "run", "two/tiny")
+    end = time.monotonic() + 120
+    while not any(f.stat().st_size for f in tmp_path.glob("two/*.runs/*/metrics.jsonl")) and time.monotonic() < end:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert "saved at step" in finished(process, 128 + signal.SIGTERM)
+    assert list(tmp_path.glob("two/*.runs/*/checkpoints/step_*/optimizer.rank00001.safetensors"))
+    finished(specc(tmp_path, "build", "tiny.yaml", "-o", "two/tiny", *long, "--set", "plan.mesh={tp: 2}"))
+    out = finished(specc(tmp_path, "run", "two/tiny"))
+    assert "saved with mesh dp=2, now tp=2: the last bits may differ" in out
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
+    for build in ("one", "two"):
+        assert finished(specc(tmp_path, "sample", f"{build}/tiny", "--prompt", "the", "--tokens", "2"))
+
+
+def poisoned(rank: int, path: str) -> tuple[bool, list[str], bool]:
+    """A step in which one rank's part of a parameter has a number that is not finite."""
+    build = open_build(Path(path))
+    stage = next(iter(build.stages.values()))
+    run = begin(build, stage, stage_folder(build, stage), Path.cwd(), print, take_seat(stage, Processes()))
+    if rank == 1:
+        run.params["norm.weight"].view(-1)[0] = math.nan
+    before = {n: t.clone() for n, t in run.params.items()}
+    made = one_step(run, 6)
+    same = all(torch.equal(t[~t.isnan()], run.params[n][~t.isnan()]) for n, t in before.items())
+    return same, made.bad, math.isfinite(made.norm)
+
+
+def test_numbers_of_one_rank_that_are_not_finite_stop_all(tmp_path: Path) -> None:
+    write_spec(tmp_path, "plan: {mesh: {dp: 2}, zero: 3}")
+    build = made(tmp_path)
+    stage = next(iter(build.stages.values()))
+    stage_folder(build, stage).mkdir(parents=True)
+    results = spawn(poisoned, 2, str(build.path))
+    assert results[0] == results[1]
+    same, bad, is_finite = results[0]
+    assert same
+    assert any("the parameter norm.weight" in line and line.endswith("on rank 1") for line in bad)
+    assert not is_finite
+
+
+@pytest.mark.slow
+def test_a_plan_is_verified_on_real_processes(tmp_path: Path) -> None:
+    write_spec(tmp_path, "plan: {mesh: {tp: 2}}")
+    out = finished(specc(tmp_path, "verify", "tiny.yaml", "--ranks", "2", "--json"))
+    found = json.loads(out)
+    assert found["agrees"]
+    assert found["worst"] < 1e-12
+    assert len(found["grads"]) == 21
+
+
+def test_a_mesh_is_made_small_in_turn(tmp_path: Path) -> None:
+    from specc.compiler.placement.mesh import mesh_of
+
+    spec = load(write_spec(tmp_path, "plan: {mesh: {dp: 16, cp: 2, tp: 8}}"))
+    sizes = {n: fewer(mesh_of(spec.plan), n) for n in (1, 2, 4, 8, 16, 64)}
+    assert sizes[1] == {}
+    assert sizes[2] == {"dp": 2}
+    assert sizes[4] == {"dp": 2, "cp": 2}
+    assert sizes[8] == {"dp": 2, "cp": 2, "tp": 2}
+    assert sizes[16] == {"dp": 4, "cp": 2, "tp": 2}
+    assert math.prod(sizes[64].values()) == 64
+
+
+def test_explain_says_where_a_step_lies(tmp_path: Path) -> None:
+    path = write_spec(tmp_path, "plan: {mesh: {tp: 2}, pins: {'layers.*.attention.q': {tp: rep}}}")
+    text = explained(str(path), "layers.attention.q")
+    assert text.startswith("mesh tp=2\nlayers.attention.q\n")
+    assert "* [tp=rep]" in text
+    assert "[tp=split:H]" in explained(str(path), "layers.attention.q", ["plan.pins={}"])
