@@ -86,14 +86,12 @@ def build_stage(
     sizes = stage_sizes(program, size, stage.lengths())
     check_positions(program, sizes, spec.mark(("stages", name, "data", "seq_len")))
     out.mkdir(parents=True)
+    write(out / "program.txt", str(program))
     placed = placement(spec.plan, program, mesh, sizes, rows) if mesh.axes else None
     if placed:
         write(out / "placed.txt", str(placed))
-        lowered, calls = lower_placed(placed, compute, own)
-        write_graphs(lowered, out / "graphs")
-    else:
-        lowered, calls = lower(program, sizes, compute, out / "graphs", own)
-    write(out / "program.txt", str(program))
+    lowered, calls = lower_placed(placed, compute, own) if placed else lower(program, sizes, compute, None, own)
+    write_graphs(lowered, out / "graphs")
     write_json(
         out / "calls.json", {"calls": [vars(c) for c in calls], "graphs": {n: layout(g) for n, g in lowered.items()}}
     )
@@ -111,12 +109,19 @@ def build_stage(
         "ops": {f.name: f.sha256 for f in op_files(spec)},
         "parent": stage.from_, "decodes": not decoding, "flops_per_token": result.flops_per_token,
     }  # fmt: skip
-    parent = hashes.get(stage.from_ or "", "")
-    same = {k: v for k, v in spec.plan.model_dump(mode="json").items() if k not in MESH_WORDS}
-    text = json.dumps({**described, "plan": same}, sort_keys=True) + str(program) + parent
-    hashes[name] = hashlib.sha256(text.encode()).hexdigest()
+    hashes[name] = hash_of({**described, "plan": on_any_mesh(spec.plan)}, program, hashes.get(stage.from_ or "", ""))
     write_json(out / "stage.json", {**described, **mesh_facts(placed), "hash": hashes[name]})
     return result
+
+
+def on_any_mesh(plan: PlanSpec) -> dict[str, Any]:
+    return {k: v for k, v in plan.model_dump(mode="json").items() if k not in MESH_WORDS}
+
+
+def hash_of(described: Mapping[str, Any], program: Program, parent: str) -> str:
+    """What a stage computes, and from what."""
+    text = json.dumps(described, sort_keys=True) + str(program) + parent
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def placement(
