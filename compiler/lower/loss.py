@@ -16,10 +16,19 @@ CHUNK_ELEMENTS = 1 << 22  # logits held at a time,
 MAX_CHUNKS = 16  # if that takes no more chunks than this: each chunk is a piece of the graph
 
 
+def label_count(labels: Tensor) -> Tensor:
+    """Labels that count."""
+    return (labels != IGNORE).sum().clamp(min=1)
+
+
 def cross_entropy(e: Local, logits: Tensor, labels: Tensor) -> Tensor:
+    return mean_cross_entropy(e, logits, labels, label_count(labels))
+
+
+def mean_cross_entropy(e: Local, logits: Tensor, labels: Tensor, count: Tensor) -> Tensor:
+    """The rows' losses over a count of labels: theirs, or that of all ranks."""
     exact, flat = wide(logits).reshape(-1, logits.shape[-1]), labels.reshape(-1)
     rows = exact.float() if e.attr("softmax") == "fp32" else exact
-    count = (flat != IGNORE).sum().clamp(min=1)
     total = F.cross_entropy(
         rows, flat, ignore_index=IGNORE, reduction="sum", label_smoothing=e.attr("label_smoothing", 0.0)
     )
@@ -34,14 +43,29 @@ def chunk_rows(rows: int, vocab: int) -> int:
     return min(rows, max(CHUNK_ELEMENTS // vocab, -(-rows // MAX_CHUNKS)))
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
+# Of the logits and labels of some rows, and a count: their loss, and its gradient over the count by the logits.
+Chunk = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def chunk_loss(logits: Tensor, labels: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the vocabulary is whole."""
+    log_z = torch.logsumexp(logits, -1, keepdim=True)
+    kept = (labels != IGNORE)[:, None]
+    at = labels.clamp(min=0)[:, None]
+    loss = torch.where(kept, log_z - logits.gather(1, at), 0.0).sum()
+    grad = torch.where(kept, (logits - log_z).exp() / count, 0.0)
+    hit = torch.where(kept, -1.0, 0.0).to(grad.dtype) / count  # -1 / count itself would be rounded to fp32
+    return loss, grad.scatter_add(1, at, hit)
+
+
+class LinearCrossEntropy(torch.autograd.Function):
     """Loss and gradients of a chunk of rows at a time: the logits of the batch are never whole."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, needs: tuple[bool, bool, bool]
-    ) -> Tensor:
-        count = (labels != IGNORE).sum().clamp(min=1)
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, count: Tensor, chunk: Chunk,
+        needs: tuple[bool, bool, bool],
+    ) -> Tensor:  # fmt: skip
         rows = chunk_rows(x.shape[0], weight.shape[1])
         total = wide(x.new_zeros(()))
         d_x: list[Tensor] = []
@@ -49,14 +73,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_bias: Tensor | None = None
         for start in range(0, x.shape[0], rows):
             part, target = x[start : start + rows], labels[start : start + rows]
-            logits = _logits(part, weight, bias)
-            log_z = torch.logsumexp(logits, -1, keepdim=True)
-            kept = (target != IGNORE)[:, None]
-            at = target.clamp(min=0)[:, None]
-            total = total + torch.where(kept, log_z - logits.gather(1, at), 0.0).sum()
-            grad = torch.where(kept, (logits - log_z).exp() / count, 0.0)
-            hit = torch.where(kept, -1.0, 0.0).to(grad.dtype) / count  # -1 / count itself would be rounded to fp32
-            grad = grad.scatter_add(1, at, hit)
+            loss, grad = chunk(_logits(part, weight, bias), target, count)
+            total = total + loss
             if needs[2]:
                 d_bias = grad.sum(0) if d_bias is None else d_bias + grad.sum(0)
             grad = grad.to(x.dtype)
@@ -69,14 +87,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total / count
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None, None]:
-        d_x, d_weight, d_bias = ctx.saved_tensors
-        g = grads[0]
-        return _scaled(d_x, g), _scaled(d_weight, g), None, _scaled(d_bias, g), None
-
-
-def _scaled(t: Tensor | None, g: Tensor) -> Tensor | None:
-    return None if t is None else (t * g).to(t.dtype)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = (None if d is None else (d * grads[0]).to(d.dtype) for d in ctx.saved_tensors)
+        return *scaled, None, None, None, None
 
 
 def linear_cross_entropy(e: Local, x: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -85,9 +98,9 @@ def linear_cross_entropy(e: Local, x: Tensor, weight: Tensor, labels: Tensor, bi
     needs = (rows.requires_grad, matrix.requires_grad, bias is not None and bias.requires_grad)
     if not (torch.is_grad_enabled() and any(needs)):
         return _loss_only(rows, matrix, labels.reshape(-1), bias)
-    apply: Callable[..., Tensor] = _LinearCrossEntropy.apply
-    out = apply(rows, matrix, labels.reshape(-1), bias, needs)
-    return out
+    flat = labels.reshape(-1)
+    apply: Callable[..., Tensor] = LinearCrossEntropy.apply
+    return apply(rows, matrix, bias, flat, label_count(flat), chunk_loss, needs)
 
 
 def _loss_only(x: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None) -> Tensor:
@@ -96,7 +109,7 @@ def _loss_only(x: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None) -
     for start in range(0, x.shape[0], rows):
         logits = _logits(x[start : start + rows], weight, bias)
         total = total + F.cross_entropy(logits, labels[start : start + rows], ignore_index=IGNORE, reduction="sum")
-    return total / (labels != IGNORE).sum().clamp(min=1)
+    return total / label_count(labels)
 
 
 def _logits(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from specc.compiler.lower.collectives import all_gather, all_reduce, step
 from specc.compiler.lower.local import Impl, Local, wide
-from specc.compiler.lower.loss import _logits, chunk_rows
+from specc.compiler.lower.loss import LinearCrossEntropy, chunk_loss, mean_cross_entropy
 from specc.compiler.lower.placed_ops import own_entries, spread
 from specc.compiler.ops.loss import IGNORE
 from specc.compiler.placement.reshard import Move
@@ -30,7 +29,7 @@ class Vocabulary:
     places: Tensor
 
 
-def label_count(e: Local, labels: Tensor) -> Tensor:
+def count_of_all(e: Local, labels: Tensor) -> Tensor:
     """Labels that count, on all ranks that share the rows."""
     count = (labels != IGNORE).sum()
     for a in spread(e).summed():
@@ -47,19 +46,18 @@ def vocabulary(e: Local, operand: int) -> Vocabulary | None:
 
 
 def cross_entropy(e: Local, logits: Tensor, labels: Tensor) -> Tensor:
+    vocab, count = vocabulary(e, 0), count_of_all(e, labels)
+    if vocab is None:
+        return mean_cross_entropy(e, logits, labels, count)
     exact, flat = wide(logits).reshape(-1, logits.shape[-1]), labels.reshape(-1)
     rows = exact.float() if e.attr("softmax") == "fp32" else exact
-    vocab, smoothing = vocabulary(e, 0), e.attr("label_smoothing", 0.0)
-    if vocab is None:
-        log_z = torch.logsumexp(rows, -1)
-        total = F.cross_entropy(rows, flat, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing)
-    else:
-        log_z, picked, mean = _exchanged(_own_terms(rows, flat, vocab), vocab, differentiable=True).unbind(0)
-        each = log_z - (1 - smoothing) * picked - smoothing * mean
-        total = torch.where(flat != IGNORE, each, 0.0).sum()
+    smoothing = e.attr("label_smoothing", 0.0)
+    log_z, picked, mean = _exchanged(_own_terms(rows, flat, vocab), vocab, differentiable=True).unbind(0)
+    each = log_z - (1 - smoothing) * picked - smoothing * mean
+    total = torch.where(flat != IGNORE, each, 0.0).sum()
     if e.attr("z_loss"):
         total = total + e.attr("z_loss") * torch.where(flat != IGNORE, log_z, 0.0).square().sum()
-    return (total / label_count(e, flat)).to(exact.dtype)
+    return (total / count).to(exact.dtype)
 
 
 def _own_terms(logits: Tensor, labels: Tensor, vocab: Vocabulary) -> Tensor:
@@ -83,51 +81,14 @@ def _exchanged(terms: Tensor, vocab: Vocabulary, differentiable: bool = False) -
     return terms
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    """As compiler.lower.loss has it, with the count given and the vocabulary split."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, count: Tensor,
-        vocab: Vocabulary | None, needs: tuple[bool, bool, bool],
-    ) -> Tensor:  # fmt: skip
-        rows = chunk_rows(x.shape[0], weight.shape[1])
-        total = wide(x.new_zeros(()))
-        d_x: list[Tensor] = []
-        d_weight: Tensor | None = None
-        d_bias: Tensor | None = None
-        for start in range(0, x.shape[0], rows):
-            part, target = x[start : start + rows], labels[start : start + rows]
-            loss, grad = _chunk(_logits(part, weight, bias), target, count, vocab)
-            if needs[2]:
-                d_bias = grad.sum(0) if d_bias is None else d_bias + grad.sum(0)
-            total, grad = total + loss, grad.to(x.dtype)
-            if needs[0]:
-                d_x.append(grad @ weight.t())
-            if needs[1]:
-                more = part.t() @ grad
-                d_weight = more if d_weight is None else d_weight + more
-        ctx.save_for_backward(torch.cat(d_x) if d_x else None, d_weight, None if d_bias is None else d_bias.to(x.dtype))
-        return total / count
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = (None if d is None else (d * grads[0]).to(d.dtype) for d in ctx.saved_tensors)
-        return *scaled, None, None, None, None
-
-
-def _chunk(logits: Tensor, labels: Tensor, count: Tensor, vocab: Vocabulary | None) -> tuple[Tensor, Tensor]:
+def _chunk_loss(logits: Tensor, labels: Tensor, count: Tensor, vocab: Vocabulary) -> tuple[Tensor, Tensor]:
     """Loss of some rows, and its gradient over the count by this rank's logits."""
     kept = labels != IGNORE
-    if vocab is None:
-        at, here = labels.clamp(min=0), kept
-        log_z, picked = torch.logsumexp(logits, -1), logits.gather(1, at[:, None])[:, 0]
-    else:
-        at, here = own_entries(labels, vocab.places)
-        log_z, picked, _ = _exchanged(_own_terms(logits, labels, vocab), vocab).unbind(0)
+    at, here = own_entries(labels, vocab.places)
+    log_z, picked, _ = _exchanged(_own_terms(logits, labels, vocab), vocab).unbind(0)
     loss = torch.where(kept, log_z - picked, 0.0).sum()
     grad = torch.where(kept[:, None], (logits - log_z[:, None]).exp() / count, 0.0)
-    hit = torch.where(kept & here, -1.0, 0.0).to(grad.dtype) / count  # -1 / count itself would be rounded to fp32
+    hit = torch.where(kept & here, -1.0, 0.0).to(grad.dtype) / count  # as in chunk_loss
     return loss, grad.scatter_add(1, at[:, None], hit[:, None])
 
 
@@ -137,8 +98,9 @@ def linear_cross_entropy(e: Local, x: Tensor, weight: Tensor, labels: Tensor, bi
     if bias is not None and vocab is not None and bias.numel() != matrix.shape[1]:
         bias = bias.index_select(0, vocab.places)
     needs = tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in (rows, matrix, bias))
-    apply: Callable[..., Tensor] = _LinearCrossEntropy.apply
-    return apply(rows, matrix, bias, flat, label_count(e, flat), vocab, needs)
+    chunk = chunk_loss if vocab is None else partial(_chunk_loss, vocab=vocab)
+    apply: Callable[..., Tensor] = LinearCrossEntropy.apply
+    return apply(rows, matrix, bias, flat, count_of_all(e, flat), chunk, needs)
 
 
 IMPLS: dict[str, Impl] = {"cross_entropy": cross_entropy, "linear_cross_entropy": linear_cross_entropy}
