@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -216,6 +217,7 @@ def test_events_of_steps_that_are_done_again_go(tmp_path: Path) -> None:
         for step in range(begin + 1, end + 1):
             made_metrics.add(step, {"loss": float(10 * begin + step)})
         made_metrics.close()
+        time.sleep(1.1)  # readers go by the names of files, which tell seconds apart
     assert [json.loads(x)["loss"] for x in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 23, 24]
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
