@@ -21,7 +21,6 @@ from specc.compiler.work import Work
 from specc.runtime.compile import Decision, callable_of, decide
 from specc.runtime.errors import RunError
 from specc.runtime.executor import Compiled, Executor
-from specc.runtime.init import initial
 from specc.runtime.weights import Function
 from specc.spec.stage import StageSpec
 
@@ -90,15 +89,6 @@ class Stage:
         used = parts_of(self.actions)
         text = {p: (self.path / "graphs" / f"{name}.{p}.json").read_text() for p in layout["parts"] if p in used}
         return body_of(layout, text, compiled)
-
-    def initial(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """First values of all parameters."""
-        return {
-            p["path"]: initial(
-                p["path"], tuple(p["shape"]), p["init"]["kind"], p["init"]["args"], self.spec.seed, p["fan_in"]
-            ).to(dtype)
-            for p in self.params
-        }
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from specc.compiler.placement.types import Axis, Layout, Mesh, Place
+from specc.compiler.placement.types import Axis, Layout, Mesh, place_named
 from specc.runtime.built import Stage
 from specc.runtime.errors import RunError
 from specc.runtime.groups import InputLayout, cut_inputs, join, whole
@@ -82,8 +81,7 @@ def take_seat(stage: Stage, team: Team = ALONE, pulse: Pulse | None = None) -> S
 
 def layout_of(words: list[str]) -> Layout:
     """`["S0", "R"]`, one for each axis."""
-    kinds: dict[str, Any] = {"S": "S", "R": "R", "V": "V", "P": "P"}
-    return tuple(Place(kinds[w[0]], int(w[1:] or -1)) for w in words)
+    return tuple(map(place_named, words))
 
 
 def first_values(stage: Stage, seat: Seat, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from specc.compiler.work import Work
 from specc.runtime.built import open_build
 from specc.runtime.compile import Decision, decide, decided
 from specc.runtime.rates import measured
+from specc.runtime.seat import Seat, first_values
 from specc.spec.spec import Spec
 
 TINY = """
@@ -61,7 +62,7 @@ def test_compiled_graphs_agree_with_plain_ones(tmp_path: Path, monkeypatch: pyte
     doc = torch.arange(96).div(40, rounding_mode="floor").expand(2, 96).contiguous()
     rows = {"doc": doc, "pos": torch.arange(96).expand(2, 96).contiguous()}
     batches = [{"tokens": t, "labels": t.roll(-1, 1), **rows} for t in tokens]
-    params = stage.initial(torch.float32)
+    params = first_values(stage, Seat(), torch.float32)
     plain = stage.executor(compiled=False).step(params, batches, [0.5, 0.5])
     compiled = stage.executor(compiled=True).step(params, batches, [0.5, 0.5])
     torch.testing.assert_close(compiled.losses, plain.losses, rtol=1e-5, atol=1e-6)

@@ -12,6 +12,7 @@ from specc.compiler.elaborate import elaborate
 from specc.compiler.lower.run import run_program
 from specc.runtime.commands import new
 from specc.runtime.sample import Decoder
+from specc.runtime.seat import Seat, first_values
 from specc.spec.spec import load
 from tests.text_models import FP64, SMALL, built, drawn, random_params
 
@@ -53,7 +54,7 @@ def test_a_starter_has_prompts_if_the_model_writes_text(name: str, prompts: bool
 
 def test_a_decoder_with_learned_positions_decodes_what_it_gives_all_at_once(tmp_path: Path) -> None:
     stage = built(tmp_path, "gpt2", "plan.precision.compute=fp64").stages["pretrain"]
-    params = {n: drawn(*p.shape, seed=i) * 0.2 for i, (n, p) in enumerate(stage.initial(FP64).items())}
+    params = {n: drawn(*p.shape, seed=i) * 0.2 for i, (n, p) in enumerate(first_values(stage, Seat(), FP64).items())}
     program = elaborate(load(tmp_path / "x.yaml"))
     tokens = torch.randint(400, (1, 40), generator=torch.Generator().manual_seed(0))
     inputs = {"tokens": tokens, "labels": tokens, "doc": torch.zeros_like(tokens), "pos": torch.arange(40)[None]}

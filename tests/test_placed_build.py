@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from specc.compiler.build import build_spec
-from specc.compiler.placement.types import Axis, Mesh, place_named
+from specc.compiler.placement.types import Axis, Mesh
 from specc.runtime.built import Build, open_build
 from specc.runtime.groups import InputLayout, cut, cut_inputs, join, whole
+from specc.runtime.seat import Seat, first_values, layout_of
 from specc.spec.spec import load
 from tests.grid.processes import spawn
 from tests.training import made
@@ -39,12 +40,12 @@ def one_step(rank: int, path: str, compiled: bool = False) -> tuple[list[float],
     """Losses of two microbatches, and the whole gradients, from a build alone."""
     stage = next(iter(open_build(Path(path)).stages.values()))
     mesh = Mesh(tuple(Axis(**a) for a in stage.facts.get("mesh", [])))
-    layouts = {p["path"]: tuple(map(place_named, p.get("layout", []))) for p in stage.params}
+    layouts = {p["path"]: layout_of(p.get("layout", [])) for p in stage.params}
     inputs = {
-        n: InputLayout(tuple(map(place_named, at["layout"])), tuple(at["zigzag"]))
+        n: InputLayout(layout_of(at["layout"]), tuple(at["zigzag"]))
         for n, at in stage.facts.get("input_layouts", {}).items()
     }
-    params, batches = stage.initial(torch.float32), [batch_of(0), batch_of(1)]
+    params, batches = first_values(stage, Seat(), torch.float32), [batch_of(0), batch_of(1)]
     coordinates: list[Tensor] = []
     if mesh.axes:
         coordinates = join(mesh, rank)
