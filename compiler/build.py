@@ -79,24 +79,22 @@ def build_stage(
     whole = elaborate(spec, stage.model, stage.objective)
     if whole.loss is None:
         raise SpecError(Diagnostic("S307", "the model has no loss to train", spec.mark(("model",)), "add 'loss:'"))
-    program = fuse_linear_cross_entropy(prune(whole, []))
+    program, sizes = trained(whole, stage)
     mesh, rows = mesh_of(spec.plan), user_ops(spec, (), ())
     compute = DTYPES[spec.plan.precision.compute]
-    size = stage.batch.microbatch or stage.batch.sequences
-    sizes = stage_sizes(program, size, stage.lengths())
     check_positions(program, sizes, spec.mark(("stages", name, "data", "seq_len")))
     out.mkdir(parents=True)
     write(out / "program.txt", str(program))
     placed = placement(spec.plan, program, mesh, sizes, rows) if mesh.axes else None
     if placed:
         write(out / "placed.txt", str(placed))
-    lowered, calls = lower_placed(placed, compute, own) if placed else lower(program, sizes, compute, None, own)
+    lowered, calls = lower_placed(placed, compute, own) if placed else lower(program, sizes, compute, own)
     write_graphs(lowered, out / "graphs")
     write_json(
         out / "calls.json", {"calls": [vars(c) for c in calls], "graphs": {n: layout(g) for n, g in lowered.items()}}
     )
     write_json(out / "params.json", [param_facts(program, p, placed) for p in program.params])
-    actions = schedule(calls, lowered, stage.batch.sequences // size, placed)
+    actions = schedule(calls, lowered, stage.batch.sequences // stage.batch.size, placed)
     write(out / "schedule.txt", "\n".join(map(str, actions)) + "\n")
     decoding = build_decoding(whole, stage, compute, out / "decode", own, rows)
     write(out / "decode.txt", decoding + "\n")
@@ -112,6 +110,12 @@ def build_stage(
     hashes[name] = hash_of({**described, "plan": on_any_mesh(spec.plan)}, program, hashes.get(stage.from_ or "", ""))
     write_json(out / "stage.json", {**described, **mesh_facts(placed), "hash": hashes[name]})
     return result
+
+
+def trained(whole: Program, stage: StageSpec) -> tuple[Program, dict[str, int]]:
+    """What a stage trains of a model, and the sizes of open dims in a microbatch."""
+    program = fuse_linear_cross_entropy(prune(whole, []))
+    return program, stage_sizes(program, stage.batch.size, stage.lengths())
 
 
 def on_any_mesh(plan: PlanSpec) -> dict[str, Any]:
@@ -168,19 +172,15 @@ def stage_sizes(program: Program, batch: int, lengths: Mapping[str, int]) -> dic
 
 
 def lower(
-    program: Program, sizes: Mapping[str, int], compute: torch.dtype, out: Path | None,
-    own: Mapping[str, Impl] | None = None,
-) -> tuple[dict[str, Graphs], tuple[Call, ...]]:  # fmt: skip
-    """Graphs of each unique body, written to `out`."""
+    program: Program, sizes: Mapping[str, int], compute: torch.dtype, own: Mapping[str, Impl] | None = None
+) -> tuple[dict[str, Graphs], tuple[Call, ...]]:
+    """Graphs of each unique body, and the calls."""
     found, calls = variants(program)
-    lowered = {name: lower_body(v, sizes, compute, own or {}) for name, v in found.items()}
-    if out:
-        write_graphs(lowered, out)
-    return lowered, calls
+    return {name: lower_body(v, sizes, compute, own or {}) for name, v in found.items()}, calls
 
 
 def write_graphs(lowered: Mapping[str, Graphs], out: Path) -> None:
-    out.mkdir(exist_ok=True)
+    out.mkdir()
     for name, graphs in lowered.items():
         for part, gm in graphs.parts().items():
             write(out / f"{name}.{part}.json", to_json(gm))

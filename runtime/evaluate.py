@@ -25,7 +25,7 @@ def validation_loss(
     stage: Stage, executor: Executor, params: Mapping[str, Tensor], rows: Rows, seat: Seat = ALONE_HERE
 ) -> float:
     """Mean loss over the labels of the first batches of the held-out rows, each row once."""
-    size = stage.spec.batch.microbatch or stage.spec.batch.sequences
+    size = stage.spec.batch.size
     total, labels = 0.0, 0
     for i in range(min(stage.spec.eval.batches, math.ceil(len(rows) / size))):
         made = batch(rows, [j % len(rows) for j in range(i * size, (i + 1) * size)], stage.fields)

@@ -61,7 +61,7 @@ def told(stage: Stage) -> Iterator[None]:
 def no_memory(stage: Stage) -> str:
     batch = stage.spec.batch
     return (
-        f"'{stage.name}' is out of memory: a microbatch has {batch.microbatch or batch.sequences} sequences of "
+        f"'{stage.name}' is out of memory: a microbatch has {batch.size} sequences of "
         f"{stage.spec.data.seq_len} tokens; lower batch.microbatch (the results stay the same), data.seq_len or the "
         "model's dims, build again and run"
     )

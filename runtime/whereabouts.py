@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from specc.compiler.build import placement, stage_sizes
+from specc.compiler.build import placement, trained
 from specc.compiler.elaborate import elaborate
 from specc.compiler.ops.row import Op
 from specc.compiler.ops.user import user_ops
-from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
-from specc.compiler.passes.prune import prune
 from specc.compiler.placement.explain import explain
 from specc.compiler.placement.mesh import mesh_mistakes, mesh_of, options_of
 from specc.compiler.placement.placed import Placed
@@ -53,6 +51,5 @@ def stated(spec: Spec, name: str | None = None) -> Stated:
     if not spec.stages:
         raise SpecError(Diagnostic("S305", "there are no stages to place", spec.mark(()), "add 'stages:'"))
     stage = spec.stages[name or next(iter(spec.stages))]
-    program = fuse_linear_cross_entropy(prune(elaborate(spec, stage.model, stage.objective), []))
-    sizes = stage_sizes(program, stage.batch.microbatch or stage.batch.sequences, stage.lengths())
+    program, sizes = trained(elaborate(spec, stage.model, stage.objective), stage)
     return Stated(spec, program, sizes, dict(user_ops(spec, (), ())))

@@ -70,6 +70,11 @@ class Batch(Node):
     sequences: int = Field(16, ge=1, description="sequences a step")
     microbatch: int | None = Field(None, ge=1, description="sequences at a time; default: all")
 
+    @property
+    def size(self) -> int:
+        """Sequences at a time."""
+        return self.microbatch or self.sequences
+
     @model_validator(mode="after")
     def _divides(self) -> Batch:
         if self.microbatch and self.sequences % self.microbatch:

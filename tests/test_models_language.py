@@ -176,7 +176,7 @@ def test_every_function_of_a_formula_lowers_with_its_gradient(name: str) -> None
     x = torch.tensor([0.3, 0.9, 2.0, 0.1, 0.5], dtype=torch.float64, requires_grad=True)
     inputs = {"y": torch.full((5,), 0.4, dtype=torch.float64)}
     (want,) = torch.autograd.grad(run_program(program, inputs, {"x": x}, {})["loss"], x)
-    graphs, calls = lower(program, {}, torch.float64, None)
+    graphs, calls = lower(program, {}, torch.float64)
     bodies = {
         n: Compiled(g.fwd, g.bwd, g.bwd_input, g.bwd_weight, g.n_outs, g.in_grads, g.param_grads, g.out_grads)
         for n, g in graphs.items()

@@ -98,7 +98,7 @@ def _wrong(text: str, hint: str) -> SpecError:
 
 def _stage(spec: Spec, name: str, stage: StageSpec, mesh: Mesh) -> Iterator[Diagnostic]:
     """A microbatch's sequences over the batch axes, and its tokens over the sequence axes."""
-    rows = stage.batch.microbatch or stage.batch.sequences
+    rows = stage.batch.size
     over = [a for a in mesh.axes if a.role in BATCH]
     n = math.prod(a.size for a in over)
     if rows % n:

@@ -82,7 +82,7 @@ def batch(rows: Rows, chosen: Sequence[int], fields: set[str]) -> Batch:
 
 def microbatches(data: Mixture, stage: StageSpec, step: int, fields: set[str]) -> tuple[list[Batch], list[float]]:
     """The microbatches of a step, and each one's share of the step's labels."""
-    n, size = stage.batch.sequences, stage.batch.microbatch or stage.batch.sequences
+    n, size = stage.batch.sequences, stage.batch.size
     made = data.fields(np.arange(step * n, (step + 1) * n), stage.seed)
     parts = [{name: values[i : i + size] for name, values in made.items()} for i in range(0, n, size)]
     counts = [int((p["labels"] != IGNORE).sum()) for p in parts]

@@ -32,7 +32,7 @@ def make(setting: Setting, compiled: bool = True) -> Callable[[], float]:
     program = fuse_linear_cross_entropy(prune(elaborate(spec), []))
     compute = DTYPES[setting.dtype]
     sizes = {"B": setting.batch, "S": setting.length}
-    lowered, calls = lower(program, sizes, compute, None)
+    lowered, calls = lower(program, sizes, compute)
     bodies: dict[str, Compiled] = {}
     for name, g in lowered.items():
         parts = {p: from_json(to_json(gm)) for p, gm in g.parts().items() if p in ("fwd", "bwd")}

@@ -111,7 +111,7 @@ def reference(model: str, dtype: torch.dtype) -> Outcome:
     """On one process, by today's path: no mesh, no placement."""
     tracer = TRACERS[model]
     program = tracer.program()
-    graphs, calls = lower(program, tracer.sizes, dtype, None)
+    graphs, calls = lower(program, tracer.sizes, dtype)
     actions = one_rank(len(calls), MICROBATCHES, {i for i, c in enumerate(calls) if graphs[c.body].bwd is not None})
     bodies = {n: body_of(*each) for n, each in texts_of(graphs).items()}
     names = frozenset(n for n, p in program.params.items() if p.trainable)

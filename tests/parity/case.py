@@ -119,7 +119,7 @@ def step(
 
 def executor(program: Program, inputs: Mapping[str, Tensor], compute: torch.dtype, n_microbatches: int = 1) -> Executor:
     """The program lowered for inputs of these sizes."""
-    graphs, calls = lower(program, bound_sizes(program, inputs), compute, None)
+    graphs, calls = lower(program, bound_sizes(program, inputs), compute)
     bodies = {
         n: Compiled(g.fwd, g.bwd, g.bwd_input, g.bwd_weight, g.n_outs, g.in_grads, g.param_grads, g.out_grads)
         for n, g in graphs.items()
