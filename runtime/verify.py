@@ -20,11 +20,13 @@ from specc.compiler.placement.mesh import BATCH, ROLES, mesh_of
 from specc.compiler.placement.types import Mesh
 from specc.runtime.built import Stage, open_build
 from specc.runtime.groups import whole
+from specc.runtime.heartbeat import Pulse
 from specc.runtime.init import initial
 from specc.runtime.launch import Job, launch
 from specc.runtime.pieces import WHOLE, Sharding
 from specc.runtime.seat import Seat, take_seat
 from specc.runtime.start import MODULES
+from specc.runtime.team import Team
 from specc.runtime.whereabouts import stated
 from specc.runtime.worker import as_rank, own_rank
 from specc.spec.errors import SpecError
@@ -150,7 +152,7 @@ def rank(argument: dict[str, Any]) -> int:
     assert me is not None
     folder = Path(argument["folder"])
 
-    def run(team: Any, pulse: Any) -> int:
+    def run(team: Team, pulse: Pulse) -> int:
         stage = open_build(folder / "mesh").stages[argument["stage"]]
         seat = take_seat(stage, team, pulse)
         loss, grads = step(stage, seat)

@@ -118,7 +118,7 @@ def localised(value: Any, dims: Mapping[str, Dim]) -> Any:
     return value
 
 
-ORDERLESS = {"slice", "pick", "unbind", "concat", "split", "take", "argmax", "conv", "upsample", "rearrange", "rename"}
+ORDERED = {"slice", "pick", "unbind", "concat", "split", "take", "argmax", "conv", "upsample", "rearrange", "rename"}
 
 
 def zigzag(placed: Placed) -> dict[str, int]:
@@ -144,6 +144,6 @@ def minds(placed: Placed, dim: Dim) -> bool:
             over = e.attrs.get("over")
             names = {d.name for d in over} if isinstance(over, list | tuple) else {getattr(over, "name", None)}
             works = e.op in ("conv", "upsample", "rearrange", "rename") or dim.name in names
-            if e.op in ORDERLESS and works and any(d.name == dim.name for i in e.ins if i for d in types[i].dims):
+            if e.op in ORDERED and works and any(d.name == dim.name for i in e.ins if i for d in types[i].dims):
                 return True
     return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from specc.compiler.placement.placed import Strategy
@@ -20,6 +20,9 @@ class Slot:
 
     body: str
     name: str
+
+
+Sums = frozenset[tuple[int, Slot]]  # an axis and a result
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def _group(program: Program, followed: Followed, members: Sequence[str | Slot]) 
 
 def lay(
     group: Group, mesh: Mesh, rules: Sequence[Rule], program: Program, sizes: Mapping[str, int], context: Context,
-    sums: Mapping[tuple[int, Slot], bool],
+    sums: Sums,
 ) -> Layout:  # fmt: skip
     """The group's layout; on a free axis as its rule says."""
     found: list[Place] = []
@@ -118,26 +121,18 @@ def _key_attributes(program: Program, slot: Slot) -> bool:
     )
 
 
-def _is_sum(group: Group, axis: int, program: Program, sums: Mapping[tuple[int, Slot], bool]) -> bool:
+def _is_sum(group: Group, axis: int, program: Program, sums: Sums) -> bool:
     """Whether every body that makes it can give it as parts of a sum."""
     made = [s for s in group.slots if s.name in program.bodies[s.body].outs]
-    return bool(made) and all(sums.get((axis, s), False) for s in made) and not set(group.values) & set(program.inputs)
+    return bool(made) and all((axis, s) in sums for s in made) and not set(group.values) & set(program.inputs)
 
 
-def partial_outs(
-    program: Program, domains: Mapping[str, Sequence[Sequence[Sequence[Strategy]]]]
-) -> dict[tuple[int, Slot], bool]:
-    """For each axis and result of a body, whether its equation can give a partial sum."""
-    return {key: True for key in _partial(program, domains)}
-
-
-def _partial(
-    program: Program, domains: Mapping[str, Sequence[Sequence[Sequence[Strategy]]]]
-) -> Iterator[tuple[int, Slot]]:
-    for name, body in program.bodies.items():
-        for e, each in zip(body.eqns, domains[name], strict=True):
-            for j, o in enumerate(e.outs):
-                if o in body.outs:
-                    yield from (
-                        (a, Slot(name, o)) for a, found in enumerate(each) if any(s.outs[j] == P for s in found)
-                    )
+def partial_outs(program: Program, domains: Mapping[str, Sequence[Sequence[Sequence[Strategy]]]]) -> Sums:
+    """The axes and results of bodies whose equation can give a partial sum."""
+    return frozenset(
+        (a, Slot(name, o))
+        for name, body in program.bodies.items()
+        for e, each in zip(body.eqns, domains[name], strict=True)
+        for j, o in enumerate(e.outs) if o in body.outs
+        for a, found in enumerate(each) if any(s.outs[j] == P for s in found)
+    )  # fmt: skip

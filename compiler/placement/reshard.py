@@ -62,6 +62,3 @@ def _alone(src: Layout, dst: Layout, axis: int, dims: set[int]) -> bool:
         b != axis and any(p.kind == "S" and p.dim in dims for p in (src[b], dst[b])) and (b > axis or src[b] != dst[b])
         for b in range(len(src))
     )
-
-
-__all__ = ["Move", "V", "moves"]
