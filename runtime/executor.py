@@ -137,23 +137,14 @@ class Executor:
             elif name in self.idle:
                 state.d_values[m, name] = torch.zeros_like(t)
         if body.bwd is not None:
-            state.saved[a.call, m] = self._without(results[body.n_outs :], a)
+            state.saved[a.call, m] = self._without(results[body.n_outs :], body)
 
-    def _parameters(self, a: Action) -> dict[int, int]:
-        """Which saved values are parameters that come again for the backward: place among the saved -> the call's."""
-        call, body = self.calls[a.call], self.bodies[self.calls[a.call].body]
-        if not body.gathered:
-            return {}
-        ours = {len(call.ins) + i: i for i in body.gathered}
-        return {j: ours[source] for j, source in enumerate(body.saved_from) if source in ours}
-
-    def _without(self, saved: Sequence[Tensor], a: Action) -> Sequence[Tensor | None]:
-        """The saved values without those parameters, so that these can go."""
-        again = self._parameters(a)
-        return [None if j in again else x for j, x in enumerate(saved)] if again else saved
+    def _without(self, saved: Sequence[Tensor], body: Compiled) -> Sequence[Tensor | None]:
+        """The saved values without the parameters that come again, so that these can go."""
+        return [None if j in body.again else x for j, x in enumerate(saved)] if body.again else saved
 
     def _with(self, saved: Sequence[Tensor | None], a: Action, state: _State) -> Sequence[Tensor | None]:
-        again = self._parameters(a)
+        again = self.bodies[self.calls[a.call].body].again
         if not again:
             return saved
         params = state.weights.operands(a.call)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -35,6 +36,12 @@ class Compiled:
     reduce: Function | None = None
     gathered: tuple[int, ...] = ()
     reduced: tuple[int, ...] = ()
+
+    @cached_property
+    def again(self) -> dict[int, int]:
+        """Which saved values are parameters that come again for the backward: place among the saved -> the call's."""
+        ours = {len(self.in_grads) + i: i for i in self.gathered}
+        return {j: ours[source] for j, source in enumerate(self.saved_from) if source in ours}
 
 
 class Weights(Protocol):
