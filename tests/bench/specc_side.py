@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from specc.compiler.build import lower
 from specc.compiler.elaborate import elaborate
 from specc.compiler.graphs import from_json, to_json
 from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
 from specc.compiler.passes.prune import prune
+from specc.compiler.program import Program
 from specc.compiler.schedule.actions import one_rank
 from specc.runtime.compile import callable_of
 from specc.runtime.executor import Compiled, Executor
@@ -25,8 +28,23 @@ from tests.bench.setting import BETAS, CLIP, LEARNING_RATE, WEIGHT_DECAY, Settin
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def make(setting: Setting, compiled: bool = True) -> Callable[[], float]:
-    """A function that does one training step and returns the loss."""
+@dataclass(frozen=True)
+class Side:
+    """The decoder, lowered: what a step needs."""
+
+    program: Program
+    executor: Executor
+    params: dict[str, Tensor]
+
+    def inputs(self, tokens: Tensor) -> dict[str, Tensor]:
+        """A batch that predicts each next token."""
+        end = torch.full((tokens.shape[0], 1), -100)
+        batch = {"tokens": tokens, "labels": torch.cat([tokens[:, 1:], end], 1)}
+        return {n: batch[n] for n in self.program.inputs}
+
+
+def side(setting: Setting, compiled: bool = True) -> Side:
+    """The decoder's graphs as callables, and its first parameters."""
     dims = {"D": setting.dim, "L": setting.layers, "H": setting.heads, "K": setting.kv_heads, "F": setting.hidden}
     spec = Spec.from_yaml(library_text(dims | {"V": setting.vocab}))
     program = fuse_linear_cross_entropy(prune(elaborate(spec), []))
@@ -43,15 +61,19 @@ def make(setting: Setting, compiled: bool = True) -> Callable[[], float]:
     actions = one_rank(len(calls), 1, set(range(len(calls))))
     executor = Executor(calls, bodies, actions, program.loss, {}, frozenset(program.params), compute)
     params = {n: initial(n, p.type.shape({}), p.init.kind, p.init.args, 0) for n, p in program.params.items()}
+    return Side(program, executor, params)
+
+
+def make(setting: Setting, compiled: bool = True) -> Callable[[], float]:
+    """A function that does one training step and returns the loss."""
+    made = side(setting, compiled)
     adam = Optimizer(lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, clip=CLIP)
-    optimizer = AdamW(adam, params)
+    optimizer = AdamW(adam, made.params)
     batches = torch.Generator().manual_seed(1)
-    end = torch.full((setting.batch, 1), -100)
 
     def step() -> float:
         tokens = torch.randint(setting.vocab, (setting.batch, setting.length), generator=batches)
-        batch = {"tokens": tokens, "labels": torch.cat([tokens[:, 1:], end], 1)}
-        result = executor.step(params, [{n: batch[n] for n in program.inputs}], [1.0])
+        result = made.executor.step(made.params, [made.inputs(tokens)], [1.0])
         clip(result.grads, CLIP)
         optimizer.step(result.grads, LEARNING_RATE)
         return float(result.losses[0])
