@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -135,6 +136,7 @@ def split_backward(bwd: fx.GraphModule, n_in_grads: int) -> tuple[fx.GraphModule
     if not d_params:
         return bwd, None
     needed = ancestors(d_ins, set())
+    needed |= {user for node in needed for user in node.users if user.target is operator.getitem}  # tensors, no tuples
     reached = ancestors(d_params, needed | set(placeholders))
     live = [node for node in bwd.graph.nodes if node in reached and (node in needed or node.op == "placeholder")]
     nothing: list[Any] = [None] * (len(d_ins) + len(live) + len(d_params))  # no descriptions of outputs
