@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from specc.compiler.elaborate import elaborate
-from specc.compiler.facts import StageFacts, facts_of
+from specc.compiler.facts import StageFacts, call_work, facts_of
 from specc.compiler.graphs import Graphs, to_json, to_text, verify
 from specc.compiler.lower.bodies import DTYPES, Variant, as_function, operands, variants
 from specc.compiler.lower.decode import refusal
@@ -37,6 +37,7 @@ from specc.compiler.placement.types import Mesh
 from specc.compiler.positions import check_positions
 from specc.compiler.program import Call, Program
 from specc.compiler.schedule.actions import Action, one_of_mesh, one_rank
+from specc.compiler.schedule.assemble import Order, Pipeline, assemble
 from specc.spec.errors import Diagnostic, SpecError
 from specc.spec.plan import PlanSpec
 from specc.spec.spec import Spec
@@ -45,7 +46,7 @@ from specc.spec.stage import StageSpec
 MANIFEST = "manifest.json"
 CHUNK = 32  # tokens of a prompt that are decoded at once
 # What of a plan says where things are computed, and not what: a run goes on under another mesh.
-MESH_WORDS = ("cluster", "mesh", "zero", "sequence_parallel", "context", "pins")
+MESH_WORDS = ("cluster", "mesh", "schedule", "zero", "sequence_parallel", "context", "pins")
 
 
 def build_spec(spec: Spec, out: Path, allow_ops: bool = False) -> list[StageFacts]:
@@ -85,17 +86,18 @@ def build_stage(
     check_positions(program, sizes, spec.mark(("stages", name, "data", "seq_len")))
     out.mkdir(parents=True)
     write(out / "program.txt", str(program))
-    placed = placement(spec.plan, program, mesh, sizes, rows) if mesh.axes else None
+    placed = placement(spec.plan, program, mesh, sizes, rows) if mesh.inner.axes else None
     if placed:
         write(out / "placed.txt", str(placed))
-    lowered, calls = lower_placed(placed, compute, own) if placed else lower(program, sizes, compute, own)
+    apart = local_masks(spec.plan, program, mesh)
+    lowered, calls = lower_placed(placed, compute, own) if placed else lower(apart, sizes, compute, own)
     write_graphs(lowered, out / "graphs")
     write_json(
         out / "calls.json", {"calls": [vars(c) for c in calls], "graphs": {n: layout(g) for n, g in lowered.items()}}
     )
     write_json(out / "params.json", [param_facts(program, p, placed) for p in program.params])
-    actions = schedule(calls, lowered, stage.batch.sequences // stage.batch.size, placed)
-    write(out / "schedule.txt", "\n".join(map(str, actions)) + "\n")
+    pipe = pipelined(spec.plan, stage, program, mesh, calls, lowered, placed) if mesh.stages > 1 else None
+    write_schedule(out, pipe.actions if pipe else [schedule(calls, lowered, stage.batch.microbatches, placed)], pipe)
     decoding = build_decoding(whole, stage, compute, out / "decode", own, rows)
     write(out / "decode.txt", decoding + "\n")
     result = facts_of(name, stage, spec.plan, program, sizes, lowered, calls, compute, placed)
@@ -108,7 +110,7 @@ def build_stage(
         "parent": stage.from_, "decodes": not decoding, "flops_per_token": result.flops_per_token,
     }  # fmt: skip
     hashes[name] = hash_of({**described, "plan": on_any_mesh(spec.plan)}, program, hashes.get(stage.from_ or "", ""))
-    write_json(out / "stage.json", {**described, **mesh_facts(placed), "hash": hashes[name]})
+    write_json(out / "stage.json", {**described, **mesh_facts(mesh, program, placed), "hash": hashes[name]})
     return result
 
 
@@ -131,9 +133,14 @@ def hash_of(described: Mapping[str, Any], program: Program, parent: str) -> str:
 def placement(
     plan: PlanSpec, program: Program, mesh: Mesh, sizes: Mapping[str, int], rows: Mapping[str, Op]
 ) -> Placed:  # fmt: skip
-    """The program on the mesh. Where tokens may go around a ring, masks are made of attributes block by block."""
+    """The program on the mesh of a rank of the pipeline."""
+    return place(local_masks(plan, program, mesh), mesh.inner, sizes, options_of(plan), rows)
+
+
+def local_masks(plan: PlanSpec, program: Program, mesh: Mesh) -> Program:
+    """Where tokens may go around a ring, or calls to other ranks, masks are made of attributes block by block."""
     rings = any(a.role == "sequence" for a in mesh.axes) and plan.context in ("auto", "ring")
-    return place(sink_masks(program) if rings else program, mesh, sizes, options_of(plan), rows)
+    return sink_masks(program) if rings or mesh.stages > 1 else program
 
 
 def schedule(
@@ -145,17 +152,41 @@ def schedule(
     return one_of_mesh(len(calls), n_microbatches, backward, placed.gather_each_use, placed.reduce_each_microbatch)
 
 
-def mesh_facts(placed: Placed | None) -> dict[str, Any]:
+def pipelined(
+    plan: PlanSpec, stage: StageSpec, program: Program, mesh: Mesh, calls: Sequence[Call],
+    lowered: Mapping[str, Graphs], placed: Placed | None,
+) -> Pipeline:  # fmt: skip
+    """The calls shared out among the stages by the work of their graphs."""
+    device = options_of(plan).device
+    works = {n: call_work(g) for n, g in lowered.items()}
+    costs = {n: w.flops / device.flops + w.bytes / device.bandwidth for n, w in works.items()}
+    order = Order(
+        plan.schedule.kind, mesh.stages, plan.schedule.chunks, stage.batch.microbatches, placed is not None,
+        placed is not None and placed.gather_each_use, placed is not None and placed.reduce_each_microbatch,
+    )  # fmt: skip
+    trainable = frozenset(n for n, p in program.params.items() if p.trainable)
+    return assemble(order, calls, lowered, costs, program.loss or "", trainable)
+
+
+def write_schedule(out: Path, actions: Sequence[Sequence[Action]], pipe: Pipeline | None) -> None:
+    """The actions of each rank of the pipeline in a file; its slots as text, and what the runtime needs beside them."""
+    for rank, each in enumerate(actions):
+        write(out / (f"schedule.{rank}.txt" if pipe else "schedule.txt"), "\n".join(map(str, each)) + "\n")
+    if pipe:
+        write(out / "slots.txt", str(pipe.table))
+        described = {"values": pipe.values, "params": pipe.params, "loss": pipe.loss, "stages": pipe.stages.of_call}
+        write_json(out / "pipeline.json", {**described, "where": pipe.stages.where})
+
+
+def mesh_facts(mesh: Mesh, program: Program, placed: Placed | None) -> dict[str, Any]:
     """The mesh, and how the inputs lie on it: for each axis a place, for each dim the ranks of its zigzag."""
-    if placed is None:
-        return {}
-    order = zigzag(placed)
+    order = zigzag(placed) if placed else {}
     inputs = {
-        n: {"layout": [str(p) for p in at],
-            "zigzag": [order.get(d.of or d.name, 0) for d in placed.program.inputs[n].dims]}
-        for n, at in placed.inputs.items()
+        n: {"layout": [str(p) for p in placed.inputs[n]] if placed else [],
+            "zigzag": [order.get(d.of or d.name, 0) for d in t.dims]}
+        for n, t in program.inputs.items()
     }  # fmt: skip
-    return {"mesh": [vars(a) for a in placed.mesh.axes], "input_layouts": inputs}
+    return {"mesh": [vars(a) for a in mesh.axes], "input_layouts": inputs} if mesh.axes else {}
 
 
 def stage_sizes(program: Program, batch: int, lengths: Mapping[str, int]) -> dict[str, int]:

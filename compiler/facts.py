@@ -50,7 +50,7 @@ def facts_of(
     kept, moments = (kept_params(placed, t) if placed else m for t, m in ((False, n), (True, trained)))
     master = 8 if plan.precision.master == "fp64" else 4
     each = {b: call_work(g) for b, g in lowered.items()}
-    microbatches = stage.batch.sequences // stage.batch.size
+    microbatches = stage.batch.microbatches
     step = Work()
     for body, times in bodies.items():
         step += each[body] * (times * microbatches)

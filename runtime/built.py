@@ -22,6 +22,7 @@ from specc.runtime.compile import Decision, callable_of, decide
 from specc.runtime.errors import RunError
 from specc.runtime.executor import Compiled, Executor
 from specc.runtime.weights import Function
+from specc.runtime.wire import Wire
 from specc.spec.stage import StageSpec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -58,8 +59,9 @@ class Stage:
     params: list[dict[str, Any]]
     calls: tuple[Call, ...]
     graphs: Mapping[str, Any]
-    actions: list[Action]
+    schedules: tuple[list[Action], ...]  # of each rank of the pipeline
     work: Mapping[str, Any]
+    pipeline: Mapping[str, Any]  # nothing without one
 
     @property
     def compute(self) -> torch.dtype:
@@ -72,21 +74,29 @@ class Stage:
     def trainable(self) -> list[str]:
         return [p["path"] for p in self.params if p["trainable"]]
 
+    def shapes(self) -> dict[str, list[int]]:
+        """Of all parameters, whole."""
+        return {p["path"]: p["shape"] for p in self.params}
+
     def decide(self) -> Decision:
         """Whether a run of this stage on this machine should compile its graphs."""
         step, graphs = Work(**self.work["step"]), Work(**self.work["graphs"])
         return decide(self.plan["compile"], step, graphs, self.work["n"], self.spec.steps(), self.compute)
 
-    def executor(self, compiled: bool = False, coordinates: Sequence[Tensor] = ()) -> Executor:
+    def executor(
+        self, compiled: bool = False, coordinates: Sequence[Tensor] = (), wire: Wire | None = None
+    ) -> Executor:  # fmt: skip
         """The stage's graphs, loaded; those that a step runs as C++ if `compiled`. `coordinates` are a rank's place."""
-        bodies = {name: self._body(name, layout, compiled) for name, layout in self.graphs.items()}
+        actions = self.schedules[wire.rank if wire else 0]
+        run = {self.calls[a.call].body for a in actions if a.call >= 0}
+        bodies = {n: self._body(n, at, actions, compiled and n in run) for n, at in self.graphs.items()}
         return Executor(
-            self.calls, bodies, self.actions, self.facts["loss"], {}, frozenset(self.trainable()), self.compute,
-            torch.float64 if self.compute == torch.float64 else torch.float32, coordinates,
+            self.calls, bodies, actions, self.facts["loss"], {}, frozenset(self.trainable()), self.compute,
+            torch.float64 if self.compute == torch.float64 else torch.float32, coordinates, wire,
         )  # fmt: skip
 
-    def _body(self, name: str, layout: Mapping[str, Any], compiled: bool) -> Compiled:
-        used = parts_of(self.actions)
+    def _body(self, name: str, layout: Mapping[str, Any], actions: list[Action], compiled: bool) -> Compiled:
+        used = parts_of(actions)
         text = {p: (self.path / "graphs" / f"{name}.{p}.json").read_text() for p in layout["parts"] if p in used}
         return body_of(layout, text, compiled)
 
@@ -130,5 +140,14 @@ def _stage(name: str, path: Path) -> Stage:
     return Stage(
         name, facts["hash"], path, StageSpec.model_validate(facts["spec"]), facts["plan"], facts,
         json.loads((path / "params.json").read_text()), calls, wiring["graphs"],
-        parse((path / "schedule.txt").read_text()), json.loads((path / "work.json").read_text()),
+        schedules(path), json.loads((path / "work.json").read_text()),
+        json.loads((path / "pipeline.json").read_text()) if (path / "pipeline.json").is_file() else {},
     )  # fmt: skip
+
+
+def schedules(path: Path) -> tuple[list[Action], ...]:
+    """The actions of each rank of the pipeline; of all ranks where there is none."""
+    files = [path / "schedule.txt"]
+    if not files[0].is_file():
+        files = [path / f"schedule.{rank}.txt" for rank in range(len(list(path.glob("schedule.*.txt"))))]
+    return tuple(parse(file.read_text()) for file in files)

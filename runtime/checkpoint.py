@@ -240,12 +240,17 @@ def read(
     found: dict[str, dict[str, Tensor]] = {}
     with Reader(path) as reader:
         for group, tensors in manifest["tensors"].items():
-            for name, facts in tensors.items() if only is None or group in only else ():
+            if only is not None and group not in only:
+                continue
+            found[group] = {}
+            for name, facts in tensors.items():
                 pieces = [Piece(p["file"], tuple(p["begin"]), tuple(p["size"])) for p in facts["pieces"]]
                 if not covers(facts["shape"], pieces) or any(p.file not in manifest["files"] for p in pieces):
                     raise RunError(f"the pieces of {name} in {MANIFEST} are not the whole of it")
+                if not sharding.holds(name):
+                    continue
                 region = sharding.region(name, facts["shape"])
-                found.setdefault(group, {})[name] = reader.read(name, DTYPES[facts["dtype"]], region, pieces)
+                found[group][name] = reader.read(name, DTYPES[facts["dtype"]], region, pieces)
     return found
 
 

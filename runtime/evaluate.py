@@ -35,10 +35,11 @@ def validation_loss(
         else:
             count = size
         if count:
-            total += float(executor.forward(params, seat.cut(made))["loss"]) * count
+            found = executor.forward(params, seat.cut(made)).get("loss")
+            total += float(found) * count if found is not None else 0.0
             labels += count
         seat.pulse.touch()
-    return total / labels if labels else math.nan
+    return seat.of_loss(total) / labels if labels else math.nan
 
 
 def write_samples(

@@ -9,13 +9,17 @@ import torch
 from torch import Tensor
 
 from specc.compiler.program import Call
-from specc.compiler.schedule.actions import PARTS, Action
+from specc.compiler.schedule.actions import GRADIENT, READS, Action
 from specc.runtime.weights import Carried, Compiled, Weights, Whole, Wiring
+from specc.runtime.wire import Arrival, Wire
+
+FORWARD = ("F", "SEND", "RECV")
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Losses by microbatch, gradients by parameter path, and the named outputs of the last microbatch."""
+    """Losses by microbatch (none on ranks that do not make it), gradients by parameter path, and the named outputs of
+    the last microbatch."""
 
     losses: list[Tensor]
     grads: dict[str, Tensor]
@@ -32,21 +36,23 @@ class _State:
     saved: dict[tuple[int, int], Sequence[Tensor | None]] = field(default_factory=dict)
     live: dict[tuple[int, int], Sequence[Tensor]] = field(default_factory=dict)
     losses: list[Tensor] = field(default_factory=list)
+    coming: dict[tuple[int, str], list[Arrival]] = field(default_factory=dict)  # of a value, or of parts of a gradient
 
 
 class Executor:
     """Runs one step of a schedule. Values go at their last use, which the schedule tells.
 
-    With the rank's `coordinates` on a mesh, parameters, inputs, values and gradients are the rank's parts."""
+    With the rank's `coordinates` on a mesh, parameters, inputs, values and gradients are the rank's parts. In a
+    pipeline the actions are those of this rank's stages, and `wire` is its end of the lines to the others."""
 
     def __init__(
         self, calls: Sequence[Call], bodies: Mapping[str, Compiled], actions: Sequence[Action], loss: str | None,
         outputs: Mapping[str, str], trainable: frozenset[str], compute: torch.dtype,
-        reduce: torch.dtype = torch.float32, coordinates: Sequence[Tensor] = (),
+        reduce: torch.dtype = torch.float32, coordinates: Sequence[Tensor] = (), wire: Wire | None = None,
     ) -> None:  # fmt: skip
         self.calls, self.bodies, self.actions = calls, bodies, actions
         self.loss, self.outputs, self.trainable = loss, dict(outputs), trainable
-        self.compute = compute
+        self.compute, self.wire = compute, wire
         self.tell: Callable[[int], None] = lambda action: None  # hears of each action of a step before it is run
         self.wiring = Wiring(calls, bodies, trainable, compute, reduce, coordinates)
         self.kept = set(outputs.values()) | ({loss} if loss else set())
@@ -62,12 +68,14 @@ class Executor:
         return outs - fed - {self.loss or ""}
 
     def _last_uses(self) -> list[list[tuple[int, str]]]:
-        """For each action the values that no later action reads: those that forward passes take."""
+        """For each action the values that no later action reads: those that forward passes take, or that are sent."""
         last: dict[tuple[int, str], int] = {}
         for i, a in enumerate(self.actions):
             if a.kind == "F":
                 call = self.calls[a.call]
                 last |= {(a.microbatch, v): i for v in (*call.ins, *call.outs) if v not in self.kept}
+            elif a.kind == "SEND" and not a.is_gradient:
+                last[a.microbatch, a.name] = i
         dead: list[list[tuple[int, str]]] = [[] for _ in self.actions]
         for key, i in last.items():
             dead[i].append(key)
@@ -79,9 +87,9 @@ class Executor:
         later: dict[int, int] = {}  # the next action on a call's parameters
         for i in reversed(range(len(self.actions))):
             a = self.actions[i]
-            if a.kind in PARTS and a.call not in later:
+            if a.kind in READS and a.call not in later:
                 frees[i] = a.call
-            if a.kind in PARTS:
+            if a.kind in READS:
                 later[a.call] = i
             elif a.kind == "UNSHARD":
                 later.pop(a.call, None)
@@ -104,6 +112,8 @@ class Executor:
                 state.values.pop(key, None)
             if done >= 0:
                 state.weights.free(done)
+        if self.wire:
+            self.wire.settle()
         last = len(microbatches) - 1
         outputs = {n: state.values[last, v] for n, v in self.outputs.items()}
         return StepResult(state.losses, state.weights.grads, outputs)
@@ -122,12 +132,31 @@ class Executor:
                 self._backward_weight(a, state)
             case "REDUCE":
                 state.weights.reduce(a.call)
+            case "SEND":
+                self._send(a, state)
+            case "RECV":
+                self._receive(a, state)
+            case "SHARE":
+                assert self.wire is not None
+                state.weights.grads[a.value] = self.wire.share(a.value, state.weights.grads[a.value])
             case "STEP":
                 pass  # the trainer steps the optimizer
+
+    def _send(self, a: Action, state: _State) -> None:
+        assert self.wire is not None
+        key = (a.microbatch, a.name)
+        x = state.d_values.pop(key) if a.is_gradient else state.values[key]
+        self.wire.send(a.name, a.is_gradient, a.microbatch, a.peer, x)
+
+    def _receive(self, a: Action, state: _State) -> None:
+        assert self.wire is not None
+        made = self.wire.receive(a.name, a.is_gradient, a.microbatch, a.peer)
+        state.coming.setdefault((a.microbatch, a.value), []).append(made)
 
     def _forward(self, a: Action, state: _State, weights: Sequence[float]) -> None:
         call, m = self.calls[a.call], a.microbatch
         body = self.bodies[call.body]
+        self._arrived(call, m, state)
         results = body.fwd(*(state.values[m, v] for v in call.ins), *state.weights.operands(a.call))
         for name, t in zip(call.outs, results, strict=False):
             state.values[m, name] = t
@@ -138,6 +167,12 @@ class Executor:
                 state.d_values[m, name] = torch.zeros_like(t)
         if body.bwd is not None:
             state.saved[a.call, m] = self._without(results[body.n_outs :], body)
+
+    def _arrived(self, call: Call, m: int, state: _State) -> None:
+        """Wait for what the call takes from other ranks."""
+        for v in call.ins:
+            for arrival in state.coming.pop((m, f"%{v}"), []):
+                state.values[m, v] = arrival.take()
 
     def _without(self, saved: Sequence[Tensor], body: Compiled) -> Sequence[Tensor | None]:
         """The saved values without the parameters that come again, so that these can go."""
@@ -158,6 +193,8 @@ class Executor:
         for name, flows in zip(call.outs, body.out_grads, strict=True):
             if not flows:
                 continue
+            for arrival in state.coming.pop((m, f"{GRADIENT}{name}"), []):
+                self._add(state, (m, name), arrival.take())
             d = state.d_values.pop((m, name), None)
             assert d is not None, f"the value {name} has no gradient"
             found.append(d.contiguous() if self.wiring.coordinates else d)
@@ -183,45 +220,62 @@ class Executor:
     def _backward_weight(self, a: Action, state: _State) -> None:
         body = self.bodies[self.calls[a.call].body]
         assert body.bwd_weight is not None
-        state.weights.add(a.call, body.bwd_weight(*state.live.pop((a.call, a.microbatch))), ())
+        live = state.live.pop((a.call, a.microbatch))
+        state.weights.add(a.call, body.bwd_weight(*live), live)
 
     def _add_values(self, a: Action, state: _State, grads: Sequence[Tensor]) -> None:
         call = self.calls[a.call]
         names = [v for v, flows in zip(call.ins, self.bodies[call.body].in_grads, strict=True) if flows]
         for name, d in zip(names, grads, strict=True):
-            key = (a.microbatch, name)
-            known = state.d_values.get(key)
-            state.d_values[key] = d if known is None else known + d
+            self._add(state, (a.microbatch, name), d)
+
+    def _add(self, state: _State, key: tuple[int, str], d: Tensor) -> None:
+        known = state.d_values.get(key)
+        state.d_values[key] = d if known is None else known + d
 
     @torch.no_grad()
     def forward(self, params: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The outputs, and the loss as `loss`, of one microbatch; nothing is kept for a backward pass."""
+        """The outputs, and the loss as `loss`, of one microbatch; nothing is kept for a backward pass.
+
+        A rank of a pipeline has those that its stages make."""
         found = dict(inputs)
         for call, outs in self.walk(params, inputs):
             found |= {n: t for n, t in zip(call.outs, outs, strict=True) if n in self.kept}
-        named = {n: found[v] for n, v in self.outputs.items()}
-        return named | ({"loss": found[self.loss]} if self.loss else {})
+        named = {n: found[v] for n, v in self.outputs.items() if v in found}
+        return named | ({"loss": found[self.loss]} if self.loss in found else {})
 
     @torch.no_grad()
     def walk(
         self, params: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
     ) -> Iterator[tuple[Call, Sequence[Tensor]]]:  # fmt: skip
         """Each call of a forward pass with its outs; the next call's parameters come while one runs."""
-        weights, values = self.weights_of(params), dict(inputs)
-        uses: dict[str, int] = {}
-        for i, call in enumerate(self.calls):
-            uses |= dict.fromkeys(call.ins, i)
-        weights.unshard(0)
-        for i, call in enumerate(self.calls):
-            if self.wiring.coordinates and i + 1 < len(self.calls):
-                weights.unshard(i + 1)
-            body = self.bodies[call.body]
-            outs = body.fwd(*(values[v] for v in call.ins), *weights.operands(i))[: body.n_outs]
-            weights.free(i)
-            yield call, outs
-            values |= zip(call.outs, outs, strict=True)
-            for v in [v for v, last in uses.items() if last == i]:
-                values.pop(v, None)
+        actions = [a for a in self.actions if a.microbatch == 0 and a.kind in FORWARD and not a.is_gradient]
+        calls = [a.call for a in actions if a.kind == "F"]
+        state = _State(self.weights_of(params), {(0, n): t for n, t in inputs.items()})
+        last = {v: a for a in actions for v in ((*self.calls[a.call].ins,) if a.kind == "F" else (a.name,))}
+        state.weights.unshard(calls[0])
+        for a in actions:
+            if a.kind == "F":
+                if self.wiring.coordinates and len(calls) > 1:
+                    state.weights.unshard(calls[1])
+                yield self.calls[a.call], self._walk_call(calls.pop(0), state)
+            elif a.kind == "SEND":
+                self._send(a, state)
+            else:
+                self._receive(a, state)
+            for v in [v for v, end in last.items() if end is a]:
+                state.values.pop((0, v), None)
+        if self.wire:
+            self.wire.settle()
+
+    def _walk_call(self, i: int, state: _State) -> Sequence[Tensor]:
+        call = self.calls[i]
+        body = self.bodies[call.body]
+        self._arrived(call, 0, state)
+        outs = body.fwd(*(state.values[0, v] for v in call.ins), *state.weights.operands(i))[: body.n_outs]
+        state.weights.free(i)
+        state.values |= {(0, v): t for v, t in zip(call.outs, outs, strict=True)}
+        return outs
 
 
 __all__ = ["Compiled", "Executor", "StepResult"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,8 @@ from specc.compiler.placement.types import Layout, Mesh, part
 
 
 def join(mesh: Mesh, rank: int) -> list[Tensor]:
-    """Make this rank's group along each axis known by its name; the rank's coordinates as graphs take them.
+    """Make this rank's group along each axis known by its name; the rank's coordinates as graphs take them: those along
+    axes that split dims.
 
     Every rank of the mesh calls it, after `init_process_group`."""
     for a, axis in enumerate(mesh.axes):
@@ -25,7 +26,22 @@ def join(mesh: Mesh, rank: int) -> list[Tensor]:
 
 
 def coordinates(mesh: Mesh, rank: int) -> list[Tensor]:
-    return [torch.tensor([c]) for c in mesh.coordinates(rank)]
+    at = zip(mesh.coordinates(rank), mesh.axes, strict=True)
+    return [torch.tensor([c]) for c, axis in at if axis.role != "stages"]
+
+
+def sharing(holders: Mapping[str, Sequence[int]], mesh: Mesh, rank: int) -> dict[str, dist.ProcessGroup]:
+    """For each parameter that this rank of a pipeline has together with others, the group of these ranks."""
+    stage, place = divmod(rank, mesh.inner.size)
+    made: dict[tuple[int, ...], dist.ProcessGroup] = {}
+    found: dict[str, dist.ProcessGroup] = {}
+    for path, stages in sorted(holders.items()):
+        if stage in stages and len(stages) > 1:
+            ranks = tuple(s * mesh.inner.size + place for s in stages)
+            if ranks not in made:
+                made[ranks] = dist.new_group(list(ranks), use_local_synchronization=True)
+            found[path] = made[ranks]
+    return found
 
 
 def cut(x: Tensor, layout: Layout, mesh: Mesh, rank: int) -> Tensor:

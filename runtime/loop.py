@@ -20,7 +20,7 @@ from specc.runtime.data.prefetch import Prefetch
 from specc.runtime.data.prepare import Prepared
 from specc.runtime.errors import Stopped
 from specc.runtime.evaluate import validation_loss, write_samples
-from specc.runtime.executor import Executor
+from specc.runtime.executor import Executor, StepResult
 from specc.runtime.health import Guard, find_bad
 from specc.runtime.metrics import Metrics
 from specc.runtime.optimizer import AdamW, learning_rate, scale, squares
@@ -131,12 +131,13 @@ def one_step(run: Run, steps: int, take: Callable[[int], Microbatches] | None = 
     ready = time.perf_counter()
     run.executor.tell = lambda action: seat.pulse.at(run.step, action + 1)
     result = run.executor.step(run.params, batches, weights)
-    loss = sum(float(x) * w for x, w in zip(result.losses, weights, strict=True))
+    loss = mean_loss(result, weights)
     seat.pulse.at(run.step, COMPUTED)
     computed = time.perf_counter()
     own = squares(result.grads, seat.owned(result.grads))
     told = seat.team.numbers([own, loss, float(run.signals.asked or 0)])
     seat.pulse.at(run.step, AGREED)
+    loss = float(told[seat.makes_loss, 1])
     norm, asked = math.sqrt(float(told[:, 0].sum())), int(told[:, 2].max())
     lr = learning_rate(spec.schedule, spec.optimizer.lr, run.step, steps)
     bad: list[str] = []
@@ -149,6 +150,11 @@ def one_step(run: Run, steps: int, take: Callable[[int], Microbatches] | None = 
     seat.pulse.at(run.step, UPDATED)
     seconds = {"data": ready - begin, "compute": computed - ready, "optimizer": time.perf_counter() - computed}
     return Step(loss, norm, lr, bad, seconds, asked)
+
+
+def mean_loss(result: StepResult, weights: list[float]) -> float:
+    """Of the microbatches; 0 on a rank of a pipeline that does not make it."""
+    return sum(float(x) * w for x, w in zip(result.losses, weights, strict=True)) if result.losses else 0.0
 
 
 def update(run: Run, grads: dict[str, Tensor], lr: float) -> None:
@@ -182,7 +188,7 @@ def sample(run: Run) -> None:
     if not run.stage.spec.sample.prompts:
         return
     run.seat.pulse.allow(SAMPLING)
-    params = run.seat.wholes(run.best, run.stage.compute)
+    params = run.seat.wholes(run.best, run.stage.shapes(), run.stage.compute)
     if run.metrics:
         for prompt, text in write_samples(run.stage, params, run.tokenizer, run.say, run.seat.pulse.touch):
             run.metrics.sample(run.step, prompt, text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -44,15 +44,19 @@ class Group:
     weight_decay: float
 
 
+def check_patterns(spec: Optimizer, trained: Collection[str]) -> None:
+    """Raises SpecError for a pattern that matches no trained parameter of the model."""
+    for key, pattern in [*(("no_decay", p) for p in spec.no_decay), *(("groups", g.match) for g in spec.groups)]:
+        if not matches([pattern], trained):
+            hint = did_you_mean(pattern, trained)
+            text = f"no trained parameter matches the pattern '{pattern}' of optimizer.{key}"
+            raise SpecError(Diagnostic("S304", text, hint=hint))
+
+
 def groups(spec: Optimizer, params: Mapping[str, Tensor]) -> list[Group]:
     """The parameters by settings. The first of the spec's groups that matches a parameter counts.
 
     Without a word on decay, vectors (norms, biases) and what `no_decay` matches do not decay."""
-    for key, pattern in [*(("no_decay", p) for p in spec.no_decay), *(("groups", g.match) for g in spec.groups)]:
-        if not matches([pattern], params):
-            hint = did_you_mean(pattern, params)
-            text = f"no trained parameter matches the pattern '{pattern}' of optimizer.{key}"
-            raise SpecError(Diagnostic("S304", text, hint=hint))
     made: dict[tuple[float, float], list[str]] = {}
     free = matches(spec.no_decay, params)
     for path, tensor in params.items():
@@ -61,7 +65,8 @@ def groups(spec: Optimizer, params: Mapping[str, Tensor]) -> list[Group]:
         if group is not None and group.weight_decay is not None:
             decay = group.weight_decay
         made.setdefault((group.lr_scale if group else 1.0, decay), []).append(path)
-    return [Group(paths, scale, decay) for (scale, decay), paths in made.items()]
+    found = [Group(paths, scale, decay) for (scale, decay), paths in made.items()]
+    return found or [Group([], 1.0, 0.0)]  # a rank of a pipeline may train nothing
 
 
 def matches(patterns: Iterable[str], paths: Iterable[str]) -> set[str]:
@@ -109,6 +114,8 @@ def squares(grads: Mapping[str, Tensor], owned: Iterable[str]) -> float:
     """The sum of the squares of the gradients that this rank counts; not finite if any gradient that it has is not."""
     counted = set(owned)
     names = sorted(grads)
+    if not names:
+        return 0.0
     norms = torch.stack([n.double() for n in torch._foreach_norm([grads[p] for p in names])])
     if bool(torch.isfinite(norms).all()):
         norms = norms[[i for i, p in enumerate(names) if p in counted]]
@@ -117,7 +124,7 @@ def squares(grads: Mapping[str, Tensor], owned: Iterable[str]) -> float:
 
 def scale(grads: Mapping[str, Tensor], norm: float, limit: float | None) -> None:
     """Bring gradients of a global norm to one of at most `limit`."""
-    if limit is not None and math.isfinite(norm) and norm > limit:
+    if grads and limit is not None and math.isfinite(norm) and norm > limit:
         torch._foreach_mul_(list(grads.values()), limit / (norm + 1e-6))
 
 

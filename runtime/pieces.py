@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 from torch import Tensor
@@ -16,11 +16,14 @@ Region = tuple[slice, ...]
 
 @dataclass(frozen=True)
 class Sharding:
-    """How the tensors of a rank are kept: the layout of each parameter, which its moments and its average share."""
+    """How the tensors of a rank are kept: the layout of each parameter, which its moments and its average share.
+
+    In a pipeline `holders` are the ranks along its axis that have a parameter; the first of them owns it."""
 
     mesh: Mesh
     layouts: Mapping[str, Layout]
     rank: int = 0
+    holders: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def layout(self, name: str, n_dims: int) -> Layout:
         """Of a tensor called `path` or `moment/path`; a scalar, and what is not known, is whole on every rank."""
@@ -43,8 +46,22 @@ class Sharding:
 
     def owns(self, name: str, n_dims: int) -> bool:
         """Whether this rank is the one of those with the same part that writes it and counts it."""
-        at = self.mesh.coordinates(self.rank)
-        return all(p.kind == "S" or not c for p, c in zip(self.layout(name, n_dims), at, strict=True))
+        first = self.first_holder(name)
+        return all(
+            p.kind == "S" or c == (first if axis.role == "stages" else 0)
+            for p, c, axis in zip(
+                self.layout(name, n_dims), self.mesh.coordinates(self.rank), self.mesh.axes, strict=True
+            )
+        )  # fmt: skip
+
+    def holds(self, name: str) -> bool:
+        """Whether this rank of the pipeline has it."""
+        found = self.holders.get(name.split("/", 1)[-1])
+        return found is None or self.rank // self.mesh.inner.size in found
+
+    def first_holder(self, name: str) -> int:
+        """The first rank of the pipeline that has it."""
+        return self.holders.get(name.split("/", 1)[-1], (0,))[0]
 
 
 WHOLE = Sharding(Mesh(()), {})

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from specc.compiler.placement.types import Axis, Layout, Mesh, place_named
+from specc.compiler.graphs import dtype_named
+from specc.compiler.lower.collectives import group_name
+from specc.compiler.placement.types import Axis, Layout, Mesh, R, place_named
 from specc.runtime.built import Stage
 from specc.runtime.errors import RunError
-from specc.runtime.groups import InputLayout, cut_inputs, join, whole
+from specc.runtime.groups import InputLayout, cut_inputs, join, sharing, whole
 from specc.runtime.heartbeat import Pulse
 from specc.runtime.init import initial
 from specc.runtime.pieces import WHOLE, Sharding
 from specc.runtime.team import ALONE, Team, say
+from specc.runtime.wire import Sent, Wire, to_first
 
 
 @dataclass(frozen=True)
 class Seat:
-    """The ranks that work together, this one's parts, and its heartbeat."""
+    """The ranks that work together, this one's parts, and its heartbeat.
+
+    In a pipeline `wire` is this rank's end of its lines, and `makes_loss` the first rank that has the loss."""
 
     team: Team = ALONE
     sharding: Sharding = WHOLE
     inputs: Mapping[str, InputLayout] = field(default_factory=dict)
     coordinates: tuple[Tensor, ...] = ()
     pulse: Pulse = field(default_factory=Pulse)
+    wire: Wire | None = None
+    makes_loss: int = 0
 
     @property
     def leads(self) -> bool:
@@ -42,15 +49,31 @@ class Seat:
         """Those that this rank counts, so that every element of the model is counted once."""
         return [n for n, t in tensors.items() if self.sharding.owns(n, t.ndim)]
 
-    def wholes(self, params: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-        """The whole parameters in a dtype, on rank 0; nothing on the others. All call it."""
-        mesh = self.sharding.mesh
-        found: dict[str, Tensor] = {}
-        for name, t in params.items():
-            x = whole(t.to(dtype), self.sharding.layout(name, t.ndim), mesh) if mesh.axes else t
-            if self.leads:
-                found[name] = x
-        return found
+    def wholes(
+        self, tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], dtype: torch.dtype
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """The whole tensors (parameters, or their gradients) in a dtype, on rank 0; nothing on the others.
+
+        `shapes` are those of all wholes; a rank of a pipeline has some of them. All ranks call it."""
+        found = {n: self._whole(tensors.get(n), n, (dtype, tuple(shape))) for n, shape in shapes.items()}
+        return {n: x for n, x in found.items() if x is not None}
+
+    def _whole(self, t: Tensor | None, name: str, kind: Sent) -> Tensor | None:
+        """One of them; in a pipeline from the first rank that has it."""
+        mesh, holder = self.sharding.mesh, self.sharding.first_holder(name)
+        if not mesh.axes:
+            return t
+        x = None
+        if self.sharding.rank // mesh.inner.size == holder:
+            assert t is not None
+            x = whole(t.to(kind[0]), self.sharding.layout(name, t.ndim), mesh)
+        if holder:
+            return to_first(x, holder * mesh.inner.size, self.sharding.rank, kind)
+        return x if self.leads else None
+
+    def of_loss(self, x: float) -> float:
+        """A number that only the ranks with the loss know, on all ranks."""
+        return float(self.team.numbers([x])[self.makes_loss, 0])
 
     def lists(self, own: list[str]) -> list[str]:
         """What any rank says, each word once; with several ranks, which one says it."""
@@ -70,13 +93,30 @@ def take_seat(stage: Stage, team: Team = ALONE, pulse: Pulse | None = None) -> S
     mesh = mesh_of_stage(stage)
     if mesh.size != team.size:
         raise RunError(f"'{stage.name}' was built for {mesh.size} processes ({mesh}), and this run has {team.size}")
-    layouts = {p["path"]: layout_of(p["layout"]) for p in stage.params} if mesh.axes else {}
+    if not mesh.axes:
+        return Seat(team, Sharding(mesh, {}), {}, (), pulse or Pulse())
+    outer = (R,) * (len(mesh.axes) - len(mesh.inner.axes))  # every rank of a pipeline would have the same
+    layouts = {p["path"]: outer + layout_of(p.get("layout", [])) for p in stage.params}
     inputs = {
-        name: InputLayout(layout_of(at["layout"]), tuple(at["zigzag"]))
-        for name, at in stage.facts.get("input_layouts", {}).items()
+        name: InputLayout(outer + layout_of(at["layout"]), tuple(at["zigzag"]))
+        for name, at in stage.facts["input_layouts"].items()
     }
-    coordinates = tuple(join(mesh, team.rank)) if mesh.axes else ()
-    return Seat(team, Sharding(mesh, layouts, team.rank), inputs, coordinates, pulse or Pulse())
+    sharding = Sharding(mesh, layouts, team.rank, stage.pipeline.get("params", {}))
+    coordinates = tuple(join(mesh, team.rank))
+    makes_loss = stage.pipeline.get("loss", 0) * mesh.inner.size
+    return Seat(team, sharding, inputs, coordinates, pulse or Pulse(), wire_of(stage, sharding), makes_loss)
+
+
+def wire_of(stage: Stage, sharding: Sharding) -> Wire | None:
+    """This rank's end of the pipeline's lines, if there is one."""
+    mesh = sharding.mesh
+    if mesh.stages == 1:
+        return None
+    values = {n: (dtype_named(dtype), tuple(shape)) for n, (dtype, shape) in stage.pipeline["values"].items()}
+    axis = next(a for a in mesh.axes if a.role == "stages")
+    shared = sharing(sharding.holders, mesh, sharding.rank)
+    rank = sharding.rank // mesh.inner.size
+    return Wire(group_name(axis), rank, values, shared, stage.spec.batch.microbatches)
 
 
 def layout_of(words: list[str]) -> Layout:
@@ -88,6 +128,8 @@ def first_values(stage: Stage, seat: Seat, dtype: torch.dtype) -> dict[str, Tens
     """This rank's parts of the first values of all parameters; they depend on no mesh."""
     found: dict[str, Tensor] = {}
     for p in stage.params:
+        if not seat.sharding.holds(p["path"]):
+            continue
         region = seat.sharding.region(p["path"], p["shape"])
         init = p["init"]
         made = initial(p["path"], p["shape"], init["kind"], init["args"], stage.spec.seed, p["fan_in"], region)

@@ -25,7 +25,7 @@ from specc.runtime.heartbeat import STARTING, Pulse
 from specc.runtime.lock import locked
 from specc.runtime.loop import Run, Say, train
 from specc.runtime.metrics import Metrics, open_events
-from specc.runtime.optimizer import AdamW
+from specc.runtime.optimizer import AdamW, check_patterns
 from specc.runtime.progress import Progress
 from specc.runtime.seat import Seat, first_values, take_seat
 from specc.runtime.signals import Signals
@@ -80,12 +80,13 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
         )
         if seat.leads:
             (folder / "facts.json").write_text(json.dumps({"unigram_entropy": entropy}) + "\n")
-    optimizer = AdamW(stage.spec.optimizer, {p: params[p] for p in stage.trainable()})
+    check_patterns(stage.spec.optimizer, stage.trainable())
+    optimizer = AdamW(stage.spec.optimizer, {p: params[p] for p in stage.trainable() if p in params})
     ema = {n: t.clone() for n, t in params.items()} if stage.spec.ema else {}
     metrics = Metrics(folder, step, open_events(folder / "tensorboard", step)) if seat.leads else None
     decision = first(seat.team, lambda: decided(folder / "compile.json", stage.decide))
     say(f"{stage.name}: {decision.why}; a step takes about {duration(decision.step_seconds)}")
-    executor = stage.executor(decision.compiled, seat.coordinates)
+    executor = stage.executor(decision.compiled, seat.coordinates, seat.wire)
     run = Run(stage, folder, tokenizer, data, executor, params, optimizer, ema, metrics, say, step, seat)
     if loaded:
         run.guard = Guard(int(loaded.facts["skipped"]), int(loaded.facts["in_a_row"]))
@@ -129,6 +130,8 @@ def fit(stage: Stage, weights: dict[str, Tensor], seat: Seat) -> None:
     """Raises RunError if the weights are not those that the stage's graphs take."""
     for p in stage.params:
         path = p["path"]
+        if not seat.sharding.holds(path):
+            continue
         if path not in weights:
             raise RunError(f"the checkpoint has no parameter '{path}'")
         shape = list(seat.sharding.shape(path, weights[path].shape))
@@ -171,7 +174,8 @@ def parent_weights(build: Build, stage: Stage, seat: Seat) -> dict[str, Tensor] 
     if loaded is None:
         raise RunError(f"'{stage.name}' starts from '{parent.name}', which has not run")
     weights = loaded.tensors.get("ema", loaded.tensors["weights"])
-    missing = [p["path"] for p in stage.params if p["path"] not in weights]
+    wanted = [p["path"] for p in stage.params if seat.sharding.holds(p["path"])]
+    missing = [path for path in wanted if path not in weights]
     if missing:
         raise RunError(f"'{parent.name}' has no parameter '{missing[0]}', which '{stage.name}' needs")
-    return {p["path"]: weights[p["path"]] for p in stage.params}
+    return {path: weights[path] for path in wanted}

@@ -24,13 +24,21 @@ class Precision(Node):
     reduce: Literal["fp32", "fp64"] = "fp32"
 
 
+class ScheduleSpec(Node):
+    """The order of a pipeline's stages along the axis pp."""
+
+    kind: Literal["gpipe", "1f1b", "interleaved", "zb-h1", "zb-v", "dualpipe-v"] = "1f1b"
+    chunks: PositiveInt | None = Field(None, description="stages of a rank; default: the fewest that the schedule has")
+
+
 class PlanSpec(Node):
     cluster: Cluster = Cluster()
     mesh: Literal["auto"] | dict[str, AxisSize] = Field(
         "auto",
-        description="axes and their sizes, outermost first: dp_replicate, dp (batch), cp, ring (sequence), "
-        "ep (experts), tp (weights); one may be auto: what is left of the devices",
+        description="axes and their sizes, outermost first: pp (stages), dp_replicate, dp (batch), cp, ring "
+        "(sequence), ep (experts), tp (weights); one may be auto: what is left of the devices",
     )
+    schedule: ScheduleSpec = ScheduleSpec()
     zero: Literal[0, 1, 2, 3] = Field(
         0, description="what the batch axes split: 1 moments, 2 gradients too, 3 weights too"
     )

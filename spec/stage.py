@@ -75,6 +75,11 @@ class Batch(Node):
         """Sequences at a time."""
         return self.microbatch or self.sequences
 
+    @property
+    def microbatches(self) -> int:
+        """Microbatches a step."""
+        return self.sequences // self.size
+
     @model_validator(mode="after")
     def _divides(self) -> Batch:
         if self.microbatch and self.sequences % self.microbatch:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from specc.runtime.optimizer import AdamW, clip, groups, learning_rate
+from specc.runtime.optimizer import AdamW, check_patterns, clip, groups, learning_rate
 from specc.spec.errors import SpecError
 from specc.spec.stage import Optimizer, ParamGroup, Schedule
 
@@ -71,7 +71,7 @@ def test_the_first_group_that_matches_counts() -> None:
 @pytest.mark.parametrize("spec", [Optimizer(no_decay=["embd.*"]), Optimizer(groups=[ParamGroup(match="embd.*")])])
 def test_a_pattern_that_matches_nothing_is_an_error(spec: Optimizer) -> None:
     with pytest.raises(SpecError, match=r"no trained parameter matches the pattern 'embd\.\*'"):
-        groups(spec, PARAMS)
+        check_patterns(spec, PARAMS)
 
 
 def test_adamw_follows_its_formula() -> None:

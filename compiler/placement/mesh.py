@@ -7,13 +7,15 @@ from collections.abc import Iterator, Mapping
 
 from specc.compiler.placement.options import Options
 from specc.compiler.placement.types import Axis, Mesh, Role
+from specc.compiler.schedule.schedules import pipeline
 from specc.spec.errors import Diagnostic, SpecError, did_you_mean
 from specc.spec.plan import PlanSpec
 from specc.spec.spec import Spec
 from specc.spec.stage import StageSpec
 
 ROLES: Mapping[str, Role] = {
-    "dp_replicate": "batch", "dp": "batch", "cp": "sequence", "ring": "sequence", "ep": "experts", "tp": "free",
+    "pp": "stages", "dp_replicate": "batch", "dp": "batch", "cp": "sequence", "ring": "sequence", "ep": "experts",
+    "tp": "free",
 }  # fmt: skip
 BATCH: tuple[Role, ...] = ("batch", "experts")  # roles whose axes divide the sequences of a microbatch
 # Strategies without a dim, which a pin may name instead of a dim to split.
@@ -58,6 +60,9 @@ def _axes(spec: Spec) -> Iterator[Diagnostic]:
     names = [(("plan", "mesh", name), name) for name in mesh]
     names += [(("plan", "pins", path), axis) for path, pins in spec.plan.pins.items() for axis in pins]
     for at, name in names:
+        if ROLES.get(name) == "stages" and name != next(iter(mesh), ""):
+            text = f"'{name}' is the outermost axis of a mesh: its ranks have whole meshes of the others"
+            yield Diagnostic("S528", text, spec.mark(at), f"name '{name}' first in plan.mesh")
         if name not in ROLES:
             yield Diagnostic("S520", f"a mesh has no axis '{name}'", spec.mark(at), did_you_mean(name, ROLES))
 
@@ -117,6 +122,18 @@ def _stage(spec: Spec, name: str, stage: StageSpec, mesh: Mesh) -> Iterator[Diag
             at = spec.mark(("stages", name, "data", "seq_len")) or spec.mark(("stages", name))
             text = f"the sequences of '{name}' have {length} tokens, which do not divide over {_list(along)}"
             yield Diagnostic("S523", text, at, f"data.seq_len: {_up(length, m)}")
+    if mesh.stages > 1:
+        yield from _pipeline(spec, stage, mesh.stages)
+
+
+def _pipeline(spec: Spec, stage: StageSpec, ranks: int) -> Iterator[Diagnostic]:
+    """A schedule's numbers."""
+    chosen = spec.plan.schedule
+    try:
+        pipeline(chosen.kind, ranks, stage.batch.microbatches, chosen.chunks)
+    except SpecError as e:
+        at = spec.mark(("plan", "schedule")) or spec.mark(("plan", "mesh"))
+        yield from (Diagnostic(d.code, d.message, at, d.hint) for d in e.diagnostics)
 
 
 def _list(axes: list[Axis]) -> str:

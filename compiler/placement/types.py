@@ -16,12 +16,13 @@ from typing import Literal
 
 from specc.compiler.types import TensorType
 
-Role = Literal["batch", "sequence", "experts", "free"]
+Role = Literal["batch", "sequence", "experts", "free", "stages"]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A mesh axis. A role other than `free` says which dims it splits, so that the solver has nothing to choose."""
+    """A mesh axis. A role other than `free` says which dims it splits, so that the solver has nothing to choose;
+    `stages` splits no dims but the calls of the model."""
 
     name: str
     size: int
@@ -43,6 +44,16 @@ class Mesh:
 
     def __str__(self) -> str:
         return " ".join(map(str, self.axes)) or "one process"
+
+    @property
+    def stages(self) -> int:
+        """Ranks of the pipeline."""
+        return math.prod(a.size for a in self.axes if a.role == "stages")
+
+    @property
+    def inner(self) -> Mesh:
+        """The mesh of one rank of the pipeline: what values are placed on."""
+        return Mesh(tuple(a for a in self.axes if a.role != "stages"))
 
     def coordinates(self, rank: int) -> tuple[int, ...]:
         """The rank's place along each axis."""

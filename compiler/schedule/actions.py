@@ -2,36 +2,49 @@
 
 `F` runs a call forward, `B` backward (`I` and `W` are its input and weight halves), `UNSHARD` begins to make the
 parameters that a call's graphs compute with, `REDUCE` brings its gradients together, `STEP` runs the optimizer.
-Parameters of a call go after their last use before they are made again."""
+Parameters of a call go after their last use before they are made again. In a pipeline, `SEND` and `RECV` begin to move
+a value (`%v2`) or its gradient (`d%v2`) between ranks, and `SHARE` adds up the gradient of what several ranks have."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Kind = Literal["UNSHARD", "F", "B", "I", "W", "REDUCE", "STEP"]
+Kind = Literal["UNSHARD", "F", "B", "I", "W", "REDUCE", "SEND", "RECV", "SHARE", "STEP"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PARTS: dict[Kind, str] = {"F": "fwd", "B": "bwd", "I": "bwd_input", "W": "bwd_weight"}
 CARRY: dict[Kind, tuple[str, ...]] = {"UNSHARD": ("unshard_start", "unshard_finish"), "REDUCE": ("reduce",)}
+READS: tuple[Kind, ...] = ("F", "B", "I")  # the actions whose graphs take a call's parameters
+GRADIENT = "d%"
 
 
 @dataclass(frozen=True)
 class Action:
-    """One action; `call` is an index into the program's calls, -1 where the action is of all of them."""
+    """One action; `call` is an index into the program's calls, -1 where the action is of all of them.
+
+    `peer` is the rank of the pipeline at the other end, `value` what is moved or shared."""
 
     kind: Kind
     call: int = -1
     microbatch: int = -1
+    peer: int = -1
+    value: str = ""
 
     def __str__(self) -> str:
-        parts: list[str] = [self.kind]
-        if self.call >= 0:
-            parts.append(f"c{self.call}")
-        if self.microbatch >= 0:
-            parts.append(f"m{self.microbatch}")
-        return " ".join(parts)
+        numbers = {"c": self.call, "m": self.microbatch, "r": self.peer}
+        parts = [self.kind, *(f"{letter}{n}" for letter, n in numbers.items() if n >= 0), self.value]
+        return " ".join(parts).rstrip()
+
+    @property
+    def is_gradient(self) -> bool:
+        return self.value.startswith(GRADIENT)
+
+    @property
+    def name(self) -> str:
+        """The value that is moved, or whose gradient is."""
+        return self.value.partition("%")[2]
 
 
 def parse(text: str) -> list[Action]:
@@ -47,35 +60,53 @@ def parts_of(actions: Iterable[Action]) -> set[str]:
 
 def _action(words: list[str]) -> Action:
     kinds: dict[str, Kind] = {k: k for k in KINDS}
+    kind = kinds[words[0]]
+    value = words.pop() if kind in ("SEND", "RECV", "SHARE") else ""
     numbers = {w[0]: int(w[1:]) for w in words[1:]}
-    return Action(kinds[words[0]], numbers.get("c", -1), numbers.get("m", -1))
+    return Action(kind, numbers.get("c", -1), numbers.get("m", -1), numbers.get("r", -1), value)
 
 
 def one_rank(n_calls: int, n_microbatches: int, backward: set[int]) -> list[Action]:
     """One process, one pipeline stage: forward and backward of a microbatch after the other, then the step."""
-    actions = [Action("UNSHARD")]
-    for m in range(n_microbatches):
-        actions += [Action("F", c, m) for c in range(n_calls)]
-        actions += [Action("B", c, m) for c in reversed(range(n_calls)) if c in backward]
-    return [*actions, Action("REDUCE"), Action("STEP")]
+    return [Action("UNSHARD"), *_in_turn(n_calls, n_microbatches, backward), Action("REDUCE"), Action("STEP")]
 
 
 def one_of_mesh(
     n_calls: int, n_microbatches: int, backward: set[int], gather_each_use: bool, reduce_each_microbatch: bool
 ) -> list[Action]:  # fmt: skip
-    """A rank of a mesh without pipeline stages. Parameters come once a step, or for each use while the one before
-    runs; gradients are brought together after each microbatch, or after the last."""
-    uses = [
+    """A rank of a mesh without pipeline stages."""
+    uses = _in_turn(n_calls, n_microbatches, backward)
+    return [*carried(uses, gather_each_use, reduce_each_microbatch), Action("STEP")]
+
+
+def _in_turn(n_calls: int, n_microbatches: int, backward: set[int]) -> list[Action]:
+    return [
         a for m in range(n_microbatches)
         for a in [*(Action("F", c, m) for c in range(n_calls)),
                   *(Action("B", c, m) for c in reversed(range(n_calls)) if c in backward)]
     ]  # fmt: skip
-    last = n_microbatches - 1
-    actions = [Action("UNSHARD", c) for c in range(1 if gather_each_use else n_calls)]
-    for a, later in zip(uses, [*uses[1:], None], strict=True):
-        if gather_each_use and later and later.call != a.call:
-            actions.append(Action("UNSHARD", later.call))
+
+
+def carried(uses: Sequence[Action], gather_each_use: bool, reduce_each_microbatch: bool) -> list[Action]:
+    """The actions with those on parameters kept in parts. Parameters come once a step, or for each use while the one
+    before runs; gradients are brought together after each microbatch, or after the last."""
+    calls = list(dict.fromkeys(a.call for a in uses if a.kind in READS))
+    last = {a.call: i for i, a in enumerate(uses) if a.kind in ("B", "W")}
+    later = _later(uses)
+    actions = [Action("UNSHARD", c) for c in (calls[:1] if gather_each_use else calls)]
+    for i, a in enumerate(uses):
+        if gather_each_use and later[i] not in (-1, a.call):
+            actions.append(Action("UNSHARD", later[i]))
         actions.append(a)
-        if a.kind == "B" and (reduce_each_microbatch or a.microbatch == last):
+        if a.kind in ("B", "W") and (reduce_each_microbatch or last[a.call] == i):
             actions.append(Action("REDUCE", a.call, a.microbatch))
-    return [*actions, Action("STEP")]
+    return actions
+
+
+def _later(uses: Sequence[Action]) -> list[int]:
+    """For each action that reads parameters the call whose parameters are read next; -1: none, or no such action."""
+    found, following = [-1] * len(uses), -1
+    for i in reversed(range(len(uses))):
+        if uses[i].kind in READS:
+            found[i], following = following, uses[i].call
+    return found

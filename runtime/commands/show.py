@@ -16,7 +16,7 @@ from specc.spec.spec import Spec, load
 
 SHOWN_LENGTH = 1024  # tokens a sequence, where no stage says it
 # What a build holds as text: the files of each choice of `--emit` below stages/NAME/.
-FILES = {"program": "program.txt", "graphs": "graphs/*.txt", "schedule": "schedule.txt"}
+FILES = {"program": "program.txt", "graphs": "graphs/*.txt", "schedule": "schedule*.txt"}
 
 
 def run(args: argparse.Namespace) -> int:

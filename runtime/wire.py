@@ -1,0 +1,86 @@
+"""What ranks of a pipeline send each other: values between calls, and their gradients. Only a use waits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from specc.compiler.lower.named_groups import resolve
+
+Sent = tuple[torch.dtype, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A value on its way here."""
+
+    buffer: Tensor
+    work: dist.Work
+
+    def take(self) -> Tensor:
+        self.work.wait()
+        return self.buffer
+
+
+@dataclass
+class Wire:
+    """This rank's end of a pipeline's lines. `rank` is its place along the axis whose group is called `group`, `values`
+    are those that are sent, with their types, `shared` the groups of ranks that have the same parameters.
+
+    A message has a tag of its own in a step, so that the order in which ends speak and listen need not be the same."""
+
+    group: str
+    rank: int
+    values: Mapping[str, Sent]
+    shared: Mapping[str, dist.ProcessGroup]
+    microbatches: int
+    leaving: list[tuple[dist.Work, Tensor]] = field(default_factory=list)
+
+    def send(self, name: str, is_gradient: bool, microbatch: int, peer: int, x: Tensor) -> None:
+        """Begin to send; the tensor is held until `settle`."""
+        sent = x.contiguous()
+        tag = self.tag(name, is_gradient, microbatch)
+        work = dist.isend(sent, group=resolve(self.group), tag=tag, group_dst=peer)
+        assert work is not None
+        self.leaving.append((work, sent))
+
+    def receive(self, name: str, is_gradient: bool, microbatch: int, peer: int) -> Arrival:
+        """Begin to receive."""
+        dtype, shape = self.values[name]
+        buffer = torch.empty(shape, dtype=dtype)
+        tag = self.tag(name, is_gradient, microbatch)
+        work = dist.irecv(buffer, group=resolve(self.group), tag=tag, group_src=peer)
+        assert work is not None
+        return Arrival(buffer, work)
+
+    def tag(self, name: str, is_gradient: bool, microbatch: int) -> int:
+        return (list(self.values).index(name) * self.microbatches + microbatch) * 2 + is_gradient
+
+    def settle(self) -> None:
+        """Wait until all that was sent has been received."""
+        for work, _ in self.leaving:
+            work.wait()
+        self.leaving.clear()
+
+    def share(self, name: str, gradient: Tensor) -> Tensor:
+        """The sum of a parameter's gradients over the ranks that have it."""
+        total = gradient.contiguous()
+        dist.all_reduce(total, group=self.shared[name])
+        return total
+
+
+def to_first(x: Tensor | None, source: int, rank: int, kind: Sent) -> Tensor | None:
+    """The tensor that the rank `source` of the whole run has, on rank 0; None on the others."""
+    if rank == source:
+        assert x is not None
+        dist.send(x.contiguous(), 0)
+    if rank:
+        return None
+    dtype, shape = kind
+    found = torch.empty(shape, dtype=dtype)
+    dist.recv(found, source)
+    return found
