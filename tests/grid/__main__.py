@@ -25,19 +25,20 @@ def cases(models: Iterable[str], plans: Iterable[str], ranks: Iterable[int], dty
         for plan in plans:
             for model in models:
                 p = PLANS[plan]
-                if n >= p.least and (not p.only or model in p.only) and n <= p.most:
+                fits = model in p.only if p.only else not TRACERS[model].is_deep
+                if p.least <= n <= p.most and fits:
                     yield Case(model, plan, n, dtype)
 
 
 def run(chosen: Sequence[Case], tell: bool = True) -> dict[str, str | float]:
     """The error of each case, or what went wrong."""
     found: dict[str, str | float] = {}
-    known: dict[tuple[str, torch.dtype], Outcome] = {}
+    known: dict[tuple[str, torch.dtype, int], Outcome] = {}
     for n in sorted({c.ranks for c in chosen}):
         every = [c for c in chosen if c.ranks == n]
         for i in range(0, len(every), BATCH):
             for case, result in run_batch(every[i : i + BATCH], n):
-                key = (case.model, case.dtype)
+                key = (case.model, case.dtype, PLANS[case.plan].microbatches)
                 if isinstance(result, Sent) and key not in known:
                     known[key] = reference(*key)
                 found[str(case)] = error(result.outcome(), known[key]) if isinstance(result, Sent) else result

@@ -26,6 +26,7 @@ class Tracer:
     sizes: Mapping[str, int]
     objective: str | None = None
     fused: bool = True
+    is_deep: bool = False  # for pipelines alone
     also: tuple[str, ...] = field(default=())
 
     def program(self) -> Program:
@@ -37,6 +38,12 @@ class Tracer:
 
 TRACERS: Mapping[str, Tracer] = {
     "llama": Tracer("llama", {"D": 32, "L": 2, "H": 8, "K": 4, "F": 64, "V": 64}, {"B": 8, "S": 32}, "causal_lm"),
+    "llama_deep": Tracer(
+        "llama", {"D": 32, "L": 6, "H": 8, "K": 4, "F": 64, "V": 64}, {"B": 8, "S": 32}, "causal_lm", is_deep=True
+    ),
+    "gpt2_deep": Tracer(
+        "gpt2", {"D": 32, "L": 7, "H": 8, "F": 64, "V": 64, "CTX": 32}, {"B": 8, "S": 32}, "causal_lm", is_deep=True
+    ),
     "deepseek_v2": Tracer(
         "deepseek_v2",
         {"D": 32, "L": 3, "H": 8, "QR": 16, "KR": 8, "N": 8, "R": 4, "E_V": 8, "F": 64, "E": 8, "K": 2, "FE": 16,

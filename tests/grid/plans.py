@@ -15,7 +15,8 @@ MakeMesh = Callable[[int], tuple[Axis, ...]]
 class Plan:
     """`least` and `most` are the numbers of ranks that it is for; `only` the models that it says something about.
 
-    With `sunk`, masks are made where they are used, from attributes of tokens."""
+    With `sunk`, masks are made where they are used, from attributes of tokens. A pipeline has a `schedule`, and a step
+    so many `microbatches`."""
 
     axes: MakeMesh
     options: Options = field(default_factory=Options)
@@ -23,6 +24,8 @@ class Plan:
     only: tuple[str, ...] = ()
     most: int = 8
     sunk: bool = False
+    schedule: str = ""
+    microbatches: int = 2
 
     def mesh(self, ranks: int) -> Mesh:
         return Mesh(self.axes(ranks))
@@ -40,9 +43,26 @@ def cp(n: int) -> Axis:
     return Axis("cp", n, "sequence")
 
 
+def pp(n: int) -> Axis:
+    return Axis("pp", n, "stages")
+
+
+def staged(schedule: str, only: tuple[str, ...], microbatches: int = 8) -> Plan:
+    """A pipeline alone, on 2 and 4 ranks."""
+    return Plan(lambda n: (pp(n),), only=only, most=4, sunk=True, schedule=schedule, microbatches=microbatches)
+
+
+def crossed(
+    inner: Axis, options: Options, schedule: str = "1f1b", only: tuple[str, ...] = ("llama_deep", "t5")
+) -> Plan:
+    """A pipeline whose ranks are meshes of their own."""
+    return Plan(lambda n: (pp(n // inner.size), inner), options, 4, only, 8, True, schedule, 8)
+
+
 TOKENS = ("q", "k", "v", "out")
 BY_HEADS = {f"layers.attention.{p}": {"up": "split:S"} for p in TOKENS} | {"layers.attention.attend": {"up": "split:H"}}
 TEXT = ("llama", "deepseek_v2", "t5", "cogvlm_expert")
+DEEP = ("llama_deep", "gpt2_deep")
 CAUSAL = ("llama", "deepseek_v2", "cogvlm_expert")
 PLANS: Mapping[str, Plan] = {
     "dp": Plan(lambda n: (dp(n),)),
@@ -72,4 +92,20 @@ PLANS: Mapping[str, Plan] = {
         only=("llama",),
         sunk=True,
     ),
+    "1f1b": staged("1f1b", ("llama_deep", "gpt2_deep", "t5", "deepseek_v2", "cogvlm_expert", "sd3")),
+    "1f1b-few": staged("1f1b", ("llama", "llama_deep"), 2),
+    "gpipe": staged("gpipe", (*DEEP, "t5")),
+    "interleaved": staged("interleaved", DEEP),
+    "zb-h1": staged("zb-h1", (*DEEP, "t5", "sd3")),
+    "zb-v": staged("zb-v", DEEP),
+    "dualpipe-v": staged("dualpipe-v", DEEP),
+    "pp+zero1": crossed(dp(2), Options(zero=1), "zb-v", DEEP),
+    "pp+zero2": crossed(dp(2), Options(zero=2), "zb-h1"),
+    "pp+zero3": crossed(dp(2), Options(zero=3)),
+    "pp+zero3-zb-v": crossed(dp(2), Options(zero=3), "zb-v", DEEP),
+    "pp+tp": crossed(tp(2), Options(sequence_parallel=True)),
+    "pp+tp-dualpipe-v": crossed(tp(2), Options(sequence_parallel=False), "dualpipe-v", DEEP),
+    "pp+ring": crossed(cp(2), Options(context="ring")),
+    "pp+ep": crossed(Axis("ep", 2, "experts"), Options(), only=("deepseek_v2",)),
+    "pp+dp+tp": Plan(lambda n: (pp(n // 4), dp(2), tp(2)), Options(zero=3), 8, ("llama_deep",), 8, True, "1f1b", 8),
 }
