@@ -13,7 +13,7 @@ AxisSize = PositiveInt | Literal["auto"]
 
 class Cluster(Node):
     devices: AxisSize = Field("auto", description="processes in all; auto: as many as the mesh has")
-    device: Literal["cpu"] = "cpu"
+    device: str = Field("cpu", description="what placements are priced for, a name of the tables; cpu: an h100-sxm")
 
 
 class Precision(Node):

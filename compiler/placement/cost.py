@@ -1,6 +1,6 @@
 """What a placement costs in seconds: a roofline for equations, rings for collectives.
 
-The constants are published peaks and usual fractions of them, not yet calibrated; all stand in this file."""
+What devices and links reach stands in compiler/hardware."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from specc.compiler.cost import eqn_cost
+from specc.compiler.hardware.tables import hardware, row_of
 from specc.compiler.placement.placed import Strategy
 from specc.compiler.placement.reshard import Move, moves
 from specc.compiler.placement.types import Layout, Mesh
 from specc.compiler.program import Eqn
 from specc.compiler.types import TensorType, size_of
+from specc.spec.hardware import Format, Hardware
 
 BACKWARD = 2.0  # work of a backward over that of its forward
 RING_HIDDEN = 0.5  # of what a ring of keys and values sends goes beside its work
@@ -42,10 +44,16 @@ class Links:
     far_latency: float
 
 
-H100 = Device("h100-sxm", flops=989e12 * 0.6, bandwidth=3.35e12 * 0.7, launch=5e-6, memory=80e9)
-CPU = Device("cpu", flops=5e10, bandwidth=1e10, launch=5e-6, memory=16e9)
-NVLINK = Links(node=8, near=360e9, far=45e9, near_latency=8e-6, far_latency=15e-6)
-GLOO = Links(node=8, near=2e9, far=1e9, near_latency=1e-4, far_latency=2e-4)
+def rates(name: str, tables: Hardware, form: Format = "bf16") -> tuple[Device, Links]:
+    """What a row of the hardware tables comes down to."""
+    d = row_of(tables.devices, name, "device")
+    near, far = (row_of(tables.links, link, "link") for link in (d.near, d.far))
+    flops = d.peak[form] * d.product[form] * 1e12
+    device = Device(name, flops, d.bandwidth * d.stream * 1e9, d.launch * 1e-6, d.memory * 2**30)
+    return device, Links(d.node, near.bandwidth * 1e9, far.bandwidth * 1e9, near.latency * 1e-6, far.latency * 1e-6)
+
+
+H100, NVLINK = rates("h100-sxm", hardware())
 
 # Bytes that a rank of n sends in a ring, over those of the whole value.
 COLLECTIVES: Mapping[str, Callable[[int], float]] = {

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
-from specc.compiler.placement.options import Options
+from specc.compiler.hardware.tables import hardware, row_of
+from specc.compiler.placement.cost import rates
+from specc.compiler.placement.options import DEFAULTS, Options
 from specc.compiler.placement.types import Axis, Mesh, Role
 from specc.compiler.schedule.schedules import pipeline
 from specc.spec.errors import Diagnostic, SpecError, did_you_mean
@@ -34,7 +36,12 @@ def options_of(plan: PlanSpec) -> Options:
     sequence = {"auto": None, "on": True, "off": False}[plan.sequence_parallel]
     itemsize = ITEMSIZE[plan.precision.compute]
     pins = {path.replace(".*", ""): {a: _strategy(word) for a, word in at.items()} for path, at in plan.pins.items()}
-    return Options(zero=plan.zero, sequence_parallel=sequence, context=plan.context, itemsize=itemsize, pins=pins)
+    name = plan.cluster.device
+    device, links = (DEFAULTS.device, DEFAULTS.links) if name == "cpu" else rates(name, hardware())
+    return Options(
+        zero=plan.zero, sequence_parallel=sequence, context=plan.context, itemsize=itemsize, pins=pins, device=device,
+        links=links,
+    )  # fmt: skip
 
 
 def _strategy(pin: str) -> str:
@@ -43,8 +50,8 @@ def _strategy(pin: str) -> str:
 
 
 def mesh_mistakes(spec: Spec) -> list[Diagnostic]:
-    """Axes that do not exist, sizes that do not fit the devices, and microbatches that do not divide over the mesh."""
-    found = list(_axes(spec))
+    """Names that do not exist, sizes that do not fit the devices, and microbatches that do not divide over the mesh."""
+    found = [*_axes(spec), *_device(spec)]
     if not found:
         try:
             mesh = mesh_of(spec.plan)
@@ -65,6 +72,14 @@ def _axes(spec: Spec) -> Iterator[Diagnostic]:
             yield Diagnostic("S528", text, spec.mark(at), f"name '{name}' first in plan.mesh")
         if name not in ROLES:
             yield Diagnostic("S520", f"a mesh has no axis '{name}'", spec.mark(at), did_you_mean(name, ROLES))
+
+
+def _device(spec: Spec) -> Iterator[Diagnostic]:
+    try:
+        row_of(hardware().devices, spec.plan.cluster.device, "device")
+    except SpecError as e:
+        at = spec.mark(("plan", "cluster", "device"))
+        yield from (Diagnostic(d.code, d.message, at, d.hint) for d in e.diagnostics)
 
 
 def _sizes(plan: PlanSpec) -> dict[str, int]:

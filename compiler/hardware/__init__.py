@@ -1,0 +1,1 @@
+"""What devices, links and training software reach: tables, and how they are read."""

@@ -1,0 +1,50 @@
+"""The tables of devices, links and software; a file of the user's may add rows, or replace some."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+from specc.spec.errors import Diagnostic, SpecError, did_you_mean
+from specc.spec.hardware import Hardware, HardwareFile
+from specc.spec.loader import Document, load_text, validate
+from specc.spec.use import read_file
+
+FILES = ("devices.yaml", "links.yaml", "software.yaml")
+Row = TypeVar("Row")
+
+
+def hardware(extra: Path | None = None) -> Hardware:
+    """All rows. Raises SpecError for a file that is not such a table."""
+    texts = {name: files("specc.compiler.hardware").joinpath(name).read_text(encoding="utf-8") for name in FILES}
+    documents = [load_text(text, name) for name, text in texts.items()]
+    if extra is not None:
+        documents.append(load_text(read_file(extra), str(extra)))
+        validate(documents[-1], HardwareFile)
+    rows: dict[str, dict[str, Any]] = {table: {} for table in Hardware.model_fields}
+    for document in documents:
+        for table, found in document.data.items():
+            rows[table] |= found
+    whole = {table: {name: _whole(found, name) for name in found} for table, found in rows.items()}
+    return validate(Document(whole, documents[-1].marks), Hardware)
+
+
+def row_of(table: Mapping[str, Row], name: str, what: str) -> Row:
+    """A row by name."""
+    if name not in table:
+        raise SpecError(Diagnostic("S540", f"no {what} is called '{name}'", None, did_you_mean(name, table)))
+    return table[name]
+
+
+def _whole(table: Mapping[str, Any], name: str, after: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A row with what it takes from the one that it is like."""
+    row = dict(table[name])
+    other = row.pop("like", None)
+    if other is None:
+        return row
+    if other not in table or other in after:
+        why = "is like itself" if other in after else f"is like '{other}', which is no row"
+        raise SpecError(Diagnostic("S540", f"the row '{name}' {why}", None, did_you_mean(str(other), table)))
+    return _whole(table, other, (*after, name)) | row

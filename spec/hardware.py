@@ -1,0 +1,69 @@
+"""Tables of hardware and of training software: what a file of them may say. The units stand at each field."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from specc.spec.node import Node
+
+Format = Literal["fp8", "bf16", "fp32", "fp64"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Link(Node):
+    """One way of devices to each other."""
+
+    bandwidth: PositiveFloat = Field(description="GB/s that a device sends, as collectives reach it")
+    latency: NonNegativeFloat = Field(description="microseconds before the first byte arrives")
+
+
+class Device(Node):
+    """A device by its data sheet, and what shares of that are reached."""
+
+    peak: dict[Format, PositiveFloat] = Field(description="TFLOP/s of dense products")
+    bandwidth: PositiveFloat = Field(description="GB/s of its memory")
+    memory: PositiveFloat = Field(description="GiB")
+    units: PositiveInt = Field(description="processors that the tiles of a kernel spread over")
+    node: PositiveInt = Field(description="devices that near links join")
+    near: str = Field(description="the link within a node")
+    far: str = Field(description="the link between nodes")
+    product: dict[Format, Share] = Field(description="share of the peak that a large product reaches")
+    attention: dict[str, tuple[Share, Share]] = Field(
+        description="share of the bf16 peak of an attention kernel's forward and backward, long sequences, head dim 128"
+    )
+    stream: Share = Field(description="share of the bandwidth that row-wise kernels reach")
+    launch: PositiveFloat = Field(description="microseconds before a kernel begins")
+
+
+class Software(Node):
+    """A generation of training software: which kernels it has, and what it does at the same time."""
+
+    attention: str = Field(description="its attention kernel")
+    passes: PositiveFloat = Field(description="traffic of row-wise work over that of one kernel an op")
+    logits: PositiveFloat = Field(description="bytes that the loss reads and writes for each logit")
+    host: NonNegativeFloat = Field(description="microseconds in which the host starts an op, forward")
+    hidden_tensor: Share = Field(description="share of tensor parallel collectives beside products")
+    hidden_data: Share = Field(description="share of what data parallelism sends beside work, as far as there is work")
+    hidden_context: Share = Field(description="share of what context parallelism sends beside attention")
+    reduce: PositiveInt = Field(4, description="bytes of a gradient on its way to be summed")
+    merged: bool = Field(True, description="whether products of one operand are one: queries, keys and values")
+    gathers_fp8: bool = Field(False, description="whether ZeRO-3 gathers the weights of fp8 products in fp8")
+    quantise: PositiveFloat = Field(1.0, description="passes over the operands of an fp8 product")
+
+
+class Hardware(Node):
+    """All rows, by name."""
+
+    devices: dict[str, Device] = {}
+    links: dict[str, Link] = {}
+    software: dict[str, Software] = {}
+
+
+class HardwareFile(Node):
+    """A file of rows. `like: NAME` takes all that a row does not say from another."""
+
+    devices: dict[str, dict[str, Any]] = {}
+    links: dict[str, dict[str, Any]] = {}
+    software: dict[str, dict[str, Any]] = {}
