@@ -1,0 +1,104 @@
+"""Seconds of a call of a body on one microbatch: its work, and what it sends and waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from specc.compiler.foresight.kernels import Both, seconds
+from specc.compiler.foresight.network import Group, collective
+from specc.compiler.foresight.recipe import Again, Recipe
+from specc.compiler.foresight.work import BodyWork, Kernel
+from specc.spec.hardware import Device, Link, Software
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A device with its links to others, and the software that runs on it."""
+
+    device: Device
+    near: Link
+    far: Link
+    software: Software
+
+    def seconds(self, kind: str, nbytes: float, size: int, stride: int) -> float:
+        """Of a collective that joins `nbytes` of `size` ranks, each `stride` devices from the next."""
+        return collective(kind, nbytes, Group(size, stride, self.device.node), self.near, self.far)
+
+
+@dataclass(frozen=True)
+class CallTime:
+    """Work of one call, and what is sent and not hidden beside it."""
+
+    work: Both
+    sent: Both
+
+    @property
+    def forward(self) -> float:
+        return self.work.forward + self.sent.forward
+
+    @property
+    def backward(self) -> float:
+        return self.work.backward + self.sent.backward
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward
+
+
+def call_time(work: BodyWork, recipe: Recipe, cluster: Cluster, again: Again) -> CallTime:
+    """`again` says what of the forward is done once more in the backward."""
+    done = _work(work, recipe, cluster, again)
+    return CallTime(done, _messages(work, recipe, cluster, again) + _weights(work, recipe, cluster, done))
+
+
+def exposed(sent: float, beside: float, hidden: float) -> float:
+    """What is not hidden of something sent beside work."""
+    return sent - hidden * min(sent, beside)
+
+
+def _work(work: BodyWork, recipe: Recipe, cluster: Cluster, again: Again) -> Both:
+    """Kernels one after the other, or as fast as the host starts them."""
+    total, software = Both(), cluster.software
+    for kernel in _side_by_side(work.kernels) if software.merged else work.kernels:
+        once = seconds(kernel, cluster.device, software, recipe.format)
+        share = {"product": again.products, "attention": again.attention}.get(kernel.kind, again.rows)
+        total += Both(once.forward, once.backward + share * once.forward, once.weight)
+    host = software.host * 1e-6 * len(work.kernels)
+    return Both(max(total.forward, host), max(total.backward, host * (1 + again.products)), total.weight)
+
+
+def _side_by_side(kernels: Sequence[Kernel]) -> list[Kernel]:
+    """Products of one operand as one product: queries, keys and values; gate and up."""
+    found: dict[object, Kernel] = {}
+    for i, kernel in enumerate(kernels):
+        key = (kernel.operand, kernel.m, kernel.k, kernel.groups) if kernel.kind == "product" else i
+        have = found.get(key)
+        found[key] = kernel if have is None else replace(have, n=have.n + kernel.n, flops=have.flops + kernel.flops)
+    return list(found.values())
+
+
+def _messages(work: BodyWork, recipe: Recipe, cluster: Cluster, again: Again) -> Both:
+    """What tensor, context and expert parallelism send."""
+    software, total = cluster.software, Both()
+    axes = {
+        "tp": (recipe.tp, 1, software.hidden_tensor), "cp": (recipe.cp, recipe.tp, software.hidden_context),
+        "ep": (recipe.ep, recipe.tp * recipe.cp, 0.0),
+    }  # fmt: skip
+    for m in work.messages:
+        size, stride, hidden = axes[m.axis]
+        once = (1 - hidden) * cluster.seconds(m.kind, m.nbytes, size, stride)
+        total += Both(once, once * again.messages) if m.is_forward else Both(0.0, once)
+    return total
+
+
+def _weights(work: BodyWork, recipe: Recipe, cluster: Cluster, done: Both) -> Both:
+    """What ZeRO-3 gathers before each use of weights and sums after, beside the work of other calls."""
+    if recipe.zero < 3:
+        return Both()
+    software, group = cluster.software, (recipe.shards, recipe.tp)
+    itemsize = 1 if recipe.format == "fp8" and software.gathers_fp8 else 2
+    gather = cluster.seconds("all-gather", itemsize * work.weights, *group)
+    reduce = cluster.seconds("reduce-scatter", software.reduce * work.weights, *group)
+    hidden = software.hidden_data
+    return Both(exposed(gather, done.forward, hidden), exposed(gather + reduce, done.backward, hidden))

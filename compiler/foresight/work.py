@@ -1,0 +1,165 @@
+"""What one rank computes and sends in a call of each body of a placed program, by shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from specc.compiler.cost import eqn_cost
+from specc.compiler.placement.cost import Machine, collectives, divides
+from specc.compiler.placement.placed import Placed, PlacedBody, PlacedEqn
+from specc.compiler.placement.types import Layout
+from specc.compiler.types import TensorType
+
+PRODUCTS = ("linear", "routed_linear", "grouped_linear", "einsum", "conv")
+VIEWS = ("rearrange", "mask", "expand")  # no kernel of their own
+ITEMSIZE = 2  # bytes of a number in compute
+
+Kind = Literal["product", "loss", "attention", "rows"]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One op of a body on one rank, forward: `groups` products [m k] x [k n], or passes over `nbytes`.
+
+    Of an attention m are the queries of all heads, n the keys, k the head dim; `causal` is the part not skipped."""
+
+    kind: Kind
+    flops: float
+    nbytes: float
+    m: float = 1
+    n: float = 1
+    k: float = 1
+    groups: int = 1
+    causal: float = 1.0
+    operand: str = ""  # what it reads first: products with one operand may be one
+
+
+@dataclass(frozen=True)
+class Message:
+    """A collective on `nbytes` along an axis of the mesh, in the forward or the backward of a body."""
+
+    kind: str
+    nbytes: float
+    axis: str
+    is_forward: bool
+
+
+@dataclass(frozen=True)
+class BodyWork:
+    """What a call of a body takes, forward; `weights` are the numbers of its parameters that a rank uses, `experts`
+    those of them that experts have, `width` the bytes of what it hands to the next call."""
+
+    kernels: tuple[Kernel, ...]
+    messages: tuple[Message, ...]
+    weights: float
+    experts: float
+    width: float
+
+
+def work_of(placed: Placed) -> dict[str, BodyWork]:
+    """The work of each body."""
+    machine = Machine(placed.mesh, itemsize=ITEMSIZE)
+    return {name: _body(b, machine, placed.sizes) for name, b in placed.bodies.items()}
+
+
+def _body(b: PlacedBody, machine: Machine, sizes: Mapping[str, int]) -> BodyWork:
+    types = b.body.types()
+    kernels = [k for e in b.eqns if (k := _kernel(e, types, machine, sizes)) is not None]
+    held = {p.name: machine.nbytes(p.type, at, sizes) / ITEMSIZE for p, at in zip(b.body.params, b.params, strict=True)}
+    grouped = {i for e in b.eqns if e.eqn.op == "grouped_linear" for i in e.eqn.ins if i in held}
+    width = sum(machine.nbytes(types[o], at, sizes) for o, at in zip(b.body.outs, b.outs, strict=True))
+    messages = (*_moves(b, machine, sizes), *_inside(b, types, machine, sizes))
+    return BodyWork(tuple(kernels), messages, sum(held.values()), sum(held[p] for p in grouped), width)
+
+
+def _kernel(e: PlacedEqn, types: Mapping[str, TensorType], machine: Machine, sizes: Mapping[str, int]) -> Kernel | None:
+    """None for what is only a view."""
+    op, axes = e.eqn.op, machine.mesh.axes
+    if op in VIEWS:
+        return None
+    ins = [types[i] if i else None for i in e.eqn.ins]
+    share = math.prod(a.size for s, a in zip(e.strategies, axes, strict=True) if divides(s))
+    flops = eqn_cost(e.eqn, list(ins), sizes, ITEMSIZE).flops / share
+    local = [_numbers(t, e.takes(i), machine, sizes) for i, t in enumerate(ins)]
+    out = sum(machine.nbytes(t, e.gives(j), sizes) / ITEMSIZE for j, t in enumerate(e.eqn.types))
+    nbytes = (2 * out if op == "embedding" else sum(local) + out) * ITEMSIZE
+    if op == "attend":
+        return _attention(e, ins, flops, nbytes, local, machine, sizes)
+    if op == "linear_cross_entropy":
+        rows = flops / 2 / local[1]
+        return Kernel("loss", flops, nbytes, rows, flops / 2 / local[0], local[0] / rows)
+    if op in PRODUCTS:
+        return _product(e, flops, nbytes, local, out)
+    return Kernel("rows", 0.0, nbytes)
+
+
+def _numbers(t: TensorType | None, at: Layout | None, machine: Machine, sizes: Mapping[str, int]) -> float:
+    """How many a rank takes of an operand; masks are made block by block."""
+    if t is None or at is None or t.dtype == "bool":
+        return 0.0
+    return machine.nbytes(t, at, sizes) / (8 if t.dtype == "int" else ITEMSIZE)
+
+
+def _product(e: PlacedEqn, flops: float, nbytes: float, local: list[float], out: float) -> Kernel:
+    """m rows, whatever their dims: the operands have m k, k n and m n numbers, and the work is 2 m n k."""
+    if e.eqn.op == "grouped_linear":
+        x, weights, groups = local[0], local[2], 1
+        m = max(1.0, 2 * x * out / flops) if flops else 1.0
+        k, n = x / m, out / m
+        groups = max(1, round(weights / (k * n)))
+        return Kernel("product", flops, nbytes, m / groups, n, k, groups, operand=e.eqn.ins[0] or "")
+    x, weights = local[0], local[1]
+    m = math.sqrt(max(1.0, x * out / max(1.0, weights)))
+    return Kernel("product", flops, nbytes, m, out / m, x / m, operand=e.eqn.ins[0] or "")
+
+
+def _attention(
+    e: PlacedEqn, ins: list[TensorType | None], flops: float, nbytes: float, local: list[float], machine: Machine,
+    sizes: Mapping[str, int],
+) -> Kernel:  # fmt: skip
+    k = ins[1]
+    assert k is not None
+    dim, keys = k.shape(sizes)[-1], k.shape(sizes)[-3]
+    causal = 1.0
+    if e.eqn.attrs.get("causal"):
+        cuts = (a.size for s, a in zip(e.strategies, machine.mesh.axes, strict=True) if s.name == "gather_kv")
+        causal = 1 - 1 / (2 * math.prod(cuts))
+    return Kernel("attention", flops, nbytes, local[0] / dim, keys, dim, causal=causal)
+
+
+def _moves(b: PlacedBody, machine: Machine, sizes: Mapping[str, int]) -> Iterator[Message]:
+    """What brings values to where equations take them: a value goes to each layout once."""
+    types, layouts, axes = b.body.types(), b.layouts(), machine.mesh.axes
+    wanted = [(n, at) for e in b.eqns for i, n in enumerate(e.eqn.ins) if n and (at := e.takes(i)) is not None]
+    wanted += list(zip(b.body.outs, b.outs, strict=True))
+    for name, at in dict.fromkeys(wanted):
+        for m, before, forward, backward in collectives(layouts[name], at):
+            nbytes = machine.nbytes(types[name], before, sizes, skip=m.axis)
+            if forward:
+                yield Message(forward, nbytes, axes[m.axis].name, True)
+            if backward and types[name].dtype == "float":
+                yield Message(backward, nbytes, axes[m.axis].name, False)
+
+
+def _inside(
+    b: PlacedBody, types: Mapping[str, TensorType], machine: Machine, sizes: Mapping[str, int]
+) -> Iterator[Message]:
+    """What a strategy itself sends: keys and values round a ring, rows to their experts and back."""
+    for e in b.eqns:
+        for a, s in enumerate(e.strategies):
+            name = machine.mesh.axes[a].name
+            if s.name in ("ring", "gather_kv") and e.eqn.op == "attend":
+                found = [(types[i], e.takes(j)) for j, i in enumerate(e.eqn.ins[1:3], 1) if i]
+                nbytes = sum(machine.nbytes(t, at, sizes, skip=a) for t, at in found if at is not None)
+                yield Message("all-gather", nbytes, name, True)
+                yield Message("all-gather", nbytes, name, False)
+                yield Message("reduce-scatter", nbytes, name, False)
+            elif s.name == "experts" and e.eqn.op in ("dispatch", "combine"):
+                first = e.eqn.types[0] if e.eqn.op == "dispatch" else types[e.eqn.ins[0] or ""]
+                others = (x.size for c, x in enumerate(machine.mesh.axes) if c != a and divides(e.strategies[c]))
+                nbytes = machine.nbytes(first, (), sizes) / math.prod(others)
+                yield Message("all-to-all", nbytes, name, True)
+                yield Message("all-to-all", nbytes, name, False)

@@ -1,0 +1,98 @@
+"""Predicted beside reported: each row's error, and the errors of groups of rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from specc.compiler.foresight.calls import Cluster
+from specc.compiler.foresight.model import Model
+from specc.compiler.foresight.step import Forecast, forecast
+from specc.spec.errors import SpecError
+from specc.spec.hardware import Hardware
+from tests.foresight.rows import Case, Row, case_of, model_of
+
+# Never looked at when constants were set.
+HELD_OUT = ("torchtitan", "nanotron-playbook", "zero-bubble")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A row with what was predicted for it."""
+
+    case: Case
+    forecast: Forecast
+
+    @property
+    def error(self) -> float:
+        """Of the seconds of a step, over those reported."""
+        return self.forecast.seconds / self.case.seconds - 1
+
+    @property
+    def kind(self) -> str:
+        return "dense" if self.case.row["model"]["moe"] is None else "experts"
+
+    @property
+    def role(self) -> str:
+        """What a row is for: single nodes and models cut to a few layers set the constants."""
+        if self.case.row["group"] in HELD_OUT:
+            return "held out"
+        one_node = self.case.row["hardware"]["count"] <= 8 or "cut to" in self.case.row["model"]["name"]
+        return "calibration" if one_node else "test"
+
+
+def compare(rows: Iterable[Row], tables: Hardware) -> tuple[list[Compared], Counter[str]]:
+    """Every row that can be predicted, and how many cannot for which reason."""
+    models: dict[object, Model] = {}
+    found: list[Compared] = []
+    left: Counter[str] = Counter()
+    for row in rows:
+        case = case_of(row)
+        if isinstance(case, str):
+            left[case] += 1
+            continue
+        key = (case.model, case.dims, case.seq)
+        if key not in models:
+            models[key] = model_of(case)
+        try:
+            found.append(Compared(case, forecast(models[key], case.recipe, cluster_of(case, tables))))
+        except SpecError as e:
+            left[f"refused: {e.diagnostics[0].message}"] += 1
+    return found, left
+
+
+def cluster_of(case: Case, tables: Hardware) -> Cluster:
+    device = tables.devices[case.device]
+    return Cluster(device, tables.links[device.near], tables.links[device.far], tables.software[case.software])
+
+
+def summary(compared: Sequence[Compared]) -> Iterator[str]:
+    """Mean and worst error by device and number format, by what the rows are for, and by source."""
+    each = [(c, f"{c.case.device.split('-')[0]} {c.case.recipe.format} {c.kind}") for c in compared]
+    for title, key in (
+        ("device", lambda c: ""), ("what the rows are for", lambda c: c.role),
+        ("source", lambda c: c.case.row["group"] + ", " + c.role),
+    ):  # fmt: skip
+        yield f"by {title}"
+        groups: dict[str, list[float]] = {}
+        for c, device in each:
+            groups.setdefault(f"{device:<20} {key(c)}", []).append(c.error)
+        for name in sorted(groups):
+            errors = groups[name]
+            worst = max(errors, key=abs)
+            yield (
+                f"  {name:<52} {len(errors):>4} rows  mean error {mean(map(abs, errors)):6.1%}"
+                f"  bias {mean(errors):+6.1%}  worst {worst:+6.1%}"
+            )
+
+
+def line(c: Compared) -> str:
+    """A row: id, what it is, seconds predicted and reported."""
+    r, model, f = c.case.recipe, c.case.row["model"]["name"], c.forecast
+    plan = f"dp{r.dp} pp{r.pp}x{r.chunks} cp{r.cp} ep{r.ep} tp{r.tp} zero{r.zero} {r.microbatch}x{r.microbatches}"
+    return (
+        f"{c.case.name:<26} {model:<20.20} {c.case.device:<10.10} {r.format:<4} {plan:<44} "
+        f"{f.seconds:9.3f} s predicted {c.case.seconds:9.3f} s reported {c.error:+7.1%}"
+    )
