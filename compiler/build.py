@@ -38,6 +38,7 @@ from specc.compiler.positions import check_positions
 from specc.compiler.program import Call, Program
 from specc.compiler.schedule.actions import Action, one_of_mesh, one_rank
 from specc.compiler.schedule.assemble import Order, Pipeline, assemble
+from specc.compiler.schedule.files import write_schedules
 from specc.spec.errors import Diagnostic, SpecError
 from specc.spec.plan import PlanSpec
 from specc.spec.spec import Spec
@@ -170,8 +171,7 @@ def pipelined(
 
 def write_schedule(out: Path, actions: Sequence[Sequence[Action]], pipe: Pipeline | None) -> None:
     """The actions of each rank of the pipeline in a file; its slots as text, and what the runtime needs beside them."""
-    for rank, each in enumerate(actions):
-        write(out / (f"schedule.{rank}.txt" if pipe else "schedule.txt"), "\n".join(map(str, each)) + "\n")
+    write_schedules(out, actions)
     if pipe:
         write(out / "slots.txt", str(pipe.table))
         described = {"values": pipe.values, "params": pipe.params, "loss": pipe.loss, "stages": pipe.stages.of_call}

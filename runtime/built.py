@@ -16,7 +16,8 @@ from specc.compiler.graphs import from_json
 from specc.compiler.lower.exchange import exchange  # registers ops that graphs may name
 from specc.compiler.lower.grouped import grouped_mm  # and this one
 from specc.compiler.program import Call
-from specc.compiler.schedule.actions import Action, parse, parts_of
+from specc.compiler.schedule.actions import Action, parts_of
+from specc.compiler.schedule.files import read_schedules
 from specc.compiler.work import Work
 from specc.runtime.compile import Decision, callable_of, decide
 from specc.runtime.errors import RunError
@@ -140,14 +141,6 @@ def _stage(name: str, path: Path) -> Stage:
     return Stage(
         name, facts["hash"], path, StageSpec.model_validate(facts["spec"]), facts["plan"], facts,
         json.loads((path / "params.json").read_text()), calls, wiring["graphs"],
-        schedules(path), json.loads((path / "work.json").read_text()),
+        read_schedules(path), json.loads((path / "work.json").read_text()),
         json.loads((path / "pipeline.json").read_text()) if (path / "pipeline.json").is_file() else {},
     )  # fmt: skip
-
-
-def schedules(path: Path) -> tuple[list[Action], ...]:
-    """The actions of each rank of the pipeline; of all ranks where there is none."""
-    files = [path / "schedule.txt"]
-    if not files[0].is_file():
-        files = [path / f"schedule.{rank}.txt" for rank in range(len(list(path.glob("schedule.*.txt"))))]
-    return tuple(parse(file.read_text()) for file in files)

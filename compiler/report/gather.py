@@ -14,7 +14,8 @@ from specc.compiler.program import Program
 from specc.compiler.report.data import Action, Compiled, Memory, Model, Report, Schedule, Stage
 from specc.compiler.report.program import model_data
 from specc.compiler.report.text import flops
-from specc.compiler.schedule.actions import parse
+from specc.compiler.schedule import actions as scheduled
+from specc.compiler.schedule.files import read_schedules
 from specc.compiler.units import count, size
 from specc.spec.spec import Spec, load
 
@@ -116,11 +117,18 @@ def _schedule(build: Path, name: str, program: Program, facts: dict[str, Any]) -
     layout, memory = read_json(home / "calls.json"), read_json(home / "memory.json")
     sizes = {**dict.fromkeys(program.open_dims(), 1), **facts["sizes"]}
     work = {n: body_cost(b, sizes).flops for n, b in program.bodies.items()}
+    state = sum(n for category, n in memory.items() if category not in ("peak", "saved activations"))
+    ranks = [_actions(actions, layout, work, state) for actions in read_schedules(home)]
+    return {"stage": name, "note": "widths are FLOPs", "ranks": ranks}
+
+
+def _actions(
+    schedule: Sequence[scheduled.Action], layout: dict[str, Any], work: dict[str, float], live: int
+) -> list[Action]:  # fmt: skip
     calls, graphs = layout["calls"], layout["graphs"]
-    live = sum(n for category, n in memory.items() if category not in ("peak", "saved activations"))
     actions: list[Action] = []
-    for a in parse((home / "schedule.txt").read_text(encoding="utf-8")):
-        done, label = 0.0, ""
+    for a in schedule:
+        done, label = 0.0, a.value
         if a.call >= 0:
             body, tile = calls[a.call]["body"], calls[a.call]["tile"]
             saved = graphs[body]["saved_bytes"]
@@ -131,7 +139,7 @@ def _schedule(build: Path, name: str, program: Program, facts: dict[str, Any]) -
     least = STEP_SHARE * sum(a["work"] for a in actions)
     for action in actions:
         action["work"] = max(action["work"], least)
-    return {"stage": name, "note": "widths are FLOPs", "ranks": [actions]}
+    return actions
 
 
 def _origin(graph: str, bodies: dict[str, float]) -> str:
