@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from specc.compiler.foresight.calls import CallTime, Cluster, call_time, exposed
+from specc.compiler.foresight.memory import memory
 from specc.compiler.foresight.model import Model
 from specc.compiler.foresight.recipe import AGAIN, Recipe
 from specc.compiler.foresight.work import BodyWork
@@ -27,16 +28,23 @@ IDLE: Mapping[str, Callable[[float, float, int], float]] = {
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds of a step: of kernels, of what is sent and not hidden, of waiting in the pipeline, of the optimizer."""
+    """Seconds of a step: of kernels, of what is sent and not hidden, of waiting in the pipeline, of the optimizer.
+
+    `memory` are the bytes of the fullest rank by what they are for."""
 
     work: float
     sent: float
     bubble: float
     optimizer: float
+    memory: Mapping[str, float]
 
     @property
     def seconds(self) -> float:
         return self.work + self.sent + self.bubble + self.optimizer
+
+    @property
+    def nbytes(self) -> float:
+        return sum(self.memory.values())
 
 
 def forecast(model: Model, recipe: Recipe, cluster: Cluster) -> Forecast:
@@ -51,7 +59,7 @@ def forecast(model: Model, recipe: Recipe, cluster: Cluster) -> Forecast:
     once = _data(weights, total, recipe, cluster)
     return Forecast(
         recipe.microbatches * work, recipe.microbatches * (total - work) + once, _bubble(each, ranks, recipe),
-        _optimizer(weights, recipe, cluster),
+        _optimizer(weights, recipe, cluster), memory(works, ranks, recipe, cluster.software),
     )  # fmt: skip
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from specc.compiler.cost import eqn_cost
+from specc.compiler.foresight.ops import PRODUCTS, VIEWS
+from specc.compiler.foresight.saved import Saved, saved_of
 from specc.compiler.placement.cost import Machine, collectives, divides
 from specc.compiler.placement.placed import Placed, PlacedBody, PlacedEqn
 from specc.compiler.placement.types import Layout
 from specc.compiler.types import TensorType
 
-PRODUCTS = ("linear", "routed_linear", "grouped_linear", "einsum", "conv")
-VIEWS = ("rearrange", "mask", "expand")  # no kernel of their own
 ITEMSIZE = 2  # bytes of a number in compute
 
 Kind = Literal["product", "loss", "attention", "rows"]
@@ -50,13 +50,16 @@ class Message:
 @dataclass(frozen=True)
 class BodyWork:
     """What a call of a body takes, forward; `weights` are the numbers of its parameters that a rank uses, `experts`
-    those of them that experts have, `width` the bytes of what it hands to the next call."""
+    those of them that experts have, `width` the bytes of what it hands to the next call.
+
+    `saved` is what its backward needs."""
 
     kernels: tuple[Kernel, ...]
     messages: tuple[Message, ...]
     weights: float
     experts: float
     width: float
+    saved: Saved
 
 
 def work_of(placed: Placed) -> dict[str, BodyWork]:
@@ -72,7 +75,9 @@ def _body(b: PlacedBody, machine: Machine, sizes: Mapping[str, int]) -> BodyWork
     grouped = {i for e in b.eqns if e.eqn.op == "grouped_linear" for i in e.eqn.ins if i in held}
     width = sum(machine.nbytes(types[o], at, sizes) for o, at in zip(b.body.outs, b.outs, strict=True))
     messages = (*_moves(b, machine, sizes), *_inside(b, types, machine, sizes))
-    return BodyWork(tuple(kernels), messages, sum(held.values()), sum(held[p] for p in grouped), width)
+    return BodyWork(
+        tuple(kernels), messages, sum(held.values()), sum(held[p] for p in grouped), width, saved_of(b, machine, sizes)
+    )
 
 
 def _kernel(e: PlacedEqn, types: Mapping[str, TensorType], machine: Machine, sizes: Mapping[str, int]) -> Kernel | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
@@ -26,9 +26,14 @@ class Compared:
     forecast: Forecast
 
     @property
-    def error(self) -> float:
+    def error(self) -> float | None:
         """Of the seconds of a step, over those reported."""
-        return self.forecast.seconds / self.case.seconds - 1
+        return self.forecast.seconds / self.case.seconds - 1 if self.case.seconds else None
+
+    @property
+    def memory_error(self) -> float | None:
+        """Of the bytes of a device, over those reported."""
+        return self.forecast.nbytes / 2**30 / self.case.gib - 1 if self.case.gib else None
 
     @property
     def kind(self) -> str:
@@ -70,29 +75,39 @@ def cluster_of(case: Case, tables: Hardware) -> Cluster:
 
 def summary(compared: Sequence[Compared]) -> Iterator[str]:
     """Mean and worst error by device and number format, by what the rows are for, and by source."""
-    each = [(c, f"{c.case.device.split('-')[0]} {c.case.recipe.format} {c.kind}") for c in compared]
-    for title, key in (
-        ("device", lambda c: ""), ("what the rows are for", lambda c: c.role),
-        ("source", lambda c: c.case.row["group"] + ", " + c.role),
-    ):  # fmt: skip
-        yield f"by {title}"
-        groups: dict[str, list[float]] = {}
-        for c, device in each:
-            groups.setdefault(f"{device:<20} {key(c)}", []).append(c.error)
-        for name in sorted(groups):
-            errors = groups[name]
-            worst = max(errors, key=abs)
-            yield (
-                f"  {name:<52} {len(errors):>4} rows  mean error {mean(map(abs, errors)):6.1%}"
-                f"  bias {mean(errors):+6.1%}  worst {worst:+6.1%}"
-            )
+    titles: tuple[tuple[str, Callable[[Compared], str]], ...] = (
+        ("device", lambda c: ""),
+        ("what the rows are for", lambda c: c.role),
+        ("source", lambda c: f"{c.case.row['group']}, {c.role}"),
+    )
+    for title, key in titles:
+        yield f"seconds of a step, by {title}"
+        yield from _groups((f"{_device(c)} {key(c)}", c.error) for c in compared)
+    yield "memory of the fullest device, by source"
+    yield from _groups((f"{_device(c)} {c.case.row['group']}", c.memory_error) for c in compared)
+
+
+def _device(c: Compared) -> str:
+    return f"{c.case.device.split('-')[0]} {c.case.recipe.format} {c.kind}".ljust(20)
+
+
+def _groups(errors: Iterable[tuple[str, float | None]]) -> Iterator[str]:
+    groups: dict[str, list[float]] = {}
+    for name, error in errors:
+        if error is not None:
+            groups.setdefault(name, []).append(error)
+    for name, found in sorted(groups.items()):
+        size, bias, worst = mean(map(abs, found)), mean(found), max(found, key=abs)
+        yield f"  {name:<52} {len(found):>4} rows  mean error {size:6.1%}  bias {bias:+6.1%}  worst {worst:+6.1%}"
 
 
 def line(c: Compared) -> str:
-    """A row: id, what it is, seconds predicted and reported."""
+    """A row: id, what it is, predicted and reported."""
     r, model, f = c.case.recipe, c.case.row["model"]["name"], c.forecast
     plan = f"dp{r.dp} pp{r.pp}x{r.chunks} cp{r.cp} ep{r.ep} tp{r.tp} zero{r.zero} {r.microbatch}x{r.microbatches}"
-    return (
-        f"{c.case.name:<26} {model:<20.20} {c.case.device:<10.10} {r.format:<4} {plan:<44} "
-        f"{f.seconds:9.3f} s predicted {c.case.seconds:9.3f} s reported {c.error:+7.1%}"
-    )
+    words = [f"{c.case.name:<26} {model:<20.20} {c.case.device:<10.10} {r.format:<4} {plan:<44}"]
+    if c.error is not None:
+        words.append(f"{f.seconds:9.3f} s for {c.case.seconds:9.3f} s reported {c.error:+7.1%}")
+    if c.memory_error is not None:
+        words.append(f"{f.nbytes / 2**30:6.1f} GiB for {c.case.gib:6.1f} reported {c.memory_error:+7.1%}")
+    return "  ".join(words)

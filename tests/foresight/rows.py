@@ -32,12 +32,15 @@ RECOMPUTE: tuple[tuple[str, Recompute], ...] = (
     ("full", "full"), ("selective op", "half-products"), ("selective la", "half-layers"), ("selective", "attention"),
 )  # fmt: skip
 SCHEDULES = {"ZB-2p": "zb-h2", "ZB-2p*": "zb-h2", "ZB-1p": "zb-h1", "ZB-V": "zb-v", "1F1B": "1f1b"}
+DROPOUT = ("korthikanti", "korthikanti-mem", "megatron-sc21", "zero-bubble")  # Megatron-LM as it was
 VOCABULARY = 50304  # where a table does not say: GPT-2's, as Megatron pads it
 
 
 @dataclass(frozen=True)
 class Case:
-    """A row: what to predict, and the seconds of a step that were reported."""
+    """A row: what to predict, and the seconds of a step and the GiB of a device that were reported.
+
+    Tables that say GB print what torch counts in GiB: theirs are taken as such."""
 
     row: Row
     model: str
@@ -46,7 +49,8 @@ class Case:
     recipe: Recipe
     device: str
     software: str
-    seconds: float
+    seconds: float | None
+    gib: float | None
 
     @property
     def name(self) -> str:
@@ -56,17 +60,21 @@ class Case:
 def case_of(row: Row) -> Case | str:
     """What to predict; for a row that cannot be predicted the reason."""
     model, hardware, p = row["model"], row["hardware"], row["parallel"]
-    if row["kind"] != "measured" or not row["prediction_ready"]:
+    if row["kind"] != "measured" or not (row["prediction_ready"] or row["memory_ready"]) or not p["microbatch"]:
         return "sizes, plan or speed are not all known"
     if model.get("task") not in (None, "pretrain") or "video" in model["name"]:
         return "no pre-training of a language model"
     if hardware["gpu"] not in DEVICES or row["group"] not in SOFTWARE or "nvfp4" in (p["precision"] or "").lower():
         return "a device, software or number format that specc has no row for"
-    kind, dims = _model(model)
-    seconds = _seconds(row)
-    if any(v is None for v in dims.values()) or seconds is None:
+    kind, dims = _model(row)
+    seconds = _seconds(row) if row["prediction_ready"] else None
+    reported = row["reported"]
+    gib = (reported["peak_memory_gib"] or reported.get("peak_memory_gb")) if row["memory_ready"] else None
+    if any(v is None for v in dims.values()) or (seconds is None and gib is None):
         return "sizes, plan or speed are not all known"
-    return Case(row, kind, tuple(dims.items()), model["seq"], _recipe(row), _device(hardware), _software(row), seconds)
+    return Case(
+        row, kind, tuple(dims.items()), model["seq"], _recipe(row), _device(hardware), _software(row), seconds, gib
+    )
 
 
 def model_of(case: Case) -> Model:
@@ -77,12 +85,14 @@ def model_of(case: Case) -> Model:
     return Model(program, lambda sequences: {"B": sequences, "S": case.seq})
 
 
-def _model(model: Row) -> tuple[str, dict[str, int]]:
+def _model(row: Row) -> tuple[str, dict[str, int]]:
+    model = row["model"]
     heads, hidden = model["heads"], model["hidden"]
     dims = {"D": hidden, "L": model["layers"], "H": heads, "V": model["vocab"] or VOCABULARY}
     if model["moe"] is None:
         own = {"K": model["kv_heads"] or heads, "E": model["head_dim"] or hidden // heads, "F": model["ffn"]}
-        return "llama" if model["gated_mlp"] else "plain", dims | own
+        plain = "dropped" if row["group"] in DROPOUT else "plain"
+        return "llama" if model["gated_mlp"] else plain, dims | own
     moe = model["moe"]
     own = {"E": moe["experts"], "FE": moe["moe_ffn"] or model["ffn"], "T": moe["topk"]}
     return "experts", dims | own | {"K": model["kv_heads"], "N": model["head_dim"] or hidden // heads}
@@ -100,9 +110,10 @@ def _recipe(row: Row) -> Recipe:
     if chunks == 1 and schedule == "interleaved":
         schedule = "1f1b"
     sequence = p["sp"] if p["sp"] is not None else (tp > 1 and row["group"] != "megatron-sc21")
+    shards = (fsdp if fsdp > 1 else dp) * cp
     return Recipe(
-        dp=dp, shards=fsdp if fsdp > 1 else dp * cp, pp=pp, chunks=chunks, cp=cp, ep=p["ep"] or 1, tp=tp, zero=zero,
-        microbatch=p["microbatch"], microbatches=round(p["global_batch"] / dp / p["microbatch"]) or 1,
+        dp=dp, shards=shards, pp=pp, chunks=chunks, cp=cp, ep=p["ep"] or 1, tp=tp, zero=zero,
+        microbatch=p["microbatch"], microbatches=round((p["global_batch"] or 1) / dp / p["microbatch"]) or 1,
         schedule=schedule, recompute="full" if _software(row) == "xla" else _recompute(p["recompute"]),
         sequence_parallel=bool(sequence) if tp > 1 else None,
         format=_format(p["precision"]),

@@ -1,0 +1,65 @@
+"""Bytes of the fullest pipeline rank by what they are for, from the values that bodies save and the schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from specc.compiler.foresight.recipe import Recipe
+from specc.compiler.foresight.work import ITEMSIZE, BodyWork
+from specc.spec.hardware import Software
+
+# Microbatches whose values a pipeline rank keeps at once at most, of p ranks and m microbatches, with c stages a rank.
+ALIVE: Mapping[str, Callable[[int, int, int, int], float]] = {
+    "gpipe": lambda r, p, m, c: m,
+    "1f1b": lambda r, p, m, c: min(m, p - r),
+    "interleaved": lambda r, p, m, c: min(m * c, (c - 1) * p + 2 * (p - r - 1) + 1) / c,
+    "zb-h1": lambda r, p, m, c: min(m, p - r),
+    "zb-h2": lambda r, p, m, c: min(m, 2 * (p - r) - 1),
+    "zb-v": lambda r, p, m, c: min(m, p),
+}
+
+
+def memory(
+    works: Mapping[str, BodyWork], ranks: Sequence[Sequence[str]], recipe: Recipe, software: Software
+) -> dict[str, float]:
+    """The memory of the rank that takes most; `ranks` name the bodies that each calls."""
+    calls = [name for rank in ranks for name in rank]
+    repeated = {name for name in calls if calls.count(name) > 1}
+    each = [_rank(r, rank, works, repeated, recipe, software) for r, rank in enumerate(ranks)]
+    return max(each, key=lambda parts: sum(parts.values()))
+
+
+def _rank(
+    r: int, calls: Sequence[str], works: Mapping[str, BodyWork], repeated: set[str], recipe: Recipe, software: Software
+) -> dict[str, float]:
+    n = sum(works[c].weights for c in calls)
+    alive = ALIVE[recipe.schedule](r, recipe.pp, recipe.microbatches, recipe.chunks)
+    saved = sum(saved_bytes(works[c], recipe if c in repeated else None, software) for c in calls)
+    split = [recipe.shards if recipe.zero >= stage else 1 for stage in (3, 2, 1)]
+    return {
+        "weights": n * software.weights / split[0],
+        "gradients": n * software.gradients / split[1],
+        "optimizer": n * software.moments / split[2],
+        "activations": alive * saved,
+        "work space": max(_work_space(works[c], recipe, software, c in repeated) for c in dict.fromkeys(calls)),
+    }
+
+
+def saved_bytes(work: BodyWork, recipe: Recipe | None, software: Software) -> float:
+    """What a call keeps from its forward to its backward, with the plan's recompute (None: nothing is done again)."""
+    s = work.saved
+    scores = s.scores * software.scores if software.attention == "unfused" else 0.0
+    values = s.values + s.masks
+    rule = {
+        "none": values + scores, "attention": values, "half-products": s.entered + s.products / 2 + s.attended,
+        "half-layers": (s.entered + values + scores) / 2, "full": s.entered,
+    }  # fmt: skip
+    return rule[recipe.recompute if recipe else "none"]
+
+
+def _work_space(work: BodyWork, recipe: Recipe, software: Software, is_repeated: bool) -> float:
+    """What is alive during a call beyond what waits: logits, what is done again, weights made whole for it."""
+    logits = sum(k.m * k.n for k in work.kernels if k.kind == "loss") * software.logits_alive
+    again = saved_bytes(work, None, software) if is_repeated and recipe.recompute != "none" else 0.0
+    whole = work.weights * (2 * ITEMSIZE + software.reduce) if recipe.zero == 3 else 0.0
+    return logits + again + whole
