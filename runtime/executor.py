@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from specc.compiler.program import Call
-from specc.compiler.schedule.actions import GRADIENT, READS, Action
+from specc.compiler.schedule.actions import GRADIENT, Action
+from specc.compiler.schedule.lifetimes import frees, idle_outs, last_uses
 from specc.runtime.weights import Carried, Compiled, Weights, Whole, Wiring
 from specc.runtime.wire import Arrival, Wire
 
@@ -56,44 +57,9 @@ class Executor:
         self.tell: Callable[[int], None] = lambda action: None  # hears of each action of a step before it is run
         self.wiring = Wiring(calls, bodies, trainable, compute, reduce, coordinates)
         self.kept = set(outputs.values()) | ({loss} if loss else set())
-        self.idle = self._idle_outs()
-        self.last_use = self._last_uses()
-        self.frees = self._frees()
-
-    def _idle_outs(self) -> set[str]:
-        """Values with a gradient that no later call gives: outputs beside the loss, say."""
-        bodies = [(c, self.bodies[c.body]) for c in self.calls]
-        fed = {v for c, b in bodies for v, flows in zip(c.ins, b.in_grads, strict=True) if flows}
-        outs = {v for c, b in bodies for v, flows in zip(c.outs, b.out_grads, strict=True) if flows}
-        return outs - fed - {self.loss or ""}
-
-    def _last_uses(self) -> list[list[tuple[int, str]]]:
-        """For each action the values that no later action reads: those that forward passes take, or that are sent."""
-        last: dict[tuple[int, str], int] = {}
-        for i, a in enumerate(self.actions):
-            if a.kind == "F":
-                call = self.calls[a.call]
-                last |= {(a.microbatch, v): i for v in (*call.ins, *call.outs) if v not in self.kept}
-            elif a.kind == "SEND" and not a.is_gradient:
-                last[a.microbatch, a.name] = i
-        dead: list[list[tuple[int, str]]] = [[] for _ in self.actions]
-        for key, i in last.items():
-            dead[i].append(key)
-        return dead
-
-    def _frees(self) -> list[int]:
-        """For each action the call whose parameters go after it (-1: none): they come again, or are not used again."""
-        frees = [-1] * len(self.actions)
-        later: dict[int, int] = {}  # the next action on a call's parameters
-        for i in reversed(range(len(self.actions))):
-            a = self.actions[i]
-            if a.kind in READS and a.call not in later:
-                frees[i] = a.call
-            if a.kind in READS:
-                later[a.call] = i
-            elif a.kind == "UNSHARD":
-                later.pop(a.call, None)
-        return frees
+        self.idle = idle_outs(calls, bodies, loss)
+        self.last_use = last_uses(actions, calls, self.kept)
+        self.frees = frees(actions)
 
     def weights_of(self, params: Mapping[str, Tensor]) -> Weights:
         return Carried(self.wiring, params) if self.wiring.coordinates else Whole(self.wiring, params)
@@ -165,7 +131,7 @@ class Executor:
                 state.d_values[m, name] = torch.full_like(t, weights[m])
             elif name in self.idle:
                 state.d_values[m, name] = torch.zeros_like(t)
-        if body.bwd is not None:
+        if body.bwd is not None or body.bwd_input is not None:
             state.saved[a.call, m] = self._without(results[body.n_outs :], body)
 
     def _arrived(self, call: Call, m: int, state: _State) -> None:
@@ -197,7 +163,7 @@ class Executor:
                 self._add(state, (m, name), arrival.take())
             d = state.d_values.pop((m, name), None)
             assert d is not None, f"the value {name} has no gradient"
-            found.append(d.contiguous() if self.wiring.coordinates else d)
+            found.append(d)
         return found
 
     def _backward(self, a: Action, state: _State) -> None:

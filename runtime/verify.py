@@ -18,11 +18,12 @@ from torch import Tensor
 from specc.compiler.build import build_spec
 from specc.compiler.placement.mesh import BATCH, ROLES, mesh_of
 from specc.compiler.placement.types import Mesh
+from specc.compiler.schedule.schedules import SCHEDULES
 from specc.runtime.built import Stage, open_build
-from specc.runtime.groups import whole
 from specc.runtime.heartbeat import Pulse
 from specc.runtime.init import initial
 from specc.runtime.launch import Job, launch
+from specc.runtime.loop import mean_loss
 from specc.runtime.pieces import WHOLE, Sharding
 from specc.runtime.seat import Seat, take_seat
 from specc.runtime.start import MODULES
@@ -34,7 +35,8 @@ from specc.spec.expr import parse
 from specc.spec.spec import Spec
 
 CAPS = (32, 64, 128, 256)  # a dim is at most as large, in the first of these that the model allows
-TILES, ROWS, TOKENS, MICROBATCHES = 2, 2, 8, 2  # calls of a repeat; sequences of a rank, and their tokens
+TILES, ROWS, TOKENS = 2, 2, 8  # calls of a repeat; sequences of a rank, and their tokens
+MICROBATCHES = 2  # for each rank of the pipeline: what every schedule takes
 TOLERANCE = 1e-9
 RESULT = "result.json"
 
@@ -80,14 +82,17 @@ def shrunk(spec: Spec, stage: str, ranks: int) -> tuple[Spec, dict[str, int]]:
     mesh = fewer(mesh_of(spec.plan), ranks)
     where, model = _model(spec, stage)
     numbers = {n: v for n, v in model.dims.items() if isinstance(v, int)}
-    tiles = {n: v for text in _tiles(model.model_dump(by_alias=True)) for n, v in _fewer_tiles(text, numbers).items()}
+    least, times = max(TILES, _stages(spec, mesh)), _tiles(model.model_dump(by_alias=True))
+    tiles = {n: v for text in times for n, v in _fewer_tiles(text, numbers, least).items()}
     error: SpecError | None = None
     for cap in (*CAPS, max(numbers.values(), default=0)):
         dims = {n: tiles.get(n, min(v, cap)) for n, v in numbers.items()}
         changes = [f"{where}.dims.{n}={v}" for n, v in dims.items() if v != numbers[n]]
         try:
             small = spec.changed(*changes, *_plan(mesh), *_sizes(stage, mesh))
-            stated(small, stage).placed()
+            found = stated(small, stage)
+            if mesh_of(small.plan).inner.axes:
+                found.placed()
             return small, dims
         except SpecError as e:
             error = error or e
@@ -125,11 +130,17 @@ def _tiles(model: object) -> Iterator[str]:
             yield from _tiles(value)
 
 
-def _fewer_tiles(text: str, numbers: Mapping[str, int]) -> dict[str, int]:
+def _stages(spec: Spec, mesh: Mapping[str, int]) -> int:
+    """Of the pipeline, each of which takes a tile."""
+    ranks = math.prod(n for a, n in mesh.items() if ROLES[a] == "stages")
+    return ranks * (spec.plan.schedule.chunks or SCHEDULES[spec.plan.schedule.kind].least) if ranks > 1 else 1
+
+
+def _fewer_tiles(text: str, numbers: Mapping[str, int], least: int) -> dict[str, int]:
     """Small sizes for the dims of such an expression: in `L - DENSE` the largest stays the largest."""
     names = sorted((n for n in parse(text).names() if n in numbers), key=lambda n: numbers[n])
-    small = {n: min(numbers[n], TILES) for n in names[:-1]}
-    return small | {n: min(numbers[n], TILES + sum(small.values())) for n in names[-1:]}
+    small = {n: min(numbers[n], least) for n in names[:-1]}
+    return small | {n: min(numbers[n], least + sum(small.values())) for n in names[-1:]}
 
 
 def _plan(mesh: Mapping[str, int]) -> list[str]:
@@ -141,8 +152,9 @@ def _plan(mesh: Mapping[str, int]) -> list[str]:
 def _sizes(stage: str, mesh: Mapping[str, int]) -> list[str]:
     """Sequences and tokens for each rank that shares them out."""
     rows = ROWS * math.prod(n for a, n in mesh.items() if ROLES[a] in BATCH)
+    microbatches = MICROBATCHES * math.prod(n for a, n in mesh.items() if ROLES[a] == "stages")
     tokens = TOKENS * max(2, math.prod(n for a, n in mesh.items() if ROLES[a] == "sequence"))
-    batch, at = {"microbatch": rows, "sequences": MICROBATCHES * rows}, f"stages.{stage}"
+    batch, at = {"microbatch": rows, "sequences": microbatches * rows}, f"stages.{stage}"
     return [f"{at}.batch={json.dumps(batch)}", f"{at}.data.seq_len={tokens}"]
 
 
@@ -156,8 +168,7 @@ def rank(argument: dict[str, Any]) -> int:
         stage = open_build(folder / "mesh").stages[argument["stage"]]
         seat = take_seat(stage, team, pulse)
         loss, grads = step(stage, seat)
-        mesh = seat.sharding.mesh
-        wholes = {n: whole(g, seat.sharding.layout(n, g.ndim), mesh) for n, g in sorted(grads.items())}
+        wholes = seat.wholes(grads, {n: stage.shapes()[n] for n in stage.trainable()}, torch.float64)
         if seat.leads:
             expected, reference = step(open_build(folder / "one").stages[argument["stage"]], Seat())
             found = {n: distance(wholes[n], g) for n, g in reference.items()}
@@ -174,11 +185,11 @@ def distance(x: Tensor, y: Tensor) -> float:
 
 def step(stage: Stage, seat: Seat) -> tuple[float, dict[str, Tensor]]:
     """Loss and this rank's gradients of a step with drawn weights and inputs."""
-    params = {p["path"]: weight(p, seat.sharding) for p in stage.params}
-    batches = [seat.cut(inputs(stage, m)) for m in range(MICROBATCHES)]
-    shares = [1.0 / MICROBATCHES] * MICROBATCHES
-    result = stage.executor(False, seat.coordinates).step(params, batches, shares)
-    return sum(float(x) * w for x, w in zip(result.losses, shares, strict=True)), result.grads
+    params = {p["path"]: weight(p, seat.sharding) for p in stage.params if seat.sharding.holds(p["path"])}
+    n = stage.spec.batch.microbatches
+    batches, shares = [seat.cut(inputs(stage, m)) for m in range(n)], [1.0 / n] * n
+    result = stage.executor(False, seat.coordinates, seat.wire).step(params, batches, shares)
+    return seat.of_loss(mean_loss(result, shares)), result.grads
 
 
 def weight(p: Mapping[str, Any], sharding: Sharding = WHOLE) -> Tensor:

@@ -34,7 +34,7 @@ class Stated:
 def explained(path: str, name: str, overrides: Sequence[str] = (), stage: str | None = None) -> str:
     """Why the step or parameter `name` of a spec file lies where it does."""
     spec = load(path, overrides)
-    mesh = mesh_of(spec.plan)
+    mesh = mesh_of(spec.plan).inner
     if not mesh.axes:
         hint = "--set plan.mesh.tp=2, say"
         raise SpecError(Diagnostic("S521", "the plan has no mesh: one process has everything", None, hint))

@@ -64,14 +64,18 @@ def mesh_mistakes(spec: Spec) -> list[Diagnostic]:
 
 def _axes(spec: Spec) -> Iterator[Diagnostic]:
     mesh = spec.plan.mesh if isinstance(spec.plan.mesh, dict) else {}
-    names = [(("plan", "mesh", name), name) for name in mesh]
-    names += [(("plan", "pins", path), axis) for path, pins in spec.plan.pins.items() for axis in pins]
-    for at, name in names:
-        if ROLES.get(name) == "stages" and name != next(iter(mesh), ""):
+    for i, name in enumerate(mesh):
+        if name in ROLES and ROLES[name] == "stages" and i:
             text = f"'{name}' is the outermost axis of a mesh: its ranks have whole meshes of the others"
-            yield Diagnostic("S528", text, spec.mark(at), f"name '{name}' first in plan.mesh")
-        if name not in ROLES:
-            yield Diagnostic("S520", f"a mesh has no axis '{name}'", spec.mark(at), did_you_mean(name, ROLES))
+            at = spec.mark(("plan", "mesh", name))
+            yield Diagnostic("S528", text, at, f"name '{name}' first in plan.mesh")
+    pinned = [n for n, role in ROLES.items() if role != "stages"]
+    names = [(("plan", "mesh", name), name, list(ROLES)) for name in mesh]
+    names += [(("plan", "pins", path), axis, pinned) for path, pins in spec.plan.pins.items() for axis in pins]
+    for where, name, known in names:
+        if name not in known:
+            text = f"a mesh has no axis '{name}'" if name not in ROLES else f"'{name}' splits calls: it takes no pins"
+            yield Diagnostic("S520", text, spec.mark(where), did_you_mean(name, known))
 
 
 def _device(spec: Spec) -> Iterator[Diagnostic]:
