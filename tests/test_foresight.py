@@ -53,3 +53,9 @@ def test_calibration_and_held_out_rows_are_told_apart() -> None:
     lines = "\n".join(summary(list(FOUND.values())))
     assert "torchtitan, held out" in lines
     assert "dgxc-benchmarking, calibration" in lines
+
+
+def test_pipelines_wait_as_long_as_published() -> None:
+    gaps = [c.bubble_gap for c in FOUND.values() if c.bubble_gap is not None]
+    assert len(gaps) == 3
+    assert max(map(abs, gaps)) < 0.025

@@ -42,6 +42,10 @@ class CallTime:
         return self.work.backward + self.sent.backward
 
     @property
+    def busy(self) -> float:
+        return self.work.forward + self.work.backward
+
+    @property
     def total(self) -> float:
         return self.forward + self.backward
 

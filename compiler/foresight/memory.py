@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from specc.compiler.foresight.recipe import Recipe
-from specc.compiler.foresight.work import ITEMSIZE, BodyWork
+from specc.compiler.foresight.recipe import ITEMSIZE, Recipe
+from specc.compiler.foresight.work import BodyWork
 from specc.spec.hardware import Software
 
 # Microbatches whose values a pipeline rank keeps at once at most, of p ranks and m microbatches, with c stages a rank.
@@ -14,7 +14,7 @@ ALIVE: Mapping[str, Callable[[int, int, int, int], float]] = {
     "1f1b": lambda r, p, m, c: min(m, p - r),
     "interleaved": lambda r, p, m, c: min(m * c, (c - 1) * p + 2 * (p - r - 1) + 1) / c,
     "zb-h1": lambda r, p, m, c: min(m, p - r),
-    "zb-h2": lambda r, p, m, c: min(m, 2 * (p - r) - 1),
+    "zb-2p": lambda r, p, m, c: min(m, 2 * (p - r) - 1),
     "zb-v": lambda r, p, m, c: min(m, p),
 }
 
@@ -36,13 +36,20 @@ def _rank(
     alive = ALIVE[recipe.schedule](r, recipe.pp, recipe.microbatches, recipe.chunks)
     saved = sum(saved_bytes(works[c], recipe if c in repeated else None, software) for c in calls)
     split = [recipe.shards if recipe.zero >= stage else 1 for stage in (3, 2, 1)]
+    weights, gradients, moments = state_bytes(recipe, software)
     return {
-        "weights": n * software.weights / split[0],
-        "gradients": n * software.gradients / split[1],
-        "optimizer": n * software.moments / split[2],
+        "weights": n * weights / split[0],
+        "gradients": n * gradients / split[1],
+        "optimizer": n * moments / split[2],
         "activations": alive * saved,
         "work space": max(_work_space(works[c], recipe, software, c in repeated) for c in dict.fromkeys(calls)),
     }
+
+
+def state_bytes(recipe: Recipe, software: Software) -> tuple[int, int, int]:
+    """Bytes of a number's weight, gradient and optimizer state; wide formats have no second weight."""
+    wide = {"fp32": 4, "fp64": 8}.get(recipe.format)
+    return (wide, wide, 2 * wide) if wide else (software.weights, software.gradients, software.moments)
 
 
 def saved_bytes(work: BodyWork, recipe: Recipe | None, software: Software) -> float:
@@ -61,5 +68,6 @@ def _work_space(work: BodyWork, recipe: Recipe, software: Software, is_repeated:
     """What is alive during a call beyond what waits: logits, what is done again, weights made whole for it."""
     logits = sum(k.m * k.n for k in work.kernels if k.kind == "loss") * software.logits_alive
     again = saved_bytes(work, None, software) if is_repeated and recipe.recompute != "none" else 0.0
-    whole = work.weights * (2 * ITEMSIZE + software.reduce) if recipe.zero == 3 else 0.0
+    gathered = 2 * ITEMSIZE[recipe.format] + software.reduce  # those of the next call are on their way
+    whole = work.weights * gathered if recipe.zero == 3 else 0.0
     return logits + again + whole

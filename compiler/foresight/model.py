@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from specc.compiler.foresight.recipe import Recipe
-from specc.compiler.foresight.work import ITEMSIZE, BodyWork, work_of
+from specc.compiler.foresight.work import BodyWork, work_of
 from specc.compiler.ops.row import Op
 from specc.compiler.placement.options import Options
 from specc.compiler.placement.place import place
@@ -18,11 +18,14 @@ Key = tuple[int, int, int, bool | None, int]
 
 @dataclass
 class Model:
-    """`sizes(sequences)` gives the open dims of a microbatch; `own` are the rows of the user's ops."""
+    """`sizes(sequences)` gives the open dims of a microbatch; `own` are the rows of the user's ops.
+
+    `itemsize` are the bytes of a number in compute."""
 
     program: Program
     sizes: Callable[[int], Mapping[str, int]]
     own: Mapping[str, Op] | None = None
+    itemsize: int = 2
     known: dict[Key, dict[str, BodyWork]] = field(default_factory=dict)
 
     @property
@@ -34,9 +37,9 @@ class Model:
         """What each body takes on a rank. Raises SpecError where it cannot be split so."""
         key = (recipe.tp, recipe.cp, recipe.ep, recipe.sequence_parallel, recipe.microbatch)
         if key not in self.known:
-            options = Options(itemsize=ITEMSIZE, sequence_parallel=recipe.sequence_parallel)
+            options = Options(itemsize=self.itemsize, sequence_parallel=recipe.sequence_parallel)
             sizes = self.sizes(recipe.microbatch * recipe.ep)
-            self.known[key] = work_of(place(self.program, mesh_of(recipe), sizes, options, self.own))
+            self.known[key] = work_of(place(self.program, mesh_of(recipe), sizes, options, self.own), self.itemsize)
         return self.known[key]
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from specc.spec.hardware import Format
 
+ITEMSIZE: Mapping[Format, int] = {"fp8": 2, "bf16": 2, "fp32": 4, "fp64": 8}  # of values; fp8 is for products alone
 Recompute = Literal["none", "attention", "half-products", "half-layers", "full"]
 
 

@@ -1,4 +1,4 @@
-"""Seconds of a training step: the busiest pipeline rank, the pipeline's bubble, data parallelism and the optimizer."""
+"""A training step: the busiest pipeline rank, the pipeline's bubble, data parallelism, the optimizer; and memory."""
 
 from __future__ import annotations
 
@@ -8,22 +8,12 @@ from dataclasses import dataclass
 from specc.compiler.foresight.calls import CallTime, Cluster, call_time, exposed
 from specc.compiler.foresight.memory import memory
 from specc.compiler.foresight.model import Model
+from specc.compiler.foresight.pipeline import StageTime, bubble, simulated_bubble
 from specc.compiler.foresight.recipe import AGAIN, Recipe
-from specc.compiler.foresight.work import BodyWork
+from specc.compiler.schedule.slots import Where, loop, v
 from specc.compiler.schedule.split import split
 
 OPTIMIZER = 30  # bytes that a step of AdamW reads and writes for each number
-
-# Idle seconds of a pipeline rank, over those of one microbatch's work w and of the weight gradients g in it, for each
-# other rank (arXiv:2104.04473 sec. 2.2; arXiv:2401.10241 table 1).
-IDLE: Mapping[str, Callable[[float, float, int], float]] = {
-    "gpipe": lambda w, g, chunks: w,
-    "1f1b": lambda w, g, chunks: w,
-    "interleaved": lambda w, g, chunks: w / chunks,
-    "zb-h1": lambda w, g, chunks: w - 2 * g,
-    "zb-h2": lambda w, g, chunks: w - 3 * g,
-    "zb-v": lambda w, g, chunks: w - 3 * g,
-}
 
 
 @dataclass(frozen=True)
@@ -47,18 +37,19 @@ class Forecast:
         return sum(self.memory.values())
 
 
-def forecast(model: Model, recipe: Recipe, cluster: Cluster) -> Forecast:
-    """Predict a step. Raises SpecError where the model cannot be split so."""
-    works = model.works(recipe)
-    each = call_times(model, recipe, cluster)
-    ranks = ranks_of(model.calls, each, recipe)
-    busiest = max(ranks, key=lambda rank: sum(each[n].total for n in rank))
-    total = sum(each[n].total for n in busiest)
-    work = sum(each[n].work.forward + each[n].work.backward for n in busiest)
+def forecast(model: Model, recipe: Recipe, cluster: Cluster, simulated: bool = True) -> Forecast:
+    """Predict a step; the pipeline is simulated, or priced by a formula. Raises SpecError where it does not split."""
+    works, each = model.works(recipe), call_times(model, recipe, cluster)
+    stages, where = stages_of(model.calls, each, recipe)
+    ranks = [[n for stage, at in zip(stages, where, strict=True) if at == r for n in stage] for r in range(recipe.pp)]
+    busy = max(ranks, key=lambda rank: sum(each[n].total for n in rank))
+    total, work = (sum(seconds) for seconds in zip(*((each[n].total, each[n].busy) for n in busy), strict=True))
     weights = max(sum(works[n].weights for n in rank) for rank in ranks)
-    once = _data(weights, total, recipe, cluster)
+    times = [_stage_time([each[n] for n in stage]) for stage in stages]
+    width = max(works[n].width for n in model.calls)
+    idle = simulated_bubble(times, recipe, _transfer(width, recipe, cluster)) if simulated else bubble(times, recipe)
     return Forecast(
-        recipe.microbatches * work, recipe.microbatches * (total - work) + once, _bubble(each, ranks, recipe),
+        recipe.microbatches * work, recipe.microbatches * (total - work) + _data(weights, total, recipe, cluster), idle,
         _optimizer(weights, recipe, cluster), memory(works, ranks, recipe, cluster.software),
     )  # fmt: skip
 
@@ -67,22 +58,30 @@ def call_times(model: Model, recipe: Recipe, cluster: Cluster) -> dict[str, Call
     """The time of each body's call; what is called once (embedding, head) is not done again in the backward."""
     calls = model.calls
     again = {n: AGAIN[recipe.recompute if calls.count(n) > 1 else "none"] for n in dict.fromkeys(calls)}
-    works: Mapping[str, BodyWork] = model.works(recipe)
+    works = model.works(recipe)
     return {n: call_time(works[n], recipe, cluster, a) for n, a in again.items()}
 
 
-def ranks_of(calls: Sequence[str], each: Mapping[str, CallTime], recipe: Recipe) -> list[list[str]]:
-    """The calls of each pipeline rank: stages as alike as can be, one after the other around the ranks."""
+def stages_of(calls: Sequence[str], each: Mapping[str, CallTime], recipe: Recipe) -> tuple[list[Sequence[str]], Where]:
+    """The calls of each stage, as alike as can be, and the rank of each stage."""
     begins = split([each[n].total for n in calls], recipe.pp * recipe.chunks)
     stages = [calls[a:b] for a, b in zip(begins, [*begins[1:], len(calls)], strict=True)]
-    return [[n for stage in stages[r :: recipe.pp] for n in stage] for r in range(recipe.pp)]
+    return stages, (v if recipe.schedule == "zb-v" else loop)(recipe.pp, recipe.chunks)
 
 
-def _bubble(each: Mapping[str, CallTime], ranks: Sequence[Sequence[str]], recipe: Recipe) -> float:
-    """What a rank waits for the first microbatch to come, and for the last to return."""
-    mean = sum(each[n].total for rank in ranks for n in rank) / recipe.pp
-    weight = sum(each[n].work.weight for rank in ranks for n in rank) / recipe.pp
-    return (recipe.pp - 1) * max(0.0, IDLE[recipe.schedule](mean, weight, recipe.chunks))
+def _stage_time(calls: Sequence[CallTime]) -> StageTime:
+    return StageTime(sum(c.forward for c in calls), sum(c.backward for c in calls), sum(c.work.weight for c in calls))
+
+
+def _transfer(width: float, recipe: Recipe, cluster: Cluster) -> Callable[[int, int], float]:
+    """Seconds from a pipeline rank to another; the ranks of a pipeline are as far apart as its stages have devices."""
+    stride, node = recipe.devices // recipe.pp, cluster.device.node
+
+    def seconds(source: int, target: int) -> float:
+        link = cluster.near if source * stride // node == target * stride // node else cluster.far
+        return width / (link.bandwidth * 1e9) + link.latency * 1e-6
+
+    return seconds
 
 
 def _data(weights: float, window: float, recipe: Recipe, cluster: Cluster) -> float:

@@ -15,8 +15,6 @@ from specc.compiler.placement.placed import Placed, PlacedBody, PlacedEqn
 from specc.compiler.placement.types import Layout
 from specc.compiler.types import TensorType
 
-ITEMSIZE = 2  # bytes of a number in compute
-
 Kind = Literal["product", "loss", "attention", "rows"]
 
 
@@ -62,16 +60,19 @@ class BodyWork:
     saved: Saved
 
 
-def work_of(placed: Placed) -> dict[str, BodyWork]:
-    """The work of each body."""
-    machine = Machine(placed.mesh, itemsize=ITEMSIZE)
+def work_of(placed: Placed, itemsize: int = 2) -> dict[str, BodyWork]:
+    """The work of each body, with numbers of so many bytes in compute."""
+    machine = Machine(placed.mesh, itemsize=itemsize)
     return {name: _body(b, machine, placed.sizes) for name, b in placed.bodies.items()}
 
 
 def _body(b: PlacedBody, machine: Machine, sizes: Mapping[str, int]) -> BodyWork:
     types = b.body.types()
     kernels = [k for e in b.eqns if (k := _kernel(e, types, machine, sizes)) is not None]
-    held = {p.name: machine.nbytes(p.type, at, sizes) / ITEMSIZE for p, at in zip(b.body.params, b.params, strict=True)}
+    held = {
+        p.name: machine.nbytes(p.type, at, sizes) / machine.itemsize
+        for p, at in zip(b.body.params, b.params, strict=True)
+    }
     grouped = {i for e in b.eqns if e.eqn.op == "grouped_linear" for i in e.eqn.ins if i in held}
     width = sum(machine.nbytes(types[o], at, sizes) for o, at in zip(b.body.outs, b.outs, strict=True))
     messages = (*_moves(b, machine, sizes), *_inside(b, types, machine, sizes))
@@ -87,10 +88,10 @@ def _kernel(e: PlacedEqn, types: Mapping[str, TensorType], machine: Machine, siz
         return None
     ins = [types[i] if i else None for i in e.eqn.ins]
     share = math.prod(a.size for s, a in zip(e.strategies, axes, strict=True) if divides(s))
-    flops = eqn_cost(e.eqn, list(ins), sizes, ITEMSIZE).flops / share
+    flops = eqn_cost(e.eqn, list(ins), sizes, machine.itemsize).flops / share
     local = [_numbers(t, e.takes(i), machine, sizes) for i, t in enumerate(ins)]
-    out = sum(machine.nbytes(t, e.gives(j), sizes) / ITEMSIZE for j, t in enumerate(e.eqn.types))
-    nbytes = (2 * out if op == "embedding" else sum(local) + out) * ITEMSIZE
+    out = sum(machine.nbytes(t, e.gives(j), sizes) / machine.itemsize for j, t in enumerate(e.eqn.types))
+    nbytes = (2 * out if op == "embedding" else sum(local) + out) * machine.itemsize
     if op == "attend":
         return _attention(e, ins, flops, nbytes, local, machine, sizes)
     if op == "linear_cross_entropy":
@@ -105,7 +106,7 @@ def _numbers(t: TensorType | None, at: Layout | None, machine: Machine, sizes: M
     """How many a rank takes of an operand; masks are made block by block."""
     if t is None or at is None or t.dtype == "bool":
         return 0.0
-    return machine.nbytes(t, at, sizes) / (8 if t.dtype == "int" else ITEMSIZE)
+    return machine.nbytes(t, at, sizes) / (8 if t.dtype == "int" else machine.itemsize)
 
 
 def _product(e: PlacedEqn, flops: float, nbytes: float, local: list[float], out: float) -> Kernel:

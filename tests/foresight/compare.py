@@ -36,6 +36,13 @@ class Compared:
         return self.forecast.nbytes / 2**30 / self.case.gib - 1 if self.case.gib else None
 
     @property
+    def bubble_gap(self) -> float | None:
+        """Of the idle share of a pipeline, less the reported one."""
+        reported: float | None = self.case.row["reported"].get("bubble_rate_theoretical")
+        f = self.forecast
+        return f.bubble / (f.seconds - f.optimizer) - reported if reported is not None else None
+
+    @property
     def kind(self) -> str:
         return "dense" if self.case.row["model"]["moe"] is None else "experts"
 
@@ -85,6 +92,8 @@ def summary(compared: Sequence[Compared]) -> Iterator[str]:
         yield from _groups((f"{_device(c)} {key(c)}", c.error) for c in compared)
     yield "memory of the fullest device, by source"
     yield from _groups((f"{_device(c)} {c.case.row['group']}", c.memory_error) for c in compared)
+    yield "share of a step that pipelines wait, less what was reported, by schedule"
+    yield from _groups((f"{_device(c)} {c.case.recipe.schedule}", c.bubble_gap) for c in compared)
 
 
 def _device(c: Compared) -> str:

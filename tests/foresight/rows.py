@@ -31,7 +31,7 @@ SOFTWARE = {
 RECOMPUTE: tuple[tuple[str, Recompute], ...] = (
     ("full", "full"), ("selective op", "half-products"), ("selective la", "half-layers"), ("selective", "attention"),
 )  # fmt: skip
-SCHEDULES = {"ZB-2p": "zb-h2", "ZB-2p*": "zb-h2", "ZB-1p": "zb-h1", "ZB-V": "zb-v", "1F1B": "1f1b"}
+SCHEDULES = {"ZB-2p": "zb-2p", "ZB-2p*": "zb-2p", "ZB-1p": "zb-h1", "ZB-V": "zb-v", "1F1B": "1f1b"}
 DROPOUT = ("korthikanti", "korthikanti-mem", "megatron-sc21", "zero-bubble")  # Megatron-LM as it was
 VOCABULARY = 50304  # where a table does not say: GPT-2's, as Megatron pads it
 
