@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,10 @@ def finished(process: subprocess.Popen[str], code: int = 0) -> str:
     return out
 
 
+def sets(changes: Sequence[str]) -> list[str]:
+    return [word for change in changes for word in ("--set", change)]
+
+
 def losses(folder: Path) -> dict[int, float]:
     lines = [json.loads(x) for x in next(folder.glob("*.runs/*/metrics.jsonl")).read_text().splitlines()]
     assert [x["step"] for x in lines] == list(range(1, len(lines) + 1))
@@ -58,14 +63,23 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_under_another_mesh(tmp_path: Path) -> None:
-    """On two ranks of dp until a signal, then on two of tp: the samples and losses of one process."""
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (("plan.mesh={dp: 2}", "plan.zero=1"), ("plan.mesh={tp: 2}",), "mesh dp=2, now tp=2"),
+        (("plan.mesh={pp: 2}", "plan.schedule.kind=zb-v"), ("plan.mesh={dp: 2}",), "mesh pp=2, now dp=2"),
+        (("plan.mesh={tp: 2}",), ("plan.mesh={pp: 2}",), "mesh tp=2, now pp=2"),
+    ],
+)
+def test_a_run_goes_on_under_another_mesh(
+    before: tuple[str, ...], after: tuple[str, ...], told: str, tmp_path: Path
+) -> None:
+    """On two ranks until a signal, then on two of another mesh: the samples and losses of one process."""
     write_spec(tmp_path)
     long = ["--set", "stages.pretrain.budget.steps=60", "--set", "stages.pretrain.checkpoint.every=1000"]
-    mesh = ["--set", "plan.mesh={dp: 2}", "--set", "plan.zero=1"]
     finished(specc(tmp_path, "build", "tiny.yaml", "-o", "one/tiny", *long))
     finished(specc(tmp_path, "run", "one/tiny"))
-    finished(specc(tmp_path, "build", "tiny.yaml", "-o", "two/tiny", *long, *mesh))
+    finished(specc(tmp_path, "build", "tiny.yaml", "-o", "two/tiny", *long, *sets(before)))
     process = specc(tmp_path, "run", "two/tiny")
     end = time.monotonic() + 120
     while not any(f.stat().st_size for f in tmp_path.glob("two/*.runs/*/metrics.jsonl")) and time.monotonic() < end:
@@ -73,9 +87,9 @@ def test_a_run_goes_on_under_another_mesh(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     assert "saved at step" in finished(process, 128 + signal.SIGTERM)
     assert list(tmp_path.glob("two/*.runs/*/checkpoints/step_*/optimizer.rank00001.safetensors"))
-    finished(specc(tmp_path, "build", "tiny.yaml", "-o", "two/tiny", *long, "--set", "plan.mesh={tp: 2}"))
+    finished(specc(tmp_path, "build", "tiny.yaml", "-o", "two/tiny", *long, *sets(after)))
     out = finished(specc(tmp_path, "run", "two/tiny"))
-    assert "saved with mesh dp=2, now tp=2: the last bits may differ" in out
+    assert f"saved with {told}: the last bits may differ" in out
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
     for build in ("one", "two"):
         assert finished(specc(tmp_path, "sample", f"{build}/tiny", "--prompt", "the", "--tokens", "2"))
