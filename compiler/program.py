@@ -59,6 +59,7 @@ class Eqn:
     types: tuple[TensorType, ...]
     attrs: Mapping[str, Any]
     path: str  # of the step, for messages and reports
+    place: str = field(default="", compare=False)  # file:line:column of the step
 
     def __str__(self) -> str:
         outs = ", ".join(f"%{o}: {t}" for o, t in zip(self.outs, self.types, strict=True))

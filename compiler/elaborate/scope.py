@@ -103,7 +103,7 @@ class Frame:
         self, op: str, ins: list[str | None], types: tuple[TensorType, ...], attrs: Mapping[str, Any], path: str,
         mark: Mark | None = None,
     ) -> list[Value]:  # fmt: skip
-        names = self.unit.emit(op, ins, types, attrs, path)
+        names = self.unit.emit(op, ins, types, attrs, path, str(mark or ""))
         if self.own_unit is None:
             self.ctx.model.types |= zip(names, types, strict=True)
         return [Value(n, t, op, mark) for n, t in zip(names, types, strict=True)]

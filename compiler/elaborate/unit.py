@@ -43,9 +43,10 @@ class Unit:
         types: tuple[TensorType, ...],
         attrs: Mapping[str, Any],
         path: str,
+        place: str = "",
     ) -> list[str]:
         outs = tuple(self.fresh() for _ in types)
-        self.eqns.append(Eqn(op, tuple(ins), outs, types, dict(attrs), path))
+        self.eqns.append(Eqn(op, tuple(ins), outs, types, dict(attrs), path, place))
         return list(outs)
 
     def add_param(self, local: str, type_: TensorType, init: Init, tied: str = "") -> str:
