@@ -1,0 +1,119 @@
+"""Compiles kernels ahead of time for GPUs that are not here, and says what each takes of the device."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from specc.compiler.kernels.kernel import Kernel
+from specc.compiler.kernels.source import Made
+
+KiB = 1024
+
+
+@dataclass(frozen=True)
+class Target:
+    """A GPU: Triton's name of it, and the shared memory that a program may have."""
+
+    backend: str
+    arch: int | str
+    warp: int
+    shared: int
+
+
+TARGETS: Mapping[str, Target] = {
+    "sm80": Target("cuda", 80, 32, 163 * KiB),
+    "sm90": Target("cuda", 90, 32, 227 * KiB),
+    "sm100": Target("cuda", 100, 32, 227 * KiB),
+    "gfx942": Target("hip", "gfx942", 64, 64 * KiB),
+}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a compiled kernel takes. `wide_loads` are loads of 128 bits, of `loads` from global memory in all."""
+
+    kernel: str
+    target: str
+    rows: int
+    warps: int
+    registers: int
+    spilled: int  # bytes on NVIDIA, registers on AMD
+    shared: int
+    loads: int
+    wide_loads: int
+
+    def problem(self) -> str:
+        """Why the kernel is not to be used, or nothing."""
+        if self.spilled:
+            return f"it spills {self.spilled}"
+        if self.shared > TARGETS[self.target].shared:
+            return f"it needs {self.shared} bytes of shared memory"
+        return ""
+
+
+def gate(made: Made, module: ModuleType, targets: Mapping[str, Target] = TARGETS) -> list[Figures]:
+    """The figures of each kernel on each target, with the first settings that pass, or the first of all."""
+    found: list[Figures] = []
+    for k in made.kernels:
+        for name in targets:
+            tried: list[Figures] = []
+            for rows, warps in made.configs[k.name.removesuffix("_kernel")]:
+                tried.append(compiled(k, getattr(module, k.name), name, rows, warps))
+                if not tried[-1].problem():
+                    break
+            found.append(tried[-1] if not tried[-1].problem() else tried[0])
+    return found
+
+
+def compiled(k: Kernel, function: Any, target: str, rows: int, warps: int) -> Figures:
+    """Compile one kernel for one target."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    at = TARGETS[target]
+    constants = {"BLOCK_R": rows, "BLOCK_D": k.block}
+    signature = k.signature() | dict.fromkeys(constants, "constexpr")
+    aligned = [i for i, n in enumerate(function.arg_names) if signature[n].startswith("*")]
+    source = ASTSource(
+        fn=function, signature={n: signature[n] for n in function.arg_names}, constexprs=constants,
+        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
+    )  # fmt: skip
+    options = {"num_warps": warps, "enable_fp_fusion": False}
+    binary = triton.compile(source, target=GPUTarget(at.backend, at.arch, at.warp), options=options)
+    usage = _nvidia(binary.asm["ptx"]) if at.backend == "cuda" else _amd(binary.asm["amdgcn"])
+    return Figures(k.name.removesuffix("_kernel"), target, rows, warps, *usage[:2], binary.metadata.shared, *usage[2:])
+
+
+def _nvidia(ptx: str) -> tuple[int, int, int, int]:
+    """Registers, bytes spilled, loads and wide loads, by the ptxas that Triton takes for the architecture."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    arch = re.search(r"\.target (sm_(\d+)\w*)", ptx)
+    assert arch is not None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.ptx"
+        file.write_text(ptx, encoding="utf-8")
+        command = [get_ptxas(int(arch[2])).path, "-v", f"-arch={arch[1]}", str(file), "-o", os.devnull]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    registers, stored = re.search(r"Used (\d+) registers", said), re.search(r"(\d+) bytes spill stores", said)
+    assert registers is not None
+    assert stored is not None
+    loads = re.findall(r"ld\.global\S*", ptx)
+    return int(registers[1]), int(stored[1]), len(loads), sum(".v4.b32" in x or ".v2.b64" in x for x in loads)
+
+
+def _amd(text: str) -> tuple[int, int, int, int]:
+    registers, spilled = (re.search(rf"\.vgpr_{what}:\s+(\d+)", text) for what in ("count", "spill_count"))
+    assert registers is not None
+    assert spilled is not None
+    loads = re.findall(r"(?:global|buffer)_load_\w+", text)
+    return int(registers[1]), int(spilled[1]), len(loads), sum(x.endswith("dwordx4") for x in loads)

@@ -1,0 +1,1 @@
+"""Checks of generated kernels: in Triton's interpreter, and compiled for GPUs that are not here."""

@@ -1,0 +1,95 @@
+"""Regions of row-wise work as generated kernels: what is cut, how the files read, and that they compute what they say.
+
+The kernels run in Triton's interpreter, in a process of its own (tests/kernels/interpret.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from specc.compiler.kernels.cut import Cut
+from specc.compiler.kernels.source import plain
+from tests.grid.models import TRACERS
+from tests.kernels.regions import ODD, cuts
+
+ROOT = Path(__file__).resolve().parent.parent
+# The largest error, as a share of the largest entry. bf16 has 8 bits, and a region rounds to it a few times.
+TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}
+
+
+@cache
+def found(model: str) -> dict[str, Cut]:
+    tracer = TRACERS[model]
+    return cuts(tracer.program(), tracer.sizes, torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What every region did in the interpreter, forward and backward, in fp32 and bf16."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.interpret", str(tmp_path_factory.mktemp("kernels"))]
+    env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    return rows
+
+
+def test_every_model_has_regions_in_both_types(interpreted: list[dict[str, Any]]) -> None:
+    assert {(r["model"], r["dtype"]) for r in interpreted} == {(m, t) for m in ODD for t in TOLERANCE}
+
+
+def test_kernels_compute_what_the_body_does(interpreted: list[dict[str, Any]]) -> None:
+    assert [r for r in interpreted if not r["forward"] <= TOLERANCE[r["dtype"]]] == []
+
+
+def test_kernels_give_the_gradients_of_the_body(interpreted: list[dict[str, Any]]) -> None:
+    assert [r for r in interpreted if not r["backward"] <= TOLERANCE[r["dtype"]]] == []
+
+
+def test_kernels_write_nothing_beside_their_results(interpreted: list[dict[str, Any]]) -> None:
+    assert [r["name"] for r in interpreted if not r["untouched"]] == []
+
+
+def test_torch_accepts_every_op(interpreted: list[dict[str, Any]]) -> None:
+    assert {r["name"]: r["checked"] for r in interpreted if r["checked"]} == {}
+
+
+def test_a_residual_sum_and_the_norm_behind_it_are_one_kernel(golden: Callable[[str, str], None]) -> None:
+    made = found("llama")["layers"].made
+    golden("kernel_expr_rms_norm.py.txt", next(m.source for n, m in made.items() if n.startswith("expr_rms_norm")))
+
+
+def test_a_gated_sum_a_norm_and_its_modulation_are_one_kernel(golden: Callable[[str, str], None]) -> None:
+    made = found("sd3")["layers"].made
+    golden("kernel_expr_layer_norm.py.txt", next(m.source for n, m in made.items() if n.startswith("expr_layer_norm")))
+
+
+def test_a_body_reads_as_its_regions(golden: Callable[[str, str], None]) -> None:
+    golden("llama_regions.txt", str(found("llama")["layers"].body) + "\n")
+
+
+@pytest.mark.parametrize("model", sorted(TRACERS))
+def test_what_is_left_to_aten_is_no_work_of_rows(model: str) -> None:
+    reasons = {reason for c in found(model).values() for reason in c.left.values()}
+    assert reasons <= {
+        "alone, it gains nothing", "it sums over rows", "it has dims beside those of its rows",
+    }  # fmt: skip
+
+
+def test_equal_regions_are_one_kernel() -> None:
+    layers, head = (found("llama")[b].made for b in ("layers", "head"))
+    assert set(head) < set(layers)
+
+
+def test_text_of_a_spec_stays_in_its_comment() -> None:
+    assert "\n" not in plain('x"""\nimport os')
+    assert plain("a\\nb") == "a?nb"
