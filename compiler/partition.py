@@ -44,7 +44,7 @@ def build_graphs(
         out_grads = tuple(o.requires_grad for o in outs)
         cotangents = [torch.empty_like(o.detach()) for o, g in zip(outs, out_grads, strict=True) if g]
         if not any(out_grads):
-            gm = clean(make_fx(lambda *p: fn(p[:n], p[n:]))(*primals))
+            gm = clean(make_fx(lambda *p: [o.contiguous() for o in fn(p[:n], p[n:])])(*primals))
             return Graphs(verify(gm), None, None, None, len(outs), tuple(in_grads), tuple(param_grads), out_grads)
 
         def joint(primals: list[Tensor], tangents: list[Tensor]) -> list[Tensor]:
@@ -53,7 +53,8 @@ def build_graphs(
             wanted = [x for x, g in zip(xs, flags, strict=True) if g]
             grads = torch.autograd.grad(ends, wanted, tangents, allow_unused=True)
             filled = [torch.zeros_like(x) if g is None else g for g, x in zip(grads, wanted, strict=True)]
-            return [*outs, *filled]
+            between = sum(in_grads)
+            return [*outs, *(g.contiguous() for g in filled[:between]), *filled[between:]]
 
         traced = clean(make_fx(joint)(primals, cotangents))
         fwd, bwd = cut(traced, len(outs), keep)
@@ -71,10 +72,11 @@ def build_graphs(
 
 
 def run_traced(fn: Body, primals: Sequence[Tensor], flags: Sequence[bool], n: int) -> tuple[list[Tensor], list[Tensor]]:
-    """The outs with gradients on, and the leaves they come from."""
+    """The outs with gradients on, and the leaves they come from. What goes between calls is contiguous: graphs are
+    compiled for operands that are."""
     with torch.enable_grad():
         xs = [p.detach().requires_grad_() if g else p for p, g in zip(primals, flags, strict=True)]
-        return fn(xs[:n], xs[n:]), xs
+        return [o.contiguous() for o in fn(xs[:n], xs[n:])], xs
 
 
 def clean(gm: fx.GraphModule) -> fx.GraphModule:

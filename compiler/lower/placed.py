@@ -26,16 +26,14 @@ def run_placed(
     body: PlacedBody, ins: Sequence[Tensor], params: Sequence[Tensor], setting: Setting,
     own: Mapping[str, Impl] | None = None,
 ) -> list[Tensor]:  # fmt: skip
-    """The body's outs in their layouts; differentiable. Parameters are in the layouts of their use.
-
-    Outs are contiguous, as the graphs that read them take their operands to be."""
+    """The body's outs in their layouts; differentiable. Parameters are in the layouts of their use."""
     run = _Run(body, setting, ragged(body))
     run.values |= zip((v.name for v in body.body.ins), ins, strict=True)
     run.values |= zip((p.name for p in body.body.params), params, strict=True)
     table = {**IMPLS, **SPREAD, **(own or {})}
     for e in body.eqns:
         run.run(e, table[e.eqn.op])
-    return [run.value(name, layout).contiguous() for name, layout in zip(body.body.outs, body.outs, strict=True)]
+    return [run.value(name, layout) for name, layout in zip(body.body.outs, body.outs, strict=True)]
 
 
 Ragged = frozenset[tuple[str, int]]
