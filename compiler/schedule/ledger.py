@@ -1,0 +1,59 @@
+"""Books of memory: who holds which, so that what several hold counts once and goes with the last of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable
+
+Key = tuple[Hashable, ...]
+
+
+class Ledger:
+    """Memories are numbers; each has its bytes and its kind."""
+
+    def __init__(self) -> None:
+        self.sizes: list[tuple[str, int]] = []
+        self.holders: Counter[int] = Counter()
+        self.held: dict[Key, tuple[int, ...]] = {}
+        self.alive: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
+
+    def new(self, kind: str, nbytes: int) -> int:
+        """A memory that nobody holds yet."""
+        self.sizes.append((kind, nbytes))
+        return len(self.sizes) - 1
+
+    def hold(self, key: Key, memories: Iterable[int]) -> None:
+        """`key` holds these from now on, in place of what it held."""
+        before = self.held.pop(key, ())
+        self.held[key] = tuple(memories)
+        for memory in self.held[key]:
+            self.holders[memory] += 1
+            if self.holders[memory] == 1:
+                kind, nbytes = self.sizes[memory]
+                self.alive[kind] += nbytes
+        self.rise()
+        self._release(before)
+
+    def drop(self, key: Key) -> tuple[int, ...]:
+        """`key` holds nothing more; what it held."""
+        memories = self.held.pop(key, ())
+        self._release(memories)
+        return memories
+
+    def _release(self, memories: Iterable[int]) -> None:
+        for memory in memories:
+            self.holders[memory] -= 1
+            if self.holders[memory] == 0:
+                kind, nbytes = self.sizes[memory]
+                self.alive[kind] -= nbytes
+
+    def begin(self) -> None:
+        """Forget the fullest moment so far."""
+        self.most = self.alive.copy()
+
+    def rise(self, work: int = 0) -> None:
+        """A moment at which `work` bytes are alive beside what is held."""
+        if self.alive.total() + work > self.most.total():
+            self.most = self.alive.copy()
+            self.most["work space"] += work

@@ -1,0 +1,304 @@
+"""Memory of a rank over a step: a walk over the actions that the executor runs, with the sizes of its graphs' values.
+
+Two values in one memory (a view and its base, a saved operand) count once. What the walk does not know: the
+interpreter and its libraries, the batches that are made ahead, and buffers inside of collectives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from specc.compiler.graphs import Graphs, node_type, tensor_bytes
+from specc.compiler.program import Call
+from specc.compiler.schedule.actions import Action
+from specc.compiler.schedule.footprint import footprints
+from specc.compiler.schedule.ledger import Key, Ledger
+from specc.compiler.schedule.lifetimes import frees, idle_outs, last_uses
+
+KINDS = ("weights", "gradients", "optimizer", "activations", "work space")
+MOMENTS = 2  # of AdamW, for each number that is trained
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a rank keeps between steps: numbers of its part of each parameter, and the widths of numbers in bytes.
+
+    `in_parts` says that parameters come together by graphs of their own (see compiler.graphs: Carry)."""
+
+    params: Mapping[str, int]
+    trainable: frozenset[str]
+    master: int
+    compute: int
+    reduce: int
+    ema: bool = False
+    in_parts: bool = False
+
+
+@dataclass(frozen=True)
+class Moment:
+    """An action, the bytes by kind at its fullest, and those that are alive when it is done."""
+
+    action: Action
+    most: Mapping[str, int]
+    after: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.most.values())
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The moments of a step, in order."""
+
+    moments: tuple[Moment, ...]
+
+    @property
+    def fullest(self) -> Moment:
+        return max(self.moments, key=lambda m: m.total)
+
+    @property
+    def peak(self) -> int:
+        return self.fullest.total
+
+
+def memory_of(
+    actions: Sequence[Action], calls: Sequence[Call], graphs: Mapping[str, Graphs], kept: Kept, loss: str | None,
+    inputs: Mapping[str, int],
+) -> Memory:  # fmt: skip
+    """The memory of a step, not the first one: the optimizer's state is there. `inputs` are bytes of a microbatch's."""
+    walk = _Walk(calls, graphs, kept, loss)
+    walk.begin(inputs, max(a.microbatch for a in actions) + 1)
+    outs = frozenset([loss] if loss else [])
+    moments: list[Moment] = []
+    for action, dead, done in zip(actions, last_uses(actions, calls, outs), frees(actions), strict=True):
+        walk.ledger.begin()
+        walk.run(action)
+        for m, name in dead:
+            walk.ledger.drop(("value", m, name))
+        if done >= 0 and kept.in_parts:
+            walk.ledger.drop(("used", done))
+        moments.append(Moment(action, dict(walk.ledger.most), dict(walk.ledger.alive)))
+    return Memory(tuple(moments))
+
+
+class _Walk:
+    """What each action does to the books."""
+
+    def __init__(
+        self, calls: Sequence[Call], graphs: Mapping[str, Graphs], kept: Kept, loss: str | None
+    ) -> None:  # fmt: skip
+        self.calls, self.graphs, self.kept, self.loss = calls, graphs, kept, loss
+        self.feet = footprints(graphs)
+        self.idle = idle_outs(calls, graphs, loss)
+        self.ledger = Ledger()
+        self.nbytes = value_bytes(calls, graphs)
+        self.saved: dict[tuple[int, int], list[int]] = {}
+
+    def begin(self, inputs: Mapping[str, int], n_microbatches: int) -> None:
+        """Weights, the optimizer's state and the batch."""
+        new, hold = self.ledger.new, self.ledger.hold
+        for path, n in self.kept.params.items():
+            trained = path in self.kept.trainable
+            copies = 1 + self.kept.ema
+            hold(("kept", path), [new("weights", n * self.kept.master * copies)])
+            hold(("state", path), [new("optimizer", n * self.kept.master * MOMENTS * trained)])
+        for m in range(n_microbatches):
+            for name, nbytes in inputs.items():
+                memory = new("activations", nbytes)
+                hold(("batch", m, name), [memory])
+                hold(("value", m, name), [memory])
+
+    def run(self, a: Action) -> None:
+        match a.kind:
+            case "UNSHARD":
+                self.unshard(a)
+            case "F":
+                self.forward(a)
+            case "B" | "I":
+                self.backward(a, "bwd" if a.kind == "B" else "bwd_input")
+            case "W":
+                self.backward_weight(a)
+            case "REDUCE":
+                self.reduce(a)
+            case "RECV":
+                self.receive(a)
+            case "SEND" if a.is_gradient:
+                self.ledger.drop(("d", a.microbatch, a.name))
+            case _:
+                pass
+
+    def call(self, a: Action, part: str, operands: Sequence[int], kinds: Mapping[int, str], rest: str) -> list[int]:
+        """Run a graph: the memories of its results. Its own are of the kind `rest`, or that of the result's place."""
+        foot = self.feet[self.calls[a.call].body][part]
+        self.ledger.rise(foot.peak)
+        own: dict[int, int] = {}
+        for i, result in enumerate(foot.results):
+            if result < 0 and result not in own:
+                own[result] = self.ledger.new(kinds.get(i, rest), foot.own[-1 - result])
+        return [operands[r] if r >= 0 else own[r] for r in foot.results]
+
+    def receive(self, a: Action) -> None:
+        """Room for a value of another rank, or for its gradient."""
+        memory = self.ledger.new("activations", self.nbytes[a.name])
+        if a.is_gradient:
+            self.add_value(("d", a.microbatch, a.name), memory)
+        else:
+            self.ledger.hold(("value", a.microbatch, a.name), [memory])
+
+    def graphs_of(self, a: Action) -> Graphs:
+        return self.graphs[self.calls[a.call].body]
+
+    def unshard(self, a: Action) -> None:
+        """Casts, and collectives that begin; a call of -1 means the casts of all."""
+        if self.kept.in_parts:
+            self.start(a)
+        elif self.kept.compute != self.kept.master:
+            for path, n in self.kept.params.items():
+                self.ledger.hold(("cast", path), [self.ledger.new("weights", n * self.kept.compute)])
+
+    def start(self, a: Action) -> None:
+        if ("parts", a.call) in self.ledger.held or ("used", a.call) in self.ledger.held:
+            return
+        parts = [self.part(path) for path in self.calls[a.call].params]
+        self.ledger.hold(("parts", a.call), parts)
+        carry = self.graphs_of(a).carry
+        if carry and carry.start:
+            moved = [parts[i] for i in carry.gathered]
+            self.ledger.hold(("coming", a.call), self.call(a, "unshard_start", moved, {}, "weights"))
+
+    def part(self, path: str) -> int:
+        """The rank's part of a parameter in the dtype that the graphs compute in."""
+        if self.kept.compute == self.kept.master:
+            return self.ledger.held["kept", path][0]
+        return self.ledger.new("weights", self.kept.params[path] * self.kept.compute)
+
+    def finish(self, a: Action) -> None:
+        """Wait for the parameters of a call."""
+        used = list(self.ledger.held["parts", a.call])
+        carry = self.graphs_of(a).carry
+        if carry and carry.finish:
+            given = [*self.ledger.held.get(("coming", a.call), ()), *(used[i] for i in carry.gathered)]
+            for i, memory in zip(carry.gathered, self.call(a, "unshard_finish", given, {}, "weights"), strict=True):
+                used[i] = memory
+        self.ledger.hold(("used", a.call), used)
+        self.ledger.drop(("parts", a.call))
+        self.ledger.drop(("coming", a.call))
+
+    def params(self, a: Action) -> Sequence[int]:
+        """The memories of the parameters that the call computes with."""
+        if self.kept.in_parts:
+            if ("used", a.call) not in self.ledger.held:
+                self.finish(a)
+            return self.ledger.held["used", a.call]
+        kind = "kept" if self.kept.compute == self.kept.master else "cast"
+        return [self.ledger.held[kind, path][0] for path in self.calls[a.call].params]
+
+    def forward(self, a: Action) -> None:
+        call, m, g = self.calls[a.call], a.microbatch, self.graphs_of(a)
+        operands = [*(self.ledger.held["value", m, v][0] for v in call.ins), *self.params(a)]
+        results = self.call(a, "fwd", operands, {}, "activations")
+        for name, memory in zip(call.outs, results, strict=False):
+            self.ledger.hold(("value", m, name), [memory])
+            if name in self.idle or name == self.loss:
+                nbytes = self.ledger.sizes[memory][1] if name in self.idle else 0
+                self.ledger.hold(("d", m, name), [self.ledger.new("activations", nbytes)])
+        if g.bwd is not None:
+            saved = results[g.n_outs :]
+            self.ledger.hold(("saved", a.call, m), [x for j, x in enumerate(saved) if j not in self.again(g)])
+            self.saved[a.call, m] = saved
+
+    def again(self, g: Graphs) -> set[int]:
+        """Which saved values are parameters that come again for the backward."""
+        ours = {len(g.in_grads) + i for i in g.carry.gathered} if g.carry else set()
+        return {j for j, source in enumerate(g.saved_from) if source in ours}
+
+    def backward(self, a: Action, part: str) -> None:
+        call, m, g = self.calls[a.call], a.microbatch, self.graphs_of(a)
+        if self.again(g):
+            self.params(a)
+        names = [v for v, flows in zip(call.outs, g.out_grads, strict=True) if flows]
+        cotangents = [self.ledger.held["d", m, v][0] for v in names]
+        n = sum(g.in_grads)
+        operands = [*self.saved.pop((a.call, m)), *cotangents]
+        results = self.call(a, part, operands, dict.fromkeys(range(n), "activations"), "gradients")
+        self.ledger.hold(("results",), results)
+        for v in names:
+            self.ledger.drop(("d", m, v))
+        self.ledger.drop(("saved", a.call, m))
+        ins = [v for v, flows in zip(call.ins, g.in_grads, strict=True) if flows]
+        for v, memory in zip(ins, results[:n], strict=True):
+            self.add_value(("d", m, v), memory)
+        if part == "bwd":
+            self.add(a, results[n:], results[:n])
+        else:
+            self.ledger.hold(("live", a.call, m), results[n:])
+        self.ledger.drop(("results",))
+
+    def add_value(self, key: Key, memory: int) -> None:
+        """A gradient of a value; a second one makes a sum in a memory of its own."""
+        if key in self.ledger.held:
+            memory = self.ledger.new(*self.ledger.sizes[memory])
+        self.ledger.hold(key, [memory])
+
+    def backward_weight(self, a: Action) -> None:
+        live = self.ledger.held["live", a.call, a.microbatch]
+        results = self.call(a, "bwd_weight", live, {}, "gradients")
+        self.ledger.hold(("results",), results)
+        self.ledger.drop(("live", a.call, a.microbatch))
+        self.add(a, results, [])
+        self.ledger.drop(("results",))
+
+    def trained(self, a: Action) -> list[tuple[int, str]]:
+        """Place and path of the parameters that the call's backward has gradients of."""
+        pairs = enumerate(zip(self.calls[a.call].params, self.graphs_of(a).param_grads, strict=True))
+        return [(i, path) for i, (path, flows) in pairs if flows]
+
+    def add(self, a: Action, grads: Sequence[int], beside: Sequence[int]) -> None:
+        seen = set(beside)
+        for (i, path), memory in zip(self.trained(a), grads, strict=True):
+            if path in self.kept.trainable:
+                self.sum(("partial", a.call, i) if self.kept.in_parts else ("gradient", path), memory, seen)
+
+    def sum(self, key: Key, memory: int, seen: set[int]) -> None:
+        """Add to a sum, which grows in place; its first gradient is taken as it is, if it is wide and nobody's."""
+        if key not in self.ledger.held:
+            _, nbytes = self.ledger.sizes[memory]
+            wider = max(1, self.kept.reduce // self.kept.compute)
+            fresh = memory in seen or wider > 1
+            self.ledger.hold(key, [self.ledger.new("gradients", nbytes * wider) if fresh else memory])
+        seen.add(memory)
+
+    def reduce(self, a: Action) -> None:
+        """Bring the call's gradients together, and to where their parameters are kept."""
+        if not self.kept.in_parts:
+            return
+        paths, carry = self.calls[a.call].params, self.graphs_of(a).carry
+        keys = {i: ("partial", a.call, i) for i, _ in self.trained(a) if ("partial", a.call, i) in self.ledger.held}
+        found = {i: self.ledger.held[key][0] for i, key in keys.items()}
+        if carry and carry.reduce:
+            given = [found[i] for i in carry.reduced]
+            found |= zip(carry.reduced, self.call(a, "reduce", given, {}, "gradients"), strict=True)
+        self.ledger.hold(("results",), found.values())
+        for key in keys.values():
+            self.ledger.drop(key)
+        seen: set[int] = set()
+        for i, memory in found.items():
+            self.reduced(("gradient", paths[i]), memory, seen)
+        self.ledger.drop(("results",))
+
+    def reduced(self, key: Key, memory: int, seen: set[int]) -> None:
+        """Sums of reduced gradients are as wide as these."""
+        if key not in self.ledger.held:
+            self.ledger.hold(key, [self.ledger.new(*self.ledger.sizes[memory]) if memory in seen else memory])
+        seen.add(memory)
+
+
+def value_bytes(calls: Sequence[Call], graphs: Mapping[str, Graphs]) -> dict[str, int]:
+    """Bytes of the values between calls."""
+    found: dict[str, int] = {}
+    for call in calls:
+        outs: Any = graphs[call.body].fwd.graph.output_node().args[0]
+        found |= {name: tensor_bytes(node_type(node)) for name, node in zip(call.outs, outs, strict=False)}
+    return found
