@@ -126,6 +126,20 @@ COMMANDS: dict[str, Command] = {
             STAGE,
         ),
     ),
+    "plan": Command(
+        "search for the fastest plan of a spec on a cluster, with predicted times and memory, and why others lose",
+        "specc.runtime.commands.plan:run",
+        (
+            SPEC,
+            SET,
+            STAGE,
+            option("--cluster", metavar="NxDEVICE", help="the devices, such as 64xh100-sxm (default: plan.cluster)"),
+            option("--top", metavar="N", type=int, default=5, help="plans to show (default: 5)"),
+            option("--software", metavar="NAME", default="specc", help="what runs it (default: specc)"),
+            option("--hardware", metavar="FILE", help="devices, links and software of your own (YAML)"),
+            JSON,
+        ),
+    ),
     "verify": Command(
         "run a step of a spec in small on real processes, and compare loss and gradients with one process",
         "specc.runtime.commands.verify:run",

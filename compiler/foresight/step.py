@@ -37,17 +37,19 @@ class Forecast:
         return sum(self.memory.values())
 
 
-def forecast(model: Model, recipe: Recipe, cluster: Cluster, simulated: bool = True) -> Forecast:
-    """Predict a step; the pipeline is simulated, or priced by a formula. Raises SpecError where it does not split."""
+def forecast(model: Model, recipe: Recipe, cluster: Cluster, exact: bool = True) -> Forecast:
+    """Predict a step. Raises SpecError where the model does not split so.
+
+    Without `exact`, which is fast, stages have equal numbers of calls and pipelines wait as a formula says."""
     works, each = model.works(recipe), call_times(model, recipe, cluster)
-    stages, where = stages_of(model.calls, each, recipe)
+    stages, where = stages_of(model.calls, each, recipe, exact)
     ranks = [[n for stage, at in zip(stages, where, strict=True) if at == r for n in stage] for r in range(recipe.pp)]
     busy = max(ranks, key=lambda rank: sum(each[n].total for n in rank))
     total, work = (sum(seconds) for seconds in zip(*((each[n].total, each[n].busy) for n in busy), strict=True))
     weights = max(sum(works[n].weights for n in rank) for rank in ranks)
     times = [_stage_time([each[n] for n in stage]) for stage in stages]
     width = max(works[n].width for n in model.calls)
-    idle = simulated_bubble(times, recipe, _transfer(width, recipe, cluster)) if simulated else bubble(times, recipe)
+    idle = simulated_bubble(times, recipe, _transfer(width, recipe, cluster)) if exact else bubble(times, recipe)
     return Forecast(
         recipe.microbatches * work, recipe.microbatches * (total - work) + _data(weights, total, recipe, cluster), idle,
         _optimizer(weights, recipe, cluster), memory(works, ranks, recipe, cluster.software),
@@ -62,9 +64,12 @@ def call_times(model: Model, recipe: Recipe, cluster: Cluster) -> dict[str, Call
     return {n: call_time(works[n], recipe, cluster, a) for n, a in again.items()}
 
 
-def stages_of(calls: Sequence[str], each: Mapping[str, CallTime], recipe: Recipe) -> tuple[list[Sequence[str]], Where]:
+def stages_of(
+    calls: Sequence[str], each: Mapping[str, CallTime], recipe: Recipe, exact: bool
+) -> tuple[list[Sequence[str]], Where]:
     """The calls of each stage, as alike as can be, and the rank of each stage."""
-    begins = split([each[n].total for n in calls], recipe.pp * recipe.chunks)
+    n = recipe.pp * recipe.chunks
+    begins = split([each[c].total for c in calls], n) if exact else [i * len(calls) // n for i in range(n)]
     stages = [calls[a:b] for a, b in zip(begins, [*begins[1:], len(calls)], strict=True)]
     return stages, (v if recipe.schedule == "zb-v" else loop)(recipe.pp, recipe.chunks)
 
@@ -90,7 +95,8 @@ def _data(weights: float, window: float, recipe: Recipe, cluster: Cluster) -> fl
     if recipe.zero == 3:
         sent = cluster.seconds("all-reduce", reduce / recipe.shards, copies // recipe.shards, recipe.shards * recipe.tp)
     elif recipe.zero:
-        sent = cluster.seconds("reduce-scatter", reduce, copies, recipe.tp)
+        times = recipe.microbatches if recipe.zero == 2 else 1
+        sent = times * cluster.seconds("reduce-scatter", reduce, copies, recipe.tp)
         sent += cluster.seconds("all-gather", 2 * weights, copies, recipe.tp)
     else:
         sent = cluster.seconds("all-reduce", reduce, copies, recipe.tp)

@@ -1,0 +1,135 @@
+"""The search for the fastest plan of a model on a cluster: every way to share it out, the best of them exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from specc.compiler.foresight.calls import Cluster
+from specc.compiler.foresight.model import Model
+from specc.compiler.foresight.pipeline import IDLE
+from specc.compiler.foresight.recipe import Recipe, Recompute
+from specc.compiler.foresight.step import Forecast, forecast
+from specc.compiler.schedule.schedules import SCHEDULES
+from specc.spec.errors import SpecError
+from specc.spec.hardware import Format
+
+MICROBATCHES = (1, 2, 4, 8, 16)  # sequences of a rank at a time
+CHUNKS = (2, 4, 8)  # stages of a pipeline rank
+MOST_STAGES = 128
+LEAST_TOKENS = 1024  # of a sequence on a rank of context parallelism
+CLOSELY = 24  # of the best plans are predicted exactly
+RESERVE = 0.06  # of a device's memory that libraries, collectives and gaps between tensors take
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to search for: a step of `sequences` of `tokens` on so many devices. `pins` hold axes and ZeRO fixed."""
+
+    model: Model
+    cluster: Cluster
+    devices: int
+    sequences: int
+    tokens: int
+    form: Format = "bf16"
+    pins: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def capacity(self) -> float:
+        """Bytes of a device that a plan may take."""
+        return self.cluster.device.memory * 2**30 * (1 - RESERVE)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe with what it takes."""
+
+    recipe: Recipe
+    forecast: Forecast
+
+
+@dataclass(frozen=True)
+class Found:
+    """The plans that fit, fastest first; those that do not, smallest first; how many do not split so."""
+
+    fit: list[Plan]
+    over: list[Plan]
+    refused: int
+
+
+def search(asked: Asked) -> Found:
+    """Every plan, roughly; then the best ones exactly."""
+    every: list[Plan] = []
+    refused = 0
+    for recipe in recipes(asked):
+        try:
+            every.append(Plan(recipe, forecast(asked.model, recipe, asked.cluster, exact=False)))
+        except SpecError:
+            refused += 1
+    fit = sorted((p for p in every if p.forecast.nbytes <= asked.capacity), key=lambda p: p.forecast.seconds)
+    over = sorted((p for p in every if p.forecast.nbytes > asked.capacity), key=lambda p: p.forecast.nbytes)
+    closely = [Plan(p.recipe, forecast(asked.model, p.recipe, asked.cluster)) for p in fit[:CLOSELY]]
+    best = sorted((p for p in closely if p.forecast.nbytes <= asked.capacity), key=lambda p: p.forecast.seconds)
+    return Found(best + fit[CLOSELY:], over, refused)
+
+
+def recipes(asked: Asked) -> Iterator[Recipe]:
+    """All plans that the devices and the sequences of a step divide into."""
+    for tp, cp, ep, pp in _axes(asked):
+        dp = asked.devices // (tp * cp * pp)
+        for size in MICROBATCHES:
+            if dp % ep or asked.sequences % (dp * size):
+                continue
+            n = asked.sequences // (dp * size)
+            for zero in _zero(asked, dp * cp, pp):
+                for schedule, chunks in _schedules(asked, pp, n):
+                    yield from (
+                        Recipe(
+                            dp, dp * cp, pp, chunks, cp, ep, tp, zero, size, n, schedule, recompute, format=asked.form
+                        )
+                        for recompute in _recompute(asked)
+                    )
+
+
+def _axes(asked: Asked) -> Iterator[tuple[int, int, int, int]]:
+    """Sizes of tp, cp, ep and pp whose product divides the devices."""
+    has_experts = any(e.op == "dispatch" for b in asked.model.program.bodies.values() for e in b.eqns)
+    for tp in _sizes(asked, "tp", asked.devices, asked.cluster.device.node):
+        for cp in _sizes(asked, "cp", asked.devices // tp, max(1, asked.tokens // LEAST_TOKENS)):
+            rest = asked.devices // (tp * cp)
+            for pp in _sizes(asked, "pp", rest, min(MOST_STAGES, len(asked.model.calls))):
+                for ep in _sizes(asked, "ep", rest // pp, rest // pp if has_experts else 1):
+                    yield tp, cp, ep, pp
+
+
+def _sizes(asked: Asked, axis: str, devices: int, most: int) -> list[int]:
+    """Divisors of the devices that are powers of two, or what is left of them with all powers of two taken out."""
+    if axis in asked.pins:
+        return [asked.pins[axis]] if devices % asked.pins[axis] == 0 else []
+    return [n for n in range(1, min(devices, most) + 1) if devices % n == 0 and n & (n - 1) == 0]
+
+
+def _zero(asked: Asked, copies: int, pp: int) -> tuple[int, ...]:
+    if "zero" in asked.pins:
+        return (asked.pins["zero"],)
+    if copies == 1:
+        return (0,)
+    return (1, 3) if pp > 1 else (1, 2, 3)
+
+
+def _schedules(asked: Asked, pp: int, microbatches: int) -> Iterator[tuple[str, int]]:
+    """Schedules with the stages of a rank, where there are enough microbatches and calls."""
+    if pp == 1:
+        yield "1f1b", 1
+        return
+    for name in (n for n in SCHEDULES if n in IDLE and n != "gpipe"):
+        row = SCHEDULES[name]
+        for chunks in (1, *CHUNKS):
+            fits = row.least <= chunks <= row.most and pp * chunks <= min(MOST_STAGES, len(asked.model.calls))
+            if fits and microbatches >= pp and not (row.rounds and microbatches % pp):
+                yield name, chunks
+
+
+def _recompute(asked: Asked) -> tuple[Recompute, ...]:
+    """What changes something: attention alone where its scores would be kept."""
+    return ("none", "attention", "full") if asked.cluster.software.attention == "unfused" else ("none", "full")

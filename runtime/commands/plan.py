@@ -1,0 +1,105 @@
+"""`specc plan`: the fastest ways to share a model out among the devices of a cluster, and why others lose."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from specc.compiler.build import stage_sizes
+from specc.compiler.cost import n_params
+from specc.compiler.foresight.calls import Cluster
+from specc.compiler.foresight.model import Model
+from specc.compiler.foresight.reasons import Reason, mesh_text, reasons
+from specc.compiler.foresight.recipe import ITEMSIZE
+from specc.compiler.foresight.search import Asked, Found, Plan, search
+from specc.compiler.foresight.tell import details, mfu, plan_text, table, told
+from specc.compiler.hardware.tables import hardware, row_of
+from specc.compiler.units import count, size
+from specc.runtime.whereabouts import Stated, stated
+from specc.spec.errors import Diagnostic, SpecError
+from specc.spec.hardware import Hardware
+from specc.spec.plan import Cluster as ClusterSpec
+from specc.spec.spec import load
+
+CLUSTER = re.compile(r"([1-9][0-9]*)x(.+)")
+
+
+def run(args: argparse.Namespace) -> int:
+    spec = load(args.spec, args.overrides)
+    found = stated(spec, args.stage)
+    name = args.stage or next(iter(spec.stages))
+    devices, device = cluster_of(args.cluster, spec.plan.cluster)
+    tables = hardware(Path(args.hardware) if args.hardware else None)
+    asked = question(found, name, devices, cluster(device, args.software, tables))
+    plans = search(asked)
+    if not plans.fit:
+        raise none_fits(plans, asked)
+    best, why = plans.fit[: args.top], list(reasons(plans, asked))
+    if args.json:
+        print(json.dumps(as_data(best, why, asked), indent=1))
+        return 0
+    model = f"{spec.name}, stage {name}: {count(n_params(found.program))} parameters"
+    print(f"{model}, {asked.sequences} sequences of {asked.tokens} tokens a step")
+    print(f"{devices} x {device}, {size(asked.capacity)} each, with the software '{args.software}'")
+    print(f"{len(plans.fit) + len(plans.over)} plans, of which {len(plans.fit)} fit", end="\n\n")
+    print("\n".join([*table(best, asked), "", *details(best[0]), "", "why not", *map(told, why), ""]))
+    print("\n".join(plan_text(best[0], asked, device, name)))
+    return 0
+
+
+def cluster_of(text: str | None, said: ClusterSpec) -> tuple[int, str]:
+    """Devices and their name, of the option or else of the plan."""
+    if text is None:
+        if said.devices == "auto":
+            hint = "--cluster 64xh100-sxm, or plan.cluster: {devices: 64, device: h100-sxm}"
+            raise SpecError(Diagnostic("S541", "the plan does not say how many devices there are", None, hint))
+        return said.devices, said.device
+    match = CLUSTER.fullmatch(text)
+    if match is None:
+        raise SpecError(Diagnostic("S541", f"a cluster reads NUMBERxDEVICE, got '{text}'", None, "64xh100-sxm, say"))
+    return int(match[1]), match[2]
+
+
+def cluster(device: str, software: str, tables: Hardware) -> Cluster:
+    """The rows of the tables by name."""
+    row = row_of(tables.devices, device, "device")
+    near, far = (row_of(tables.links, link, "link") for link in (row.near, row.far))
+    return Cluster(row, near, far, row_of(tables.software, software, "software"))
+
+
+def question(found: Stated, name: str, devices: int, on: Cluster) -> Asked:
+    """What to search for: a step of the stage."""
+    stage, form = found.spec.stages[name], found.spec.plan.precision.compute
+    lengths = stage.lengths()
+    model = Model(found.program, lambda n: stage_sizes(found.program, n, lengths), found.rows, ITEMSIZE[form])
+    return Asked(model, on, devices, stage.batch.sequences, max(lengths.values()), form)
+
+
+def none_fits(plans: Found, asked: Asked) -> SpecError:
+    """Why there is no plan at all."""
+    if not plans.over:
+        text = f"{asked.devices} devices and {asked.sequences} sequences a step do not divide into a plan"
+        return SpecError(Diagnostic("S542", text, None, "batch.sequences: a multiple of the devices, say"))
+    least = plans.over[0]
+    takes = f"the smallest takes {size(least.forecast.nbytes)} of {size(asked.capacity)}"
+    text = f"no plan fits: {takes} ({mesh_text(least.recipe)})"
+    return SpecError(Diagnostic("S542", text, None, "more devices, or devices with more memory"))
+
+
+def as_data(plans: list[Plan], why: list[Reason], asked: Asked) -> dict[str, Any]:
+    """All of it as JSON."""
+    return {"plans": [_plan_data(p, asked) for p in plans], "reasons": [_reason_data(r) for r in why]}
+
+
+def _plan_data(plan: Plan, asked: Asked) -> dict[str, Any]:
+    causal, full = mfu(plan, asked)
+    known = {"seconds": plan.forecast.seconds, "mfu": {"causal": causal, "full": full}}
+    return {**asdict(plan.recipe), **known, **asdict(plan.forecast)}
+
+
+def _reason_data(r: Reason) -> dict[str, Any]:
+    return {"choice": r.choice, "slower": r.slower, "bytes_over": r.over, "mesh": mesh_text(r.plan.recipe)}

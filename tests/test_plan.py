@@ -1,0 +1,114 @@
+"""The search for plans: what it finds divides, fits and is fastest; and what the command prints can be built."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from specc.compiler.elaborate import elaborate
+from specc.compiler.foresight.calls import Cluster
+from specc.compiler.foresight.flops import step_flops
+from specc.compiler.foresight.model import Model
+from specc.compiler.foresight.reasons import reasons
+from specc.compiler.foresight.recipe import Recipe
+from specc.compiler.foresight.search import Asked, Found, Plan, search
+from specc.compiler.foresight.step import forecast
+from specc.compiler.foresight.tell import plan_text
+from specc.compiler.hardware.tables import hardware
+from specc.compiler.placement.mesh import mesh_mistakes, mesh_of
+from specc.runtime import cli
+from specc.spec.spec import load
+
+LLAMA = "examples/llama3-8b.yaml"
+TABLES = hardware()
+SEQ = 8192
+
+
+def asked(devices: int = 64, sequences: int = 256, memory: float | None = None, layers: int = 8) -> Asked:
+    device = TABLES.devices["h100-sxm"]
+    if memory is not None:
+        device = device.model_copy(update={"memory": memory})
+    on = Cluster(device, TABLES.links[device.near], TABLES.links[device.far], TABLES.software["megatron-2024"])
+    program = elaborate(load(LLAMA, [f"model.dims.L={layers}"]), None, "causal_lm")
+    return Asked(Model(program, lambda n: {"B": n, "S": SEQ}), on, devices, sequences, SEQ)
+
+
+@pytest.fixture(scope="module")
+def question() -> Asked:
+    return asked()
+
+
+@pytest.fixture(scope="module")
+def found(question: Asked) -> Found:
+    return search(question)
+
+
+def test_plans_divide_the_devices_and_the_sequences(question: Asked, found: Found) -> None:
+    for plan in (*found.fit, *found.over):
+        r = plan.recipe
+        assert r.dp * r.cp * r.tp * r.pp == question.devices
+        assert r.dp * r.microbatch * r.microbatches == question.sequences
+
+
+def test_the_best_plan_fits_and_no_other_that_was_looked_at_is_faster(question: Asked, found: Found) -> None:
+    best = found.fit[0].forecast
+    assert best.nbytes <= question.capacity
+    for plan in found.fit[:10]:
+        assert forecast(question.model, plan.recipe, question.cluster).seconds >= best.seconds
+
+
+def test_less_memory_makes_a_plan_slower(found: Found) -> None:
+    narrow = search(asked(memory=12)).fit[0].forecast
+    assert narrow.seconds > found.fit[0].forecast.seconds
+    assert narrow.nbytes < 12 * 2**30
+
+
+def test_pins_hold(question: Asked) -> None:
+    pinned = replace(question, pins={"tp": 4, "pp": 2, "zero": 1})
+    assert {(p.recipe.tp, p.recipe.pp, p.recipe.zero) for p in search(pinned).fit} == {(4, 2, 1)}
+
+
+def test_reasons_name_every_choice_that_was_not_taken(question: Asked, found: Found) -> None:
+    told = {r.choice: r for r in reasons(found, question)}
+    best = found.fit[0].recipe
+    assert f"tp {best.tp}" not in told
+    assert {f"tp {n}" for n in (1, 2, 4, 8) if n != best.tp} <= set(told)
+    assert told["recompute full"].slower > 0
+
+
+def test_flops_are_those_of_palm() -> None:
+    """6 N + 12 L H Q T a token, N without the embedding: arXiv:2204.02311 appendix B."""
+    program = asked(layers=32).model.program
+    n = sum(p.type.numel({}) for path, p in program.params.items() if len(p.type.dims) > 1 and path != "embed.weight")
+    found = step_flops(program, {"B": 1, "S": SEQ})
+    attention = 12 * 32 * 32 * 128 * SEQ
+    assert found.full / SEQ == 6 * n + attention
+    assert found.causal / SEQ == 6 * n + attention / 2
+
+
+@pytest.mark.parametrize("recipe", [
+    Recipe(dp=8, pp=4, chunks=2, tp=2, zero=1, microbatch=2, microbatches=16, schedule="interleaved"),
+    Recipe(dp=4, ep=2, cp=4, tp=4, zero=3, microbatch=1, microbatches=64),
+])  # fmt: skip
+def test_what_is_printed_is_a_plan_of_a_spec(recipe: Recipe, question: Asked, found: Found, tmp_path: Path) -> None:
+    plan = Plan(recipe, found.fit[0].forecast)
+    *section, batch = plan_text(plan, question, "h100-sxm", "pretrain")
+    file = tmp_path / "planned.yaml"
+    file.write_text("\n".join(["specc: 1", "use: models/llama", *section]), encoding="utf-8")
+    spec = load(file)
+    assert mesh_of(spec.plan).size == question.devices
+    assert not mesh_mistakes(spec)
+    assert batch.endswith(f"{{sequences: 256, microbatch: {recipe.dp * recipe.microbatch}}}")
+
+
+def test_the_command_tells_plans_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    sets = {"stages.pretrain.batch.sequences": 8, "model.dims.L": 2, "stages.pretrain.data.seq_len": 1024}
+    words = [word for path, value in sets.items() for word in ("--set", f"{path}={value}")]
+    assert cli.main(["plan", LLAMA, "--cluster", "4xh100", *words, "--top", "2", "--json"]) == cli.OK
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["plans"]) == 2
+    assert 0.2 < told["plans"][0]["mfu"]["causal"] < 0.8
+    assert told["reasons"]
