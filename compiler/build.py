@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from specc.compiler.elaborate import elaborate
 from specc.compiler.facts import StageFacts, call_work, facts_of
 from specc.compiler.graphs import Graphs, to_json, to_text, verify
+from specc.compiler.kernels.emit import emit
 from specc.compiler.lower.bodies import DTYPES, Variant, as_function, operands, variants
 from specc.compiler.lower.decode import refusal
 from specc.compiler.lower.decode_bodies import decode_body, decode_function, decode_operands
@@ -91,7 +92,9 @@ def build_stage(
     if placed:
         write(out / "placed.txt", str(placed))
     apart = local_masks(spec.plan, program, mesh)
-    lowered, calls = lower_placed(placed, compute, own) if placed else lower(apart, sizes, compute, own)
+    kernels = emit(spec.plan, apart, sizes, compute, out.parents[1] / "kernels", spec.mark(("plan",)))
+    impls = {**own, **kernels.impls}
+    lowered, calls = lower_placed(placed, compute, own) if placed else lower(kernels.program, sizes, compute, impls)
     write_graphs(lowered, out / "graphs")
     write_json(
         out / "calls.json", {"calls": [vars(c) for c in calls], "graphs": {n: layout(g) for n, g in lowered.items()}}

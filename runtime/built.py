@@ -22,6 +22,7 @@ from specc.compiler.work import Work
 from specc.runtime.compile import Decision, callable_of, decide
 from specc.runtime.errors import RunError
 from specc.runtime.executor import Compiled, Executor
+from specc.runtime.kernels import load_kernels
 from specc.runtime.weights import Function
 from specc.runtime.wire import Wire
 from specc.spec.stage import StageSpec
@@ -88,6 +89,8 @@ class Stage:
         self, compiled: bool = False, coordinates: Sequence[Tensor] = (), wire: Wire | None = None
     ) -> Executor:  # fmt: skip
         """The stage's graphs, loaded; those that a step runs as C++ if `compiled`. `coordinates` are a rank's place."""
+        if self.plan.get("kernels") == "triton":
+            load_kernels(self.path.parents[1], self.spec, self.compute)
         actions = self.schedules[wire.rank if wire else 0]
         run = {self.calls[a.call].body for a in actions if a.call >= 0}
         bodies = {n: self._body(n, at, actions, compiled and n in run) for n, at in self.graphs.items()}

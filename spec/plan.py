@@ -47,5 +47,10 @@ class PlanSpec(Node):
     pins: dict[str, dict[str, str]] = Field({}, description="a path's dim to split along an axis: {layers.*: {tp: H}}")
     precision: Precision = Precision()
     compile: Literal["auto", "on", "off"] = "auto"
+    kernels: Literal["auto", "emit", "triton", "aten"] = Field(
+        "auto",
+        description="generated kernels: emit writes them and compiles them for all GPUs, triton also uses them, aten "
+        "makes none; auto: for a GPU they are written and compiled for it, else none",
+    )
     recompute: Literal["auto", "none"] = "auto"
     threads: int | Literal["auto"] = "auto"

@@ -34,6 +34,17 @@ TARGETS: Mapping[str, Target] = {
     "sm100": Target("cuda", 100, 32, 227 * KiB),
     "gfx942": Target("hip", "gfx942", 64, 64 * KiB),
 }
+# The architecture of a device by how its name begins.
+DEVICES: Mapping[str, str] = {
+    "a100": "sm80", "h100": "sm90", "h200": "sm90", "h800": "sm90", "b200": "sm100", "gb200": "sm100",
+    "mi300": "gfx942",
+}  # fmt: skip
+
+
+def targets_of(device: str, alone: bool) -> dict[str, Target]:
+    """All architectures, or the device's alone if it is known."""
+    own = next((arch for name, arch in DEVICES.items() if device.startswith(name)), "")
+    return {own: TARGETS[own]} if alone and own else dict(TARGETS)
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,13 @@ class Figures:
 
 
 def gate(made: Made, module: ModuleType, targets: Mapping[str, Target] = TARGETS) -> list[Figures]:
-    """The figures of each kernel on each target, with the first settings that pass, or the first of all."""
+    """The figures of each kernel on each target, with the first settings that pass, or the first of all.
+
+    None where Triton interprets: it then has no compiler."""
+    import triton
+
+    if triton.knobs.runtime.interpret:
+        return []
     found: list[Figures] = []
     for k in made.kernels:
         for name in targets:

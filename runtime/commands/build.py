@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from specc.compiler.facts import StageFacts
+from specc.compiler.kernels.emit import summary as kernel_summary
 from specc.compiler.report.text import flops
 from specc.compiler.units import count, duration, size
 from specc.runtime.api import build_files
@@ -27,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"build": str(out), "stages": described}, indent=1))
         return 0
     print(f"{out}: built in {duration(took)}\n\n{summary(facts, decisions)}\n")
+    if kernels := kernel_summary(out / "kernels"):
+        print(f"  {kernels}\n")
     print(f"next: specc run {out}        look: {out}/report.html")
     return 0
 

@@ -1,0 +1,115 @@
+"""Kernels of a build: the files of all regions, what each takes on GPUs, and whether graphs call them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specc.compiler.kernels.aot import Figures, gate, targets_of
+from specc.compiler.kernels.cut import Cut, cut
+from specc.compiler.kernels.load import load_kernel
+from specc.compiler.kernels.source import Made
+from specc.compiler.lower.local import Impl, Local, Result
+from specc.compiler.program import Program
+from specc.spec.errors import Diagnostic, Mark, SpecError
+from specc.spec.plan import PlanSpec
+
+LIST = "aot.json"
+UNTUNED = "aten: not tuned on the device"
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """The program that is lowered, and implementations of the kernels that it calls."""
+
+    program: Program
+    impls: Mapping[str, Impl]
+
+
+def emit(
+    plan: PlanSpec, program: Program, sizes: Mapping[str, int], compute: torch.dtype, folder: Path,
+    mark: Mark | None = None,
+) -> Emitted:  # fmt: skip
+    """Write the kernels that the plan wants below `folder`; `kernels: triton` puts them into the program."""
+    if not are_wanted(plan):
+        return Emitted(program, {})
+    _check(plan, compute, mark)
+    cuts = {name: cut(body, sizes, compute) for name, body in program.bodies.items()}
+    made = {n: m for c in cuts.values() for n, m in c.made.items()}
+    folder.mkdir(exist_ok=True)
+    table = json.loads((folder / LIST).read_text(encoding="utf-8")) if (folder / LIST).is_file() else {}
+    for name, m in made.items():
+        (folder / f"{name}.py").write_text(m.source, encoding="utf-8")
+        figures = gate(m, load_kernel(folder / f"{name}.py"), targets_of(plan.cluster.device, plan.kernels != "emit"))
+        table[name] = _row(plan, figures, cuts, name)
+    (folder / LIST).write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    if plan.kernels != "triton":
+        return Emitted(program, {})
+    refused = {n for n in made if table[n]["used"] != "triton"}
+    return Emitted(with_kernels(program, cuts, refused), {n: impl(n) for n in made})
+
+
+def are_wanted(plan: PlanSpec) -> bool:
+    return plan.kernels in ("emit", "triton") or (plan.kernels == "auto" and plan.cluster.device != "cpu")
+
+
+def _check(plan: PlanSpec, compute: torch.dtype, mark: Mark | None) -> None:
+    """The mistakes of a plan that wants kernels."""
+    if importlib.util.find_spec("triton") is None:
+        raise SpecError(Diagnostic("S560", "Triton is not installed, and kernels are wanted", mark, "kernels: aten"))
+    inner = [n for n, k in plan.mesh.items() if n != "pp" and k != 1] if isinstance(plan.mesh, dict) else []
+    if plan.kernels == "triton" and inner:
+        text = f"kernels are not yet used on a mesh ('{inner[0]}')"
+        raise SpecError(Diagnostic("S561", text, mark, "kernels: emit writes and checks them"))
+
+
+def with_kernels(program: Program, cuts: Mapping[str, Cut], refused: set[str]) -> Program:
+    """The program with regions as equations, but for bodies that would need a refused kernel."""
+    whole = {n for n, c in cuts.items() if not refused & set(c.made)}
+    return replace(program, bodies={n: cuts[n].body if n in whole else b for n, b in program.bodies.items()})
+
+
+def impl(name: str) -> Impl:
+    """A kernel as the implementation of its equation."""
+
+    def call(e: Local, *xs: Tensor) -> Result:
+        outs: Result = getattr(torch.ops.specc, name)(*xs)
+        return outs
+
+    return call
+
+
+def _row(plan: PlanSpec, figures: Sequence[Figures], cuts: Mapping[str, Cut], name: str) -> dict[str, Any]:
+    """What the build says of a kernel."""
+    problems = [f"{f.kernel} on {f.target}: {f.problem()}" for f in figures if f.problem()]
+    used = "triton" if plan.kernels == "triton" and not problems else "aten" if problems else UNTUNED
+    places = next(c.regions[name].places for c in cuts.values() if name in c.regions)
+    return {
+        "from": places, "blocks": sorted(n for n, c in cuts.items() if name in c.made), "used": used,
+        "problems": problems, "figures": [asdict(f) for f in figures],
+    }  # fmt: skip
+
+
+def summary(folder: Path) -> str:
+    """One line on the kernels of a build, or nothing."""
+    if not (folder / LIST).is_file():
+        return ""
+    rows = json.loads((folder / LIST).read_text(encoding="utf-8"))
+    used = sum(r["used"] == "triton" for r in rows.values())
+    targets = sorted({f["target"] for r in rows.values() for f in r["figures"]})
+    bad = [name for name, r in rows.items() if r["problems"]]
+    passed = f"{len(rows) - len(bad)} pass on {', '.join(targets)}" if targets else "not compiled ahead of time"
+    run = f"{used} are used" if used else "graphs run ATen, for none is tuned"
+    return f"{len(rows)} kernels: {passed}; {run}" + (f"; see {', '.join(bad)}" if bad else "")
+
+
+def sources(program: Program, sizes: Mapping[str, int], compute: torch.dtype) -> dict[str, Made]:
+    """The files that a build of the program has."""
+    return {n: m for body in program.bodies.values() for n, m in cut(body, sizes, compute).made.items()}

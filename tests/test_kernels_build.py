@@ -1,0 +1,111 @@
+"""Kernels in a build: when they are made, what is said of them, and that graphs which call them train the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from specc.compiler.build import build_spec
+from specc.compiler.kernels.aot import DEVICES, TARGETS, Figures, gate, targets_of
+from specc.compiler.kernels.emit import summary
+from specc.compiler.kernels.load import load_kernel
+from specc.runtime.built import Build, open_build
+from specc.runtime.errors import RunError
+from specc.runtime.kernels import load_kernels
+from specc.runtime.seat import Seat, first_values
+from specc.spec.errors import SpecError
+from specc.spec.spec import load
+from tests.kernels.regions import ODD, cases
+from tests.test_placed_build import batch_of
+from tests.training import write_spec
+
+GPU = ("plan.kernels=triton", "plan.cluster.device=h100-sxm")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The builds 'aten' and 'triton' of one spec; the second one is compiled for an H100."""
+    home = tmp_path_factory.mktemp("builds")
+    spec = write_spec(home)
+    build_spec(load(spec), home / "aten")
+    build_spec(load(spec, list(GPU)), home / "triton")
+    return home
+
+
+def one_step(build: Build) -> tuple[list[float], dict[str, torch.Tensor]]:
+    stage = next(iter(build.stages.values()))
+    params = first_values(stage, Seat(), torch.float32)
+    result = stage.executor().step(params, [batch_of(0), batch_of(1)], [0.5, 0.5])
+    return [float(x) for x in result.losses], result.grads
+
+
+def test_a_build_for_a_cpu_has_no_kernels(folder: Path) -> None:
+    assert not (folder / "aten" / "kernels").exists()
+    assert summary(folder / "aten" / "kernels") == ""
+
+
+def test_graphs_that_call_kernels_give_the_same_gradients(folder: Path) -> None:
+    losses, grads = one_step(open_build(folder / "triton"))
+    expected, reference = one_step(open_build(folder / "aten"))
+    assert losses == pytest.approx(expected, rel=1e-6)
+    assert grads.keys() == reference.keys()
+    for name, g in grads.items():
+        torch.testing.assert_close(g, reference[name], rtol=1e-5, atol=1e-6)
+
+
+def test_graphs_call_the_kernels(folder: Path) -> None:
+    graphs = folder / "triton" / "stages" / "pretrain" / "graphs"
+    assert "specc.expr_rms_norm_" in (graphs / "layers.fwd.txt").read_text()
+    assert "_backward.default" in (graphs / "layers.bwd.txt").read_text()
+
+
+def test_the_build_says_what_each_kernel_takes_of_the_device(folder: Path) -> None:
+    rows = json.loads((folder / "triton" / "kernels" / "aot.json").read_text())
+    assert {r["used"] for r in rows.values()} == {"triton"}
+    assert {f["target"] for r in rows.values() for f in r["figures"]} == {"sm90"}
+    assert summary(folder / "triton" / "kernels") == "5 kernels: 5 pass on sm90; 5 are used"
+    assert any(place.startswith("llama.yaml:") for r in rows.values() for place in r["from"])
+
+
+def test_a_kernel_that_is_not_what_specc_makes_is_not_run(folder: Path, tmp_path: Path) -> None:
+    stage = open_build(folder / "triton").stages["pretrain"]
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "spec.yaml").write_text((folder / "triton" / "spec.yaml").read_text())
+    for file in (folder / "triton" / "kernels").glob("*.py"):
+        (tmp_path / "kernels" / file.name).write_text(file.read_text() + "\nprint('more')\n")
+    with pytest.raises(RunError, match="is not what this version of specc makes"):
+        load_kernels(tmp_path, stage.spec, stage.compute)
+
+
+def test_kernels_on_a_mesh_are_refused(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path)
+    with pytest.raises(SpecError) as error:
+        build_spec(load(spec, [*GPU, "plan.mesh={dp: 2}"]), tmp_path / "build")
+    assert error.value.codes == ("S561",)
+
+
+def test_every_architecture_takes_a_norm_behind_a_residual_sum(tmp_path: Path) -> None:
+    """The core of the gate; `python -m tests.kernels aot` compiles everything for all of them."""
+    case = next(c for c in cases(torch.bfloat16, {"llama": ODD["llama"]}) if c.made.name.startswith("expr_rms_norm"))
+    file = tmp_path / f"{case.made.name}.py"
+    file.write_text(case.made.source)
+    found = gate(case.made, load_kernel(file))
+    assert {(f.target, f.kernel) for f in found} == {(t, k) for t in TARGETS for k in ("forward", "backward")}
+    assert [f for f in found if f.problem()] == []
+    assert all(f.wide_loads for f in found)
+
+
+def test_a_kernel_that_spills_or_is_too_large_is_not_used() -> None:
+    good = Figures("forward", "gfx942", 4, 4, 64, 0, 64 * 1024, 3, 3)
+    assert good.problem() == ""
+    assert "spills" in Figures("forward", "gfx942", 4, 4, 64, 8, 0, 3, 3).problem()
+    assert "shared" in Figures("forward", "gfx942", 4, 4, 64, 0, 64 * 1024 + 1, 3, 3).problem()
+
+
+def test_a_known_device_is_compiled_for_alone() -> None:
+    assert list(targets_of("b200-sxm", True)) == ["sm100"]
+    assert list(targets_of("b200-sxm", False)) == list(targets_of("cpu", True)) == list(TARGETS)
+    assert set(DEVICES.values()) == set(TARGETS)
