@@ -37,7 +37,7 @@ def test_a_file_adds_a_device_and_replaces_a_link(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "code"),
     [
-        ("devices:\n  mine: {like: h100}\n", "S540"),
+        ("devices:\n  mine: {like: h101}\n", "S540"),
         ("devices:\n  a: {like: b}\n  b: {like: a}\n", "S540"),
         ("devices:\n  mine: {like: h100-sxm, memry: 1}\n", "S101"),
         ("devices:\n  mine: {like: h100-sxm, stream: 2}\n", "S103"),
