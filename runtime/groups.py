@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -28,20 +28,6 @@ def join(mesh: Mesh, rank: int) -> list[Tensor]:
 def coordinates(mesh: Mesh, rank: int) -> list[Tensor]:
     at = zip(mesh.coordinates(rank), mesh.axes, strict=True)
     return [torch.tensor([c]) for c, axis in at if axis.role != "stages"]
-
-
-def sharing(holders: Mapping[str, Sequence[int]], mesh: Mesh, rank: int) -> dict[str, dist.ProcessGroup]:
-    """For each parameter that this rank of a pipeline has together with others, the group of these ranks."""
-    stage, place = divmod(rank, mesh.inner.size)
-    made: dict[tuple[int, ...], dist.ProcessGroup] = {}
-    found: dict[str, dist.ProcessGroup] = {}
-    for path, stages in sorted(holders.items()):
-        if stage in stages and len(stages) > 1:
-            ranks = tuple(s * mesh.inner.size + place for s in stages)
-            if ranks not in made:
-                made[ranks] = dist.new_group(list(ranks), use_local_synchronization=True)
-            found[path] = made[ranks]
-    return found
 
 
 def cut(x: Tensor, layout: Layout, mesh: Mesh, rank: int) -> Tensor:

@@ -13,7 +13,7 @@ from specc.compiler.lower.collectives import group_name
 from specc.compiler.placement.types import Axis, Layout, Mesh, R, place_named
 from specc.runtime.built import Stage
 from specc.runtime.errors import RunError
-from specc.runtime.groups import InputLayout, cut_inputs, join, sharing, whole
+from specc.runtime.groups import InputLayout, cut_inputs, join, whole
 from specc.runtime.heartbeat import Pulse
 from specc.runtime.init import initial
 from specc.runtime.pieces import WHOLE, Sharding
@@ -114,7 +114,7 @@ def wire_of(stage: Stage, sharding: Sharding) -> Wire | None:
         return None
     values = {n: (dtype_named(dtype), tuple(shape)) for n, (dtype, shape) in stage.pipeline["values"].items()}
     axis = next(a for a in mesh.axes if a.role == "stages")
-    shared = sharing(sharding.holders, mesh, sharding.rank)
+    shared = {path: ranks for path, ranks in sharding.holders.items() if len(ranks) > 1}
     rank = sharding.rank // mesh.inner.size
     return Wire(group_name(axis), rank, values, shared, stage.spec.batch.microbatches)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -29,36 +29,37 @@ class Arrival:
 @dataclass
 class Wire:
     """This rank's end of a pipeline's lines. `rank` is its place along the axis whose group is called `group`, `values`
-    are those that are sent, with their types, `shared` the groups of ranks that have the same parameters.
+    are those that are sent, with their types, `shared` the ranks of each parameter that several have.
 
     A message has a tag of its own in a step, so that the order in which ends speak and listen need not be the same."""
 
     group: str
     rank: int
     values: Mapping[str, Sent]
-    shared: Mapping[str, dist.ProcessGroup]
+    shared: Mapping[str, Sequence[int]]
     microbatches: int
     leaving: list[tuple[dist.Work, Tensor]] = field(default_factory=list)
 
     def send(self, name: str, is_gradient: bool, microbatch: int, peer: int, x: Tensor) -> None:
         """Begin to send; the tensor is held until `settle`."""
-        sent = x.contiguous()
-        tag = self.tag(name, is_gradient, microbatch)
-        work = dist.isend(sent, group=resolve(self.group), tag=tag, group_dst=peer)
-        assert work is not None
-        self.leaving.append((work, sent))
+        self._send(x.contiguous(), peer, self._tag(name, is_gradient, microbatch))
 
     def receive(self, name: str, is_gradient: bool, microbatch: int, peer: int) -> Arrival:
         """Begin to receive."""
-        dtype, shape = self.values[name]
-        buffer = torch.empty(shape, dtype=dtype)
-        tag = self.tag(name, is_gradient, microbatch)
-        work = dist.irecv(buffer, group=resolve(self.group), tag=tag, group_src=peer)
-        assert work is not None
-        return Arrival(buffer, work)
+        return self._receive(self.values[name], peer, self._tag(name, is_gradient, microbatch))
 
-    def tag(self, name: str, is_gradient: bool, microbatch: int) -> int:
-        return (list(self.values).index(name) * self.microbatches + microbatch) * 2 + is_gradient
+    def share(self, name: str, gradient: Tensor) -> Tensor:
+        """The sum of a parameter's gradients over the ranks that have it: in one order, so that all get the same."""
+        own, ranks = gradient.contiguous(), self.shared[name]
+        tag = 2 * self.microbatches * len(self.values) + list(self.shared).index(name)
+        coming = {r: self._receive((own.dtype, tuple(own.shape)), r, tag) for r in ranks if r != self.rank}
+        for peer in coming:
+            self._send(own, peer, tag)
+        parts = [own if r == self.rank else coming[r].take() for r in ranks]
+        total = parts[0] + parts[1]
+        for part in parts[2:]:
+            total += part
+        return total
 
     def settle(self) -> None:
         """Wait until all that was sent has been received."""
@@ -66,11 +67,19 @@ class Wire:
             work.wait()
         self.leaving.clear()
 
-    def share(self, name: str, gradient: Tensor) -> Tensor:
-        """The sum of a parameter's gradients over the ranks that have it."""
-        total = gradient.contiguous()
-        dist.all_reduce(total, group=self.shared[name])
-        return total
+    def _send(self, x: Tensor, peer: int, tag: int) -> None:
+        work = dist.isend(x, group=resolve(self.group), tag=tag, group_dst=peer)
+        assert work is not None
+        self.leaving.append((work, x))
+
+    def _receive(self, kind: Sent, peer: int, tag: int) -> Arrival:
+        buffer = torch.empty(kind[1], dtype=kind[0])
+        work = dist.irecv(buffer, group=resolve(self.group), tag=tag, group_src=peer)
+        assert work is not None
+        return Arrival(buffer, work)
+
+    def _tag(self, name: str, is_gradient: bool, microbatch: int) -> int:
+        return (list(self.values).index(name) * self.microbatches + microbatch) * 2 + is_gradient
 
 
 def to_first(x: Tensor | None, source: int, rank: int, kind: Sent) -> Tensor | None:

@@ -21,11 +21,12 @@ from specc.compiler.placement.place import place
 from specc.compiler.placement.placed import Placed
 from specc.compiler.placement.types import Layout, Mesh, R
 from specc.compiler.program import Call, Program
+from specc.compiler.rank_memory import Widths, rank_memories
 from specc.compiler.schedule.actions import Action, one_of_mesh, one_rank
 from specc.compiler.schedule.assemble import Order, Pipeline, assemble
 from specc.runtime.built import body_of
 from specc.runtime.executor import Executor
-from specc.runtime.groups import InputLayout, cut, join, sharing
+from specc.runtime.groups import InputLayout, cut, join
 from specc.runtime.loop import mean_loss
 from specc.runtime.optimizer import scale, squares
 from specc.runtime.pieces import Sharding
@@ -66,6 +67,7 @@ class Artifact:
     params: Mapping[str, Layout]
     inputs: Mapping[str, InputLayout]
     pipe: Pipeline | None
+    peaks: Sequence[int]  # predicted bytes of each rank of the pipeline
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,13 @@ def artifact(case: Case) -> Artifact:
     }  # fmt: skip
     params = {n: outer + (placed.params[n] if placed else ()) for n in program.params}
     actions = pipe.actions if pipe else [in_turn(placed, calls, graphs, plan.microbatches)]
+    width = case.dtype.itemsize
+    memories = rank_memories(
+        program, placed, tracer.sizes, calls, graphs, actions, Widths(width, width, width)
+    )  # fmt: skip
     return Artifact(
-        case, texts_of(graphs), calls, actions, program.loss or "", names, mesh, params, inputs, pipe
+        case, texts_of(graphs), calls, actions, program.loss or "", names, mesh, params, inputs, pipe,
+        [m.peak for m in memories],
     )  # fmt: skip
 
 
@@ -161,6 +168,14 @@ def on_rank(rank: int, cases: Sequence[Artifact]) -> list[Sent | str]:
 
 
 def run_artifact(a: Artifact, rank: int) -> Outcome:
+    seat, executor, params = ready(a, rank)
+    made = train(executor, a.case.model, params, seat, PLANS[a.case.plan].microbatches, a.trainable)
+    shapes = {n: p.type.shape({}) for n, p in TRACERS[a.case.model].program().params.items()}
+    return Outcome(made.losses, seat.wholes(made.params, shapes, a.case.dtype))
+
+
+def ready(a: Artifact, rank: int) -> tuple[Seat, Executor, dict[str, Tensor]]:
+    """A rank's place, its executor, and its parts of the first parameters."""
     seat = seat_of(a, rank)
     bodies = {n: body_of(*each) for n, each in a.graphs.items()}
     dtype = a.case.dtype
@@ -170,8 +185,7 @@ def run_artifact(a: Artifact, rank: int) -> Outcome:
     )  # fmt: skip
     full = weights_of(TRACERS[a.case.model].program(), dtype)
     params = {n: cut(x, a.params[n], a.mesh, rank) for n, x in full.items() if seat.sharding.holds(n)}
-    made = train(executor, a.case.model, params, seat, PLANS[a.case.plan].microbatches, a.trainable)
-    return Outcome(made.losses, seat.wholes(made.params, {n: x.shape for n, x in full.items()}, dtype))
+    return seat, executor, params
 
 
 def seat_of(a: Artifact, rank: int) -> Seat:
@@ -181,8 +195,8 @@ def seat_of(a: Artifact, rank: int) -> Seat:
     if a.pipe is None:
         return Seat(Processes(), sharding, a.inputs, coordinates)
     values = {n: (dtype_named(dtype), shape) for n, (dtype, shape) in a.pipe.values.items()}
-    stage, shared = rank // a.mesh.inner.size, sharing(holders, a.mesh, rank)
-    wire = Wire("specc_pp", stage, values, shared, PLANS[a.case.plan].microbatches)
+    shared = {path: ranks for path, ranks in holders.items() if len(ranks) > 1}
+    wire = Wire("specc_pp", rank // a.mesh.inner.size, values, shared, PLANS[a.case.plan].microbatches)
     return Seat(
         Processes(), sharding, a.inputs, coordinates, wire=wire, makes_loss=a.pipe.loss * a.mesh.inner.size
     )  # fmt: skip
