@@ -108,8 +108,9 @@ def poisoned(rank: int, path: str) -> tuple[bool, list[str], bool]:
     return same, made.bad, math.isfinite(made.norm)
 
 
-def test_numbers_of_one_rank_that_are_not_finite_stop_all(tmp_path: Path) -> None:
-    write_spec(tmp_path, "plan: {mesh: {dp: 2}, zero: 3}")
+@pytest.mark.parametrize("plan", ["{mesh: {dp: 2}, zero: 3}", "{mesh: {pp: 2}}"])
+def test_numbers_of_one_rank_that_are_not_finite_stop_all(plan: str, tmp_path: Path) -> None:
+    write_spec(tmp_path, f"plan: {plan}")
     build = made(tmp_path)
     stage = next(iter(build.stages.values()))
     stage_folder(build, stage).mkdir(parents=True)

@@ -65,6 +65,7 @@ TEXT = ("llama", "deepseek_v2", "t5", "cogvlm_expert")
 DEEP = ("llama_deep", "gpt2_deep")
 CAUSAL = ("llama", "deepseek_v2", "cogvlm_expert")
 PLANS: Mapping[str, Plan] = {
+    "alone": Plan(lambda n: (), least=1, most=1),
     "dp": Plan(lambda n: (dp(n),)),
     "zero1": Plan(lambda n: (dp(n),), Options(zero=1)),
     "zero2": Plan(lambda n: (dp(n),), Options(zero=2)),
@@ -92,8 +93,9 @@ PLANS: Mapping[str, Plan] = {
         only=("llama",),
         sunk=True,
     ),
-    "1f1b": staged("1f1b", ("llama_deep", "gpt2_deep", "t5", "deepseek_v2", "cogvlm_expert", "sd3")),
-    "1f1b-few": staged("1f1b", ("llama", "llama_deep"), 2),
+    "1f1b": staged("1f1b", (*DEEP, "t5", "deepseek_v2", "sd3")),
+    "1f1b-two": Plan(lambda n: (pp(n),), only=("cogvlm_expert",), most=2, sunk=True, schedule="1f1b", microbatches=8),
+    "1f1b-few": staged("1f1b", ("llama",), 2),
     "gpipe": staged("gpipe", (*DEEP, "t5")),
     "interleaved": staged("interleaved", DEEP),
     "zb-h1": staged("zb-h1", (*DEEP, "t5", "sd3")),
