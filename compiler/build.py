@@ -37,6 +37,7 @@ from specc.compiler.placement.placed import Placed
 from specc.compiler.placement.types import Mesh
 from specc.compiler.positions import check_positions
 from specc.compiler.program import Call, Program
+from specc.compiler.rank_memory import rank_memories, widths_of
 from specc.compiler.schedule.actions import Action, one_of_mesh, one_rank
 from specc.compiler.schedule.assemble import Order, Pipeline, assemble
 from specc.compiler.schedule.files import write_schedules
@@ -101,11 +102,17 @@ def build_stage(
     )
     write_json(out / "params.json", [param_facts(program, p, placed) for p in program.params])
     pipe = pipelined(spec.plan, stage, program, mesh, calls, lowered, placed) if mesh.stages > 1 else None
-    write_schedule(out, pipe.actions if pipe else [schedule(calls, lowered, stage.batch.microbatches, placed)], pipe)
+    actions = pipe.actions if pipe else [schedule(calls, lowered, stage.batch.microbatches, placed)]
+    write_schedule(out, actions, pipe)
+    memories = rank_memories(
+        program, placed, sizes, calls, lowered, actions, widths_of(spec.plan.precision), stage.ema is not None
+    )  # fmt: skip
     decoding = build_decoding(whole, stage, compute, out / "decode", own, rows)
     write(out / "decode.txt", decoding + "\n")
-    result = facts_of(name, stage, spec.plan, program, sizes, lowered, calls, compute, placed)
+    fullest = max(memories, key=lambda m: m.peak)
+    result = facts_of(name, stage, spec.plan, program, sizes, lowered, calls, fullest, placed)
     write_json(out / "memory.json", result.memory)
+    write_json(out / "live.json", [[moment.left for moment in m.moments] for m in memories])
     write_json(out / "work.json", {"step": vars(result.step), "graphs": vars(result.graphs), "n": result.n_graphs})
     described = {
         "name": name, "spec": stage.model_dump(mode="json", by_alias=True), "plan": spec.plan.model_dump(mode="json"),

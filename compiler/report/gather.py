@@ -38,7 +38,7 @@ def read_build(build: Path) -> Report:
         "key": digest,
         "figures": [
             *_model_figures(list(cards.values())),
-            {"label": "memory, predicted", "value": size(_peak(memory)), "note": "weights to saved activations"},
+            {"label": "memory, predicted", "value": size(_peak(memory)), "note": "at the fullest moment of a step"},
         ],
         "stages": [_stage(spec, name, facts[name]) for name in spec.stages],
         "models": list(reversed(cards.values())),
@@ -101,7 +101,7 @@ def _stage(spec: Spec, name: str, facts: dict[str, Any]) -> Stage:
 
 
 def _memory(name: str, shares: dict[str, int]) -> Memory:
-    order = ["weights", "gradients", "optimizer", "saved activations"]
+    order = ["weights", "gradients", "optimizer", "activations"]
     names = sorted((n for n in shares if n != "peak"), key=lambda n: order.index(n) if n in order else len(order))
     return {
         "stage": name,
@@ -112,30 +112,27 @@ def _memory(name: str, shares: dict[str, int]) -> Memory:
 
 
 def _schedule(build: Path, name: str, program: Program, facts: dict[str, Any]) -> Schedule:
-    """Actions with the FLOPs of their bodies, and what lives: the state and what forward passes saved."""
+    """Actions with the FLOPs of their bodies, and the bytes that live behind each."""
     home = build / "stages" / name
-    layout, memory = read_json(home / "calls.json"), read_json(home / "memory.json")
+    layout, live = read_json(home / "calls.json"), read_json(home / "live.json")
     sizes = {**dict.fromkeys(program.open_dims(), 1), **facts["sizes"]}
     work = {n: body_cost(b, sizes).flops for n, b in program.bodies.items()}
-    state = sum(n for category, n in memory.items() if category not in ("peak", "saved activations"))
-    ranks = [_actions(actions, layout, work, state) for actions in read_schedules(home)]
+    ranks = [_actions(actions, layout, work, each) for actions, each in zip(read_schedules(home), live, strict=True)]
     return {"stage": name, "note": "widths are FLOPs", "ranks": ranks}
 
 
 def _actions(
-    schedule: Sequence[scheduled.Action], layout: dict[str, Any], work: dict[str, float], live: int
+    schedule: Sequence[scheduled.Action], layout: dict[str, Any], work: dict[str, float], live: Sequence[int]
 ) -> list[Action]:  # fmt: skip
-    calls, graphs = layout["calls"], layout["graphs"]
+    calls = layout["calls"]
     actions: list[Action] = []
-    for a in schedule:
+    for a, left in zip(schedule, live, strict=True):
         done, label = 0.0, a.value
         if a.call >= 0:
             body, tile = calls[a.call]["body"], calls[a.call]["tile"]
-            saved = graphs[body]["saved_bytes"]
-            live += {"F": saved, "B": -saved, "W": -saved}.get(a.kind, 0)
             done = work[_origin(body, work)] * (2 if a.kind == "B" else 1)
             label = f"{body} {tile}" if sum(c["body"] == body for c in calls) > 1 else body
-        actions.append({"kind": a.kind, "label": label, "microbatch": a.microbatch, "work": done, "live": live})
+        actions.append({"kind": a.kind, "label": label, "microbatch": a.microbatch, "work": done, "live": left})
     least = STEP_SHARE * sum(a["work"] for a in actions)
     for action in actions:
         action["work"] = max(action["work"], least)

@@ -41,6 +41,9 @@ def footprint(gm: fx.GraphModule) -> Footprint:
     return Footprint(tuple(results), tuple(own), peak_bytes(gm))
 
 
-def footprints(graphs: Mapping[str, Graphs]) -> dict[str, dict[str, Footprint]]:
-    """By body and part."""
+Feet = Mapping[str, Mapping[str, Footprint]]  # by body and part
+
+
+def footprints(graphs: Mapping[str, Graphs]) -> Feet:
+    """Those of all graphs."""
     return {name: {part: footprint(gm) for part, gm in g.parts().items()} for name, g in graphs.items()}

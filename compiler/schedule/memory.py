@@ -12,7 +12,7 @@ from typing import Any
 from specc.compiler.graphs import Graphs, node_type, tensor_bytes
 from specc.compiler.program import Call
 from specc.compiler.schedule.actions import Action
-from specc.compiler.schedule.footprint import footprints
+from specc.compiler.schedule.footprint import Feet
 from specc.compiler.schedule.ledger import Key, Ledger
 from specc.compiler.schedule.lifetimes import frees, idle_outs, last_uses
 
@@ -47,6 +47,10 @@ class Moment:
     def total(self) -> int:
         return sum(self.most.values())
 
+    @property
+    def left(self) -> int:
+        return sum(self.after.values())
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -64,11 +68,11 @@ class Memory:
 
 
 def memory_of(
-    actions: Sequence[Action], calls: Sequence[Call], graphs: Mapping[str, Graphs], kept: Kept, loss: str | None,
-    inputs: Mapping[str, int],
+    actions: Sequence[Action], calls: Sequence[Call], graphs: Mapping[str, Graphs], feet: Feet, kept: Kept,
+    loss: str | None, inputs: Mapping[str, int],
 ) -> Memory:  # fmt: skip
     """The memory of a step, not the first one: the optimizer's state is there. `inputs` are bytes of a microbatch's."""
-    walk = _Walk(calls, graphs, kept, loss)
+    walk = _Walk(calls, graphs, feet, kept, loss)
     walk.begin(inputs, max(a.microbatch for a in actions) + 1)
     outs = frozenset([loss] if loss else [])
     moments: list[Moment] = []
@@ -87,13 +91,13 @@ class _Walk:
     """What each action does to the books."""
 
     def __init__(
-        self, calls: Sequence[Call], graphs: Mapping[str, Graphs], kept: Kept, loss: str | None
+        self, calls: Sequence[Call], graphs: Mapping[str, Graphs], feet: Feet, kept: Kept, loss: str | None
     ) -> None:  # fmt: skip
-        self.calls, self.graphs, self.kept, self.loss = calls, graphs, kept, loss
-        self.feet = footprints(graphs)
+        self.calls, self.graphs, self.feet, self.kept, self.loss = calls, graphs, feet, kept, loss
         self.idle = idle_outs(calls, graphs, loss)
         self.ledger = Ledger()
         self.nbytes = value_bytes(calls, graphs)
+        self.place = self.ledger.new("work space", 0)
         self.saved: dict[tuple[int, int], list[int]] = {}
 
     def begin(self, inputs: Mapping[str, int], n_microbatches: int) -> None:
@@ -130,14 +134,17 @@ class _Walk:
                 pass
 
     def call(self, a: Action, part: str, operands: Sequence[int], kinds: Mapping[int, str], rest: str) -> list[int]:
-        """Run a graph: the memories of its results. Its own are of the kind `rest`, or that of the result's place."""
+        """Run a graph: the memories of its results. Its own are of the kind `rest`, or that of the result's place.
+
+        Behind the operands come the rank's coordinates, which weigh nothing but may be saved."""
         foot = self.feet[self.calls[a.call].body][part]
         self.ledger.rise(foot.peak)
         own: dict[int, int] = {}
         for i, result in enumerate(foot.results):
             if result < 0 and result not in own:
                 own[result] = self.ledger.new(kinds.get(i, rest), foot.own[-1 - result])
-        return [operands[r] if r >= 0 else own[r] for r in foot.results]
+        given = [*operands, *[self.place] * len(foot.results)]
+        return [given[r] if r >= 0 else own[r] for r in foot.results]
 
     def receive(self, a: Action) -> None:
         """Room for a value of another rank, or for its gradient."""

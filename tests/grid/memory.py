@@ -1,0 +1,106 @@
+"""`python -m tests.grid.memory [--plans NAME...] [--models NAME...] [--ranks N...]`: predicted and measured memory.
+
+The most bytes of tensors that a rank has alive in a step: by the walk over its actions, and by torch's profiler, which
+hears of everything that torch allocates. Prints a table and, as the last line, JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from specc.runtime.optimizer import AdamW, scale, squares
+from specc.spec.stage import Optimizer
+from tests.grid.models import TRACERS, inputs_of
+from tests.grid.plans import PLANS
+from tests.grid.processes import spawn
+from tests.grid.run import Artifact, Case, artifact, ready
+
+PLANS_MEASURED = ("dp", "zero2", "zero3", "tp", "tp+sp", "ring", "ulysses", "1f1b-few", "pp+zero3")
+TOLERANCE = 0.1
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Bytes of a rank."""
+
+    predicted: int
+    measured: int
+
+    @property
+    def error(self) -> float:
+        return abs(self.predicted / self.measured - 1)
+
+
+def measure(case: Case) -> list[Peak]:
+    """Those of each rank."""
+    return spawn(peak, case.ranks, artifact(case))
+
+
+def peak(rank: int, a: Artifact) -> Peak:
+    """The third step of a rank: the first makes the optimizer's state."""
+    seat, executor, params = ready(a, rank)
+    tracer, plan = TRACERS[a.case.model], PLANS[a.case.plan]
+    batches = [seat.cut(inputs_of(tracer.program(), tracer.sizes, a.case.dtype, m)) for m in range(plan.microbatches)]
+    own = {n: params[n] for n in sorted(a.trainable & set(params))}
+    optimizer = AdamW(Optimizer(), own)
+
+    def step() -> None:
+        grads = executor.step(params, batches, [1.0 / len(batches)] * len(batches)).grads
+        scale(grads, squares(grads, grads) ** 0.5, 1.0)
+        optimizer.step(grads, 1e-3)
+
+    step()
+    step()
+    kept = [*params.values(), *optimizer.state().values(), *(x for b in batches for x in b.values())]
+    before = sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in kept}.values())
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        step()
+    return Peak(a.peaks[seat.wire.rank if seat.wire else 0], before + most_allocated(found))
+
+
+def most_allocated(found: profile) -> int:
+    """The most bytes allocated, and not yet given back, since the profile began."""
+    assert found.profiler is not None
+    assert found.profiler.kineto_results is not None
+    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    alive = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        alive += event.nbytes()
+        most = max(most, alive)
+    return most
+
+
+def line(case: Case, peaks: Sequence[Peak]) -> str:
+    worst = max(peaks, key=lambda p: p.error)
+    verdict = "ok  " if worst.error <= TOLERANCE else "FAIL"
+    return (
+        f"{verdict}  {case!s:44} predicted {worst.predicted:>12,}  measured {worst.measured:>12,}  {worst.error:6.2%}"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.grid.memory", description=__doc__)
+    parser.add_argument("--plans", nargs="+", default=list(PLANS_MEASURED), choices=list(PLANS))
+    parser.add_argument("--models", nargs="+", default=["llama"], choices=list(TRACERS))
+    parser.add_argument("--ranks", nargs="+", type=int, default=[2])
+    args = parser.parse_args()
+    found: dict[str, float] = {}
+    for n in args.ranks:
+        for plan in args.plans:
+            for model in args.models:
+                case = Case(model, plan, n, torch.float32)
+                peaks = measure(case)
+                print(line(case, peaks), flush=True)
+                found[str(case)] = max(p.error for p in peaks)
+    print(json.dumps(found))
+    return 0 if max(found.values()) <= TOLERANCE else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
