@@ -48,6 +48,9 @@ class Software(Node):
     hidden_data: Share = Field(description="share of what data parallelism sends beside work, as far as there is work")
     hidden_context: Share = Field(description="share of what context parallelism sends beside attention")
     reduce: PositiveInt = Field(4, description="bytes of a gradient on its way to be summed")
+    experts: NonNegativeFloat = Field(
+        0.0, description="microseconds in which a layer of experts waits forward, until the host knows the rows of each"
+    )
     weights: PositiveInt = Field(2, description="bytes of a weight between steps, beside what `moments` counts")
     gradients: PositiveInt = Field(4, description="bytes of a gradient that waits for the optimizer")
     moments: PositiveInt = Field(12, description="bytes of the optimizer's state of a number, master weight included")

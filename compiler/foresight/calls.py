@@ -68,6 +68,8 @@ def _work(work: BodyWork, recipe: Recipe, cluster: Cluster, again: Again) -> Bot
         once = seconds(kernel, cluster.device, software, recipe.format)
         share = {"product": again.products, "attention": again.attention}.get(kernel.kind, again.rows)
         total += Both(once.forward, once.backward + share * once.forward, once.weight)
+    if work.experts:
+        total += Both(software.experts * 1e-6, 2 * software.experts * 1e-6)
     host = software.host * 1e-6 * len(work.kernels)
     return Both(max(total.forward, host), max(total.backward, host * (1 + again.products)), total.weight)
 
@@ -91,18 +93,26 @@ def _messages(work: BodyWork, recipe: Recipe, cluster: Cluster, again: Again) ->
     }  # fmt: skip
     for m in work.messages:
         size, stride, hidden = axes[m.axis]
-        once = (1 - hidden) * cluster.seconds(m.kind, m.nbytes, size, stride)
+        share = _once_a_node(m.copies, size * stride / cluster.device.node)
+        once = (1 - hidden) * cluster.seconds(m.kind, share * m.nbytes, size, stride)
         total += Both(once, once * again.messages) if m.is_forward else Both(0.0, once)
     return total
+
+
+def _once_a_node(copies: float, nodes: float) -> float:
+    """The share of a token's rows that is sent if those for experts of one node go there as one."""
+    return nodes * (1 - (1 - 1 / nodes) ** copies) / copies if nodes > 1 else 1.0
 
 
 def _weights(work: BodyWork, recipe: Recipe, cluster: Cluster, done: Both) -> Both:
     """What ZeRO-3 gathers before each use of weights and sums after, beside the work of other calls."""
     if recipe.zero < 3:
         return Both()
-    software, group = cluster.software, (recipe.shards, recipe.tp)
+    software, gather, reduce = cluster.software, 0.0, 0.0
     itemsize = 1 if recipe.format == "fp8" and software.gathers_fp8 else 2
-    gather = cluster.seconds("all-gather", itemsize * work.weights, *group)
-    reduce = cluster.seconds("reduce-scatter", software.reduce * work.weights, *group)
+    others = (work.weights - work.experts, recipe.shards, recipe.tp)
+    for n, size, stride in (others, (work.experts, recipe.expert_shards, recipe.tp * recipe.ep)):
+        gather += cluster.seconds("all-gather", itemsize * n, size, stride)
+        reduce += cluster.seconds("reduce-scatter", software.reduce * n, size, stride)
     hidden = software.hidden_data
     return Both(exposed(gather, done.forward, hidden), exposed(gather + reduce, done.backward, hidden))

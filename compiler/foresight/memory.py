@@ -32,15 +32,17 @@ def memory(
 def _rank(
     r: int, calls: Sequence[str], works: Mapping[str, BodyWork], repeated: set[str], recipe: Recipe, software: Software
 ) -> dict[str, float]:
-    n = sum(works[c].weights for c in calls)
+    experts = sum(works[c].experts for c in calls)
+    others = sum(works[c].weights for c in calls) - experts
     alive = ALIVE[recipe.schedule](r, recipe.pp, recipe.microbatches, recipe.chunks)
     saved = sum(saved_bytes(works[c], recipe if c in repeated else None, software) for c in calls)
-    split = [recipe.shards if recipe.zero >= stage else 1 for stage in (3, 2, 1)]
+    kept = {z: others / recipe.shards + experts / recipe.expert_shards if recipe.zero >= z else others + experts
+            for z in (1, 2, 3)}  # fmt: skip
     weights, gradients, moments = state_bytes(recipe, software)
     return {
-        "weights": n * weights / split[0],
-        "gradients": n * gradients / split[1],
-        "optimizer": n * moments / split[2],
+        "weights": weights * kept[3],
+        "gradients": gradients * kept[2],
+        "optimizer": moments * kept[1],
         "activations": alive * saved,
         "work space": max(_work_space(works[c], recipe, software, c in repeated) for c in dict.fromkeys(calls)),
     }

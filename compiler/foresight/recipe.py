@@ -52,5 +52,10 @@ class Recipe:
     format: Format = "bf16"
 
     @property
+    def expert_shards(self) -> int:
+        """Ranks that share what ZeRO splits of an expert: those of expert parallelism have other experts."""
+        return max(1, self.shards // self.ep)
+
+    @property
     def devices(self) -> int:
         return self.dp * self.pp * self.cp * self.tp

@@ -10,6 +10,7 @@ from specc.compiler.foresight.memory import memory
 from specc.compiler.foresight.model import Model
 from specc.compiler.foresight.pipeline import StageTime, bubble, simulated_bubble
 from specc.compiler.foresight.recipe import AGAIN, Recipe
+from specc.compiler.foresight.work import BodyWork
 from specc.compiler.schedule.slots import Where, loop, v
 from specc.compiler.schedule.split import split
 
@@ -46,13 +47,15 @@ def forecast(model: Model, recipe: Recipe, cluster: Cluster, exact: bool = True)
     ranks = [[n for stage, at in zip(stages, where, strict=True) if at == r for n in stage] for r in range(recipe.pp)]
     busy = max(ranks, key=lambda rank: sum(each[n].total for n in rank))
     total, work = (sum(seconds) for seconds in zip(*((each[n].total, each[n].busy) for n in busy), strict=True))
-    weights = max(sum(works[n].weights for n in rank) for rank in ranks)
+    copies = max(
+        (_copies([works[n] for n in rank], recipe) for rank in ranks), key=lambda c: c[0].numbers + c[1].numbers
+    )
     times = [_stage_time([each[n] for n in stage]) for stage in stages]
     width = max(works[n].width for n in model.calls)
     idle = simulated_bubble(times, recipe, _transfer(width, recipe, cluster)) if exact else bubble(times, recipe)
     return Forecast(
-        recipe.microbatches * work, recipe.microbatches * (total - work) + _data(weights, total, recipe, cluster), idle,
-        _optimizer(weights, recipe, cluster), memory(works, ranks, recipe, cluster.software),
+        recipe.microbatches * work, recipe.microbatches * (total - work) + _data(copies, total, recipe, cluster), idle,
+        _optimizer(copies, recipe, cluster), memory(works, ranks, recipe, cluster.software),
     )  # fmt: skip
 
 
@@ -89,20 +92,42 @@ def _transfer(width: float, recipe: Recipe, cluster: Cluster) -> Callable[[int, 
     return seconds
 
 
-def _data(weights: float, window: float, recipe: Recipe, cluster: Cluster) -> float:
+@dataclass(frozen=True)
+class Copies:
+    """Numbers of parameters of which `size` ranks have a copy, `stride` devices apart; `shards` ranks share them."""
+
+    numbers: float
+    size: int
+    stride: int
+    shards: int
+
+
+def _copies(works: Sequence[BodyWork], recipe: Recipe) -> tuple[Copies, Copies]:
+    """Of a pipeline rank: what all data parallel ranks have, and the experts, of which fewer ranks have a copy."""
+    experts, size = sum(w.experts for w in works), recipe.dp * recipe.cp
+    others = sum(w.weights for w in works) - experts
+    return (
+        Copies(others, size, recipe.tp, recipe.shards),
+        Copies(experts, max(1, size // recipe.ep), recipe.tp * recipe.ep, recipe.expert_shards),
+    )
+
+
+def _data(each: Sequence[Copies], window: float, recipe: Recipe, cluster: Cluster) -> float:
     """What data parallelism sends once a step, beside the work of a microbatch: gradients, and weights if ZeRO."""
-    reduce, copies = cluster.software.reduce * weights, recipe.dp * recipe.cp
+    return exposed(sum(_sent(c, recipe, cluster) for c in each), window, cluster.software.hidden_data)
+
+
+def _sent(c: Copies, recipe: Recipe, cluster: Cluster) -> float:
+    reduce = cluster.software.reduce * c.numbers
     if recipe.zero == 3:
-        sent = cluster.seconds("all-reduce", reduce / recipe.shards, copies // recipe.shards, recipe.shards * recipe.tp)
-    elif recipe.zero:
-        times = recipe.microbatches if recipe.zero == 2 else 1
-        sent = times * cluster.seconds("reduce-scatter", reduce, copies, recipe.tp)
-        sent += cluster.seconds("all-gather", 2 * weights, copies, recipe.tp)
-    else:
-        sent = cluster.seconds("all-reduce", reduce, copies, recipe.tp)
-    return exposed(sent, window, cluster.software.hidden_data)
+        return cluster.seconds("all-reduce", reduce / c.shards, c.size // c.shards, c.shards * c.stride)
+    if not recipe.zero:
+        return cluster.seconds("all-reduce", reduce, c.size, c.stride)
+    times = recipe.microbatches if recipe.zero == 2 else 1
+    gather = cluster.seconds("all-gather", 2 * c.numbers, c.size, c.stride)
+    return times * cluster.seconds("reduce-scatter", reduce, c.size, c.stride) + gather
 
 
-def _optimizer(weights: float, recipe: Recipe, cluster: Cluster) -> float:
-    kept = weights / (recipe.shards if recipe.zero else 1)
+def _optimizer(each: Sequence[Copies], recipe: Recipe, cluster: Cluster) -> float:
+    kept = sum(c.numbers / (c.shards if recipe.zero else 1) for c in each)
     return kept * OPTIMIZER / (cluster.device.bandwidth * 1e9 * cluster.device.stream)

@@ -37,12 +37,15 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Message:
-    """A collective on `nbytes` along an axis of the mesh, in the forward or the backward of a body."""
+    """A collective on `nbytes` along an axis of the mesh, in the forward or the backward of a body.
+
+    `copies` are the rows of one token in it, each for another expert."""
 
     kind: str
     nbytes: float
     axis: str
     is_forward: bool
+    copies: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -164,8 +167,10 @@ def _inside(
                 yield Message("all-gather", nbytes, name, False)
                 yield Message("reduce-scatter", nbytes, name, False)
             elif s.name == "experts" and e.eqn.op in ("dispatch", "combine"):
-                first = e.eqn.types[0] if e.eqn.op == "dispatch" else types[e.eqn.ins[0] or ""]
+                x, rows = types[e.eqn.ins[0] or ""], e.eqn.types[0]
+                x, rows = (x, rows) if e.eqn.op == "dispatch" else (rows, x)
                 others = (x.size for c, x in enumerate(machine.mesh.axes) if c != a and divides(e.strategies[c]))
-                nbytes = machine.nbytes(first, (), sizes) / math.prod(others)
-                yield Message("all-to-all", nbytes, name, True)
-                yield Message("all-to-all", nbytes, name, False)
+                nbytes = machine.nbytes(rows, (), sizes) / math.prod(others)
+                copies = rows.numel(sizes) / x.numel(sizes)
+                yield Message("all-to-all", nbytes, name, True, copies)
+                yield Message("all-to-all", nbytes, name, False, copies)

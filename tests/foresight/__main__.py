@@ -10,6 +10,7 @@ from pathlib import Path
 
 from specc.compiler.hardware.tables import hardware
 from tests.foresight.compare import compare, line, summary
+from tests.foresight.ranking import rankings
 
 
 def main() -> None:
@@ -24,6 +25,7 @@ def main() -> None:
     if args.rows:
         print("\n".join(line(c) for c in found), end="\n\n")
     print("\n".join(summary(found)))
+    print("plans of one model, ranked by speed", *rankings(found), sep="\n")
     print("not predicted")
     print("\n".join(f"  {n:>4} rows: {why}" for why, n in sorted(left.items())))
 

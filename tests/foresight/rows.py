@@ -139,8 +139,8 @@ def _device(hardware: Row) -> str:
 def _software(row: Row) -> str:
     if "maxtext" in row["source"] or "paxml" in row["source"]:
         return "xla"
-    if row["group"] == "torchtitan" and row["parallel"]["compile"]:
-        return "torch-compile"
+    if row["group"] == "torchtitan" and (row["parallel"]["compile"] or row["parallel"].get("async_tp") is not None):
+        return "torch-async-tp" if row["parallel"].get("async_tp") else "torch-compile"
     return SOFTWARE[row["group"]]
 
 
