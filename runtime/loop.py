@@ -129,7 +129,7 @@ def one_step(run: Run, steps: int, take: Callable[[int], Microbatches] | None = 
     seat.pulse.at(run.step)
     batches, weights = take(run.step) if take else batches_of(run, run.step)
     ready = time.perf_counter()
-    run.executor.tell = lambda action: seat.pulse.at(run.step, action + 1)
+    run.executor.tell = lambda action: seat.pulse.at(run.step, seat.place(action) + 1)
     result = run.executor.step(run.params, batches, weights)
     loss = mean_loss(result, weights)
     seat.pulse.at(run.step, COMPUTED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from specc.compiler.graphs import dtype_named
 from specc.compiler.lower.collectives import group_name
 from specc.compiler.placement.types import Axis, Layout, Mesh, R, place_named
+from specc.compiler.schedule.depth import depths
 from specc.runtime.built import Stage
 from specc.runtime.errors import RunError
 from specc.runtime.groups import InputLayout, cut_inputs, join, whole
@@ -25,7 +26,8 @@ from specc.runtime.wire import Sent, Wire, to_first
 class Seat:
     """The ranks that work together, this one's parts, and its heartbeat.
 
-    In a pipeline `wire` is this rank's end of its lines, and `makes_loss` the first rank that has the loss."""
+    In a pipeline `wire` is this rank's end of its lines, `makes_loss` the first rank that has the loss, and `depths`
+    say how far a rank is at each of its actions."""
 
     team: Team = ALONE
     sharding: Sharding = WHOLE
@@ -34,6 +36,7 @@ class Seat:
     pulse: Pulse = field(default_factory=Pulse)
     wire: Wire | None = None
     makes_loss: int = 0
+    depths: tuple[int, ...] = ()
 
     @property
     def leads(self) -> bool:
@@ -75,6 +78,10 @@ class Seat:
         """A number that only the ranks with the loss know, on all ranks."""
         return float(self.team.numbers([x])[self.makes_loss, 0])
 
+    def place(self, action: int) -> int:
+        """How far the rank is in its step, as all ranks count."""
+        return self.depths[action] if self.depths else action
+
     def lists(self, own: list[str]) -> list[str]:
         """What any rank says, each word once; with several ranks, which one says it."""
         every = say(self.team, own)
@@ -102,16 +109,17 @@ def take_seat(stage: Stage, team: Team = ALONE, pulse: Pulse | None = None) -> S
         for name, at in stage.facts["input_layouts"].items()
     }
     sharding = Sharding(mesh, layouts, team.rank, stage.pipeline.get("params", {}))
-    coordinates = tuple(join(mesh, team.rank))
-    makes_loss = stage.pipeline.get("loss", 0) * mesh.inner.size
-    return Seat(team, sharding, inputs, coordinates, pulse or Pulse(), wire_of(stage, sharding), makes_loss)
-
-
-def wire_of(stage: Stage, sharding: Sharding) -> Wire | None:
-    """This rank's end of the pipeline's lines, if there is one."""
-    mesh = sharding.mesh
+    seat = Seat(team, sharding, inputs, tuple(join(mesh, team.rank)), pulse or Pulse())
     if mesh.stages == 1:
-        return None
+        return seat
+    wire = wire_of(stage, sharding)
+    far = tuple(depths(stage.schedules, stage.calls)[wire.rank])
+    return replace(seat, wire=wire, makes_loss=stage.pipeline["loss"] * mesh.inner.size, depths=far)
+
+
+def wire_of(stage: Stage, sharding: Sharding) -> Wire:
+    """This rank's end of the pipeline's lines."""
+    mesh = sharding.mesh
     values = {n: (dtype_named(dtype), tuple(shape)) for n, (dtype, shape) in stage.pipeline["values"].items()}
     axis = next(a for a in mesh.axes if a.role == "stages")
     shared = {path: ranks for path, ranks in sharding.holders.items() if len(ranks) > 1}

@@ -18,6 +18,7 @@ from specc.compiler.passes.sink_masks import sink_masks
 from specc.compiler.program import Call, Program
 from specc.compiler.schedule.actions import Action, parse
 from specc.compiler.schedule.assemble import Order, Pipeline, assemble
+from specc.compiler.schedule.depth import depths
 from specc.compiler.schedule.files import read_schedules
 from specc.compiler.schedule.schedules import SCHEDULES
 from specc.runtime.built import Build, open_build
@@ -90,7 +91,8 @@ def test_every_rank_comes_to_its_end_with_all_calls_done(seed: int) -> None:
     for _ in range(50):
         model, pipe = drawn(rng)
         _, graphs, calls = lowered(model)
-        done = played(pipe, calls)
+        at, done = played(pipe, calls)
+        assert at == [len(actions) for actions in pipe.actions], "a deadlock"
         n = 1 + max(a.microbatch for actions in pipe.actions for a in actions)
         for c, call in enumerate(calls):
             trained = graphs[call.body].bwd is not None
@@ -99,9 +101,24 @@ def test_every_rank_comes_to_its_end_with_all_calls_done(seed: int) -> None:
                 assert done["B", c, m] + done["I", c, m] == trained
 
 
-def played(pipe: Pipeline, calls: tuple[Call, ...]) -> Counter[tuple[str, int, int]]:
-    """Run the actions of all ranks as far as they go: a call waits for what its rank has asked for, and has all it
-    takes."""
+@pytest.mark.parametrize("seed", range(2))
+def test_the_rank_that_is_least_far_holds_up_the_others(seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(50):
+        model, pipe = drawn(rng)
+        calls, rank = lowered(model)[2], rng.randrange(len(pipe.actions))
+        stop = rng.randrange(len(pipe.actions[rank]))
+        far = depths(pipe.actions, calls)
+        at, _ = played(pipe, calls, (rank, stop))
+        reached = {r: far[r][i] for r, i in enumerate(at) if i < len(far[r])}
+        assert all(d > reached[rank] for r, d in reached.items() if r != rank)
+
+
+def played(
+    pipe: Pipeline, calls: tuple[Call, ...], stop: tuple[int, int] = (-1, -1)
+) -> tuple[list[int], Counter[tuple[str, int, int]]]:  # fmt: skip
+    """Run the actions of all ranks as far as they go, one rank to its `stop` alone: a call waits for what its rank has
+    asked for, and has all it takes. How far each rank came, and what was done."""
     at, sent, asked = [0] * len(pipe.actions), set[Line](), set[Line]()
     made: set[Line] = set()
     between = {v for call in calls for v in call.outs}
@@ -110,8 +127,10 @@ def played(pipe: Pipeline, calls: tuple[Call, ...]) -> Counter[tuple[str, int, i
     while moved:
         moved = False
         for rank, actions in enumerate(pipe.actions):
-            while at[rank] < len(actions) and not waits(actions[at[rank]], rank, calls, asked - sent):
+            while at[rank] < len(actions) and (rank, at[rank]) != stop:
                 a = actions[at[rank]]
+                if waits(a, rank, calls, asked - sent) or shares_alone(a, rank, pipe, at):
+                    break
                 if a.kind == "SEND":
                     sent.add((a.peer, a.microbatch, a.value))
                 elif a.kind == "RECV":
@@ -122,8 +141,13 @@ def played(pipe: Pipeline, calls: tuple[Call, ...]) -> Counter[tuple[str, int, i
                     made |= {(rank, a.microbatch, f"%{v}") for v in calls[a.call].outs}
                 done[a.kind, a.call, a.microbatch] += 1
                 at[rank], moved = at[rank] + 1, True
-    assert at == [len(actions) for actions in pipe.actions], "a deadlock"
-    return done
+    return at, done
+
+
+def shares_alone(a: Action, rank: int, pipe: Pipeline, at: list[int]) -> bool:
+    """Whether another rank has not come to where both add up a gradient."""
+    others = [r for r in pipe.params[a.value] if r != rank] if a.kind == "SHARE" else []
+    return any(at[r] < pipe.actions[r].index(a) for r in others)
 
 
 def waits(a: Action, rank: int, calls: tuple[Call, ...], pending: set[Line]) -> bool:
