@@ -45,7 +45,7 @@ stages:
 PLANS = {
     "dp": "{mesh: {dp: 4}}", "zero1": "{mesh: {dp: 4}, zero: 1}", "zero3": "{mesh: {dp: 4}, zero: 3}",
     "tp": "{mesh: {tp: 4}}", "cp": "{mesh: {cp: 4}}", "zero3+tp": "{mesh: {dp: 2, tp: 2}, zero: 3}",
-    "zero3 of 2": "{mesh: {dp: 2}, zero: 3}",
+    "zero3 of 2": "{mesh: {dp: 2}, zero: 3}", "pp of 2": "{mesh: {pp: 2}, schedule: {kind: zb-h1}}",
 }  # fmt: skip
 NAMED = re.compile(r"rank (\d+) (was killed by SIGKILL|is stopped \(SIGSTOP\))")
 

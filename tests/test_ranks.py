@@ -31,8 +31,9 @@ pytestmark = [pytest.mark.dist, pytest.mark.timeout(400)]
 
 
 @pytest.mark.slow
-def test_killed_ranks_change_nothing(tmp_path: Path) -> None:
-    result = chaos(tmp_path, "zero3 of 2", kills=2, stops=0, seed=1)
+@pytest.mark.parametrize(("plan", "kills", "stops"), [("zero3 of 2", 2, 0), ("pp of 2", 1, 1)])
+def test_killed_and_stopped_ranks_change_nothing(plan: str, kills: int, stops: int, tmp_path: Path) -> None:
+    result = chaos(tmp_path, plan, kills, stops, seed=1)
     assert result["equal"], result
     assert not result["named_wrong"]
     assert result["orphans"] == 0
