@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from specc.compiler.elaborate import elaborate
-from specc.compiler.facts import StageFacts, call_work, facts_of
+from specc.compiler.facts import StageFacts, facts_of
 from specc.compiler.graphs import Graphs, to_json, to_text, verify
 from specc.compiler.kernels.emit import emit
 from specc.compiler.lower.bodies import DTYPES, Variant, as_function, operands, variants
@@ -27,6 +27,7 @@ from specc.compiler.lower.placed_bodies import lower_placed
 from specc.compiler.lower.user import user_impls
 from specc.compiler.ops.row import Op
 from specc.compiler.ops.user import op_files, user_ops
+from specc.compiler.order import order, write_order
 from specc.compiler.partition import build_graphs, clean
 from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
 from specc.compiler.passes.prune import prune
@@ -37,10 +38,6 @@ from specc.compiler.placement.placed import Placed
 from specc.compiler.placement.types import Mesh
 from specc.compiler.positions import check_positions
 from specc.compiler.program import Call, Program
-from specc.compiler.rank_memory import rank_memories, widths_of
-from specc.compiler.schedule.actions import Action, one_of_mesh, one_rank
-from specc.compiler.schedule.assemble import Order, Pipeline, assemble
-from specc.compiler.schedule.files import write_schedules
 from specc.spec.errors import Diagnostic, SpecError
 from specc.spec.plan import PlanSpec
 from specc.spec.spec import Spec
@@ -48,8 +45,8 @@ from specc.spec.stage import StageSpec
 
 MANIFEST = "manifest.json"
 CHUNK = 32  # tokens of a prompt that are decoded at once
-# What of a plan says where things are computed, and not what: a run goes on under another mesh.
-MESH_WORDS = ("cluster", "mesh", "schedule", "zero", "sequence_parallel", "context", "pins")
+# What of a plan says where and when things are computed, and not what: a run goes on under another mesh.
+MESH_WORDS = ("cluster", "mesh", "schedule", "zero", "sequence_parallel", "context", "pins", "recompute")
 
 
 def build_spec(spec: Spec, out: Path, allow_ops: bool = False) -> list[StageFacts]:
@@ -101,18 +98,12 @@ def build_stage(
         out / "calls.json", {"calls": [vars(c) for c in calls], "graphs": {n: layout(g) for n, g in lowered.items()}}
     )
     write_json(out / "params.json", [param_facts(program, p, placed) for p in program.params])
-    pipe = pipelined(spec.plan, stage, program, mesh, calls, lowered, placed) if mesh.stages > 1 else None
-    actions = pipe.actions if pipe else [schedule(calls, lowered, stage.batch.microbatches, placed)]
-    write_schedule(out, actions, pipe)
-    memories = rank_memories(
-        program, placed, sizes, calls, lowered, actions, widths_of(spec.plan.precision), stage.ema is not None
-    )  # fmt: skip
+    ordered = order(spec.plan, stage, program, mesh, sizes, calls, lowered, placed)
+    write_order(out, ordered)
     decoding = build_decoding(whole, stage, compute, out / "decode", own, rows)
     write(out / "decode.txt", decoding + "\n")
-    fullest = max(memories, key=lambda m: m.peak)
-    result = facts_of(name, stage, spec.plan, program, sizes, lowered, calls, fullest, placed)
+    result = facts_of(name, stage, spec.plan, program, sizes, lowered, calls, ordered.fullest, placed)
     write_json(out / "memory.json", result.memory)
-    write_json(out / "live.json", [[moment.left for moment in m.moments] for m in memories])
     write_json(out / "work.json", {"step": vars(result.step), "graphs": vars(result.graphs), "n": result.n_graphs})
     described = {
         "name": name, "spec": stage.model_dump(mode="json", by_alias=True), "plan": spec.plan.model_dump(mode="json"),
@@ -152,40 +143,6 @@ def local_masks(plan: PlanSpec, program: Program, mesh: Mesh) -> Program:
     """Where tokens may go around a ring, or calls to other ranks, masks are made of attributes block by block."""
     rings = any(a.role == "sequence" for a in mesh.axes) and plan.context in ("auto", "ring")
     return sink_masks(program) if rings or mesh.stages > 1 else program
-
-
-def schedule(
-    calls: Sequence[Call], lowered: Mapping[str, Graphs], n_microbatches: int, placed: Placed | None
-) -> list[Action]:  # fmt: skip
-    backward = {i for i, c in enumerate(calls) if lowered[c.body].bwd is not None}
-    if placed is None:
-        return one_rank(len(calls), n_microbatches, backward)
-    return one_of_mesh(len(calls), n_microbatches, backward, placed.gather_each_use, placed.reduce_each_microbatch)
-
-
-def pipelined(
-    plan: PlanSpec, stage: StageSpec, program: Program, mesh: Mesh, calls: Sequence[Call],
-    lowered: Mapping[str, Graphs], placed: Placed | None,
-) -> Pipeline:  # fmt: skip
-    """The calls shared out among the stages by the work of their graphs."""
-    device = options_of(plan).device
-    works = {n: call_work(g) for n, g in lowered.items()}
-    costs = {n: w.flops / device.flops + w.bytes / device.bandwidth for n, w in works.items()}
-    order = Order(
-        plan.schedule.kind, mesh.stages, plan.schedule.chunks, stage.batch.microbatches, placed is not None,
-        placed is not None and placed.gather_each_use, placed is not None and placed.reduce_each_microbatch,
-    )  # fmt: skip
-    trainable = frozenset(n for n, p in program.params.items() if p.trainable)
-    return assemble(order, calls, lowered, costs, program.loss or "", trainable)
-
-
-def write_schedule(out: Path, actions: Sequence[Sequence[Action]], pipe: Pipeline | None) -> None:
-    """The actions of each rank of the pipeline in a file; its slots as text, and what the runtime needs beside them."""
-    write_schedules(out, actions)
-    if pipe:
-        write(out / "slots.txt", str(pipe.table))
-        described = {"values": pipe.values, "params": pipe.params, "loss": pipe.loss, "stages": pipe.stages.of_call}
-        write_json(out / "pipeline.json", {**described, "where": pipe.stages.where})
 
 
 def mesh_facts(mesh: Mesh, program: Program, placed: Placed | None) -> dict[str, Any]:

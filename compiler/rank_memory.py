@@ -11,7 +11,7 @@ from specc.compiler.placement.placed import Placed
 from specc.compiler.placement.types import Mesh, local_shape
 from specc.compiler.program import Call, Program
 from specc.compiler.schedule.actions import Action
-from specc.compiler.schedule.footprint import footprints
+from specc.compiler.schedule.footprint import Feet
 from specc.compiler.schedule.memory import Kept, Memory, memory_of
 from specc.compiler.types import TensorType
 from specc.spec.plan import Precision
@@ -36,13 +36,13 @@ def widths_of(precision: Precision) -> Widths:
 
 def rank_memories(
     program: Program, placed: Placed | None, sizes: Mapping[str, int], calls: Sequence[Call],
-    graphs: Mapping[str, Graphs], schedules: Sequence[Sequence[Action]], widths: Widths, ema: bool = False,
+    graphs: Mapping[str, Graphs], feet: Feet, schedules: Sequence[Sequence[Action]], *, widths: Widths,
+    ema: bool = False,
 ) -> list[Memory]:  # fmt: skip
     """The memory of a step of each rank of the pipeline; ranks that differ in other axes have the same."""
     trainable = frozenset(n for n, p in program.params.items() if p.trainable)
     numbers = {n: local_numel(p.type, n, placed, {}) for n, p in program.params.items()}
     inputs = {n: input_bytes(t, n, placed, sizes, widths.compute) for n, t in program.inputs.items()}
-    feet = footprints(graphs)
     found: list[Memory] = []
     for actions in schedules:
         used = {path for a in actions if a.kind == "F" for path in calls[a.call].params}

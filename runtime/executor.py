@@ -10,7 +10,7 @@ from torch import Tensor
 
 from specc.compiler.program import Call
 from specc.compiler.schedule.actions import GRADIENT, Action
-from specc.compiler.schedule.lifetimes import frees, idle_outs, last_uses
+from specc.compiler.schedule.lifetimes import frees, idle_outs, last_uses, recomputed_later
 from specc.runtime.weights import Carried, Compiled, Weights, Whole, Wiring
 from specc.runtime.wire import Arrival, Wire
 
@@ -60,6 +60,7 @@ class Executor:
         self.idle = idle_outs(calls, bodies, loss)
         self.last_use = last_uses(actions, calls, self.kept)
         self.frees = frees(actions)
+        self.later = recomputed_later(actions)
 
     def weights_of(self, params: Mapping[str, Tensor]) -> Weights:
         return Carried(self.wiring, params) if self.wiring.coordinates else Whole(self.wiring, params)
@@ -90,6 +91,8 @@ class Executor:
                 state.weights.unshard(a.call)
             case "F":
                 self._forward(a, state, weights)
+            case "RECOMPUTE":
+                self._save(a, self._run_forward(a, state), state)
             case "B":
                 self._backward(a, state)
             case "I":
@@ -123,7 +126,7 @@ class Executor:
         call, m = self.calls[a.call], a.microbatch
         body = self.bodies[call.body]
         self._arrived(call, m, state)
-        results = body.fwd(*(state.values[m, v] for v in call.ins), *state.weights.operands(a.call))
+        results = self._run_forward(a, state)
         for name, t in zip(call.outs, results, strict=False):
             state.values[m, name] = t
             if name == self.loss:
@@ -131,8 +134,18 @@ class Executor:
                 state.d_values[m, name] = torch.full_like(t, weights[m])
             elif name in self.idle:
                 state.d_values[m, name] = torch.zeros_like(t)
-        if body.bwd is not None or body.bwd_input is not None:
-            state.saved[a.call, m] = self._without(results[body.n_outs :], body)
+        if (body.bwd is not None or body.bwd_input is not None) and (a.call, m) not in self.later:
+            self._save(a, results, state)
+
+    def _run_forward(self, a: Action, state: _State) -> Sequence[Tensor]:
+        call = self.calls[a.call]
+        ins = (state.values[a.microbatch, v] for v in call.ins)
+        return self.bodies[call.body].fwd(*ins, *state.weights.operands(a.call))
+
+    def _save(self, a: Action, results: Sequence[Tensor], state: _State) -> None:
+        """Keep what the backward reads."""
+        body = self.bodies[self.calls[a.call].body]
+        state.saved[a.call, a.microbatch] = self._without(results[body.n_outs :], body)
 
     def _arrived(self, call: Call, m: int, state: _State) -> None:
         """Wait for what the call takes from other ranks."""

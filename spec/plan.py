@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from specc.spec.node import Node
 
@@ -14,6 +15,12 @@ AxisSize = PositiveInt | Literal["auto"]
 class Cluster(Node):
     devices: AxisSize = Field("auto", description="processes in all; auto: as many as the mesh has")
     device: str = Field("cpu", description="what placements are priced for, a name of the tables; cpu: an h100-sxm")
+    memory: PositiveFloat | None = Field(None, description="GiB that a rank may fill; default: no bound")
+
+    @property
+    def capacity(self) -> float:
+        """Bytes that a rank may fill."""
+        return math.inf if self.memory is None else self.memory * 2**30
 
 
 class Precision(Node):
@@ -52,5 +59,9 @@ class PlanSpec(Node):
         description="generated kernels: emit writes them and compiles them for all GPUs, triton also uses them, aten "
         "makes none; auto: for a GPU they are written and compiled for it, else none",
     )
-    recompute: Literal["auto", "none"] = "auto"
+    recompute: Literal["auto", "none", "full"] = Field(
+        "auto",
+        description="calls of blocks that keep nothing for their backward and run forward again before it: none, all, "
+        "or the fewest that bring a rank below cluster.memory",
+    )
     threads: int | Literal["auto"] = "auto"

@@ -32,9 +32,10 @@ def last_uses(actions: Sequence[Action], calls: Sequence[Call], kept: Collection
     What is `kept` stays to the end."""
     last: dict[tuple[int, str], int] = {}
     for i, a in enumerate(actions):
-        if a.kind == "F":
+        if a.kind in ("F", "RECOMPUTE"):
             call = calls[a.call]
-            last |= {(a.microbatch, v): i for v in (*call.ins, *call.outs) if v not in kept}
+            outs = call.outs if a.kind == "F" else ()
+            last |= {(a.microbatch, v): i for v in (*call.ins, *outs) if v not in kept}
         elif a.kind == "SEND" and not a.is_gradient:
             last[a.microbatch, a.name] = i
     dead: list[list[tuple[int, str]]] = [[] for _ in actions]
@@ -56,3 +57,8 @@ def frees(actions: Sequence[Action]) -> list[int]:
         elif a.kind == "UNSHARD":
             later.discard(a.call)
     return found
+
+
+def recomputed_later(actions: Sequence[Action]) -> set[tuple[int, int]]:
+    """Calls and microbatches whose forward keeps nothing for the backward."""
+    return {(a.call, a.microbatch) for a in actions if a.kind == "RECOMPUTE"}

@@ -14,7 +14,7 @@ from specc.compiler.program import Call
 from specc.compiler.schedule.actions import Action
 from specc.compiler.schedule.footprint import Feet
 from specc.compiler.schedule.ledger import Key, Ledger
-from specc.compiler.schedule.lifetimes import frees, idle_outs, last_uses
+from specc.compiler.schedule.lifetimes import frees, idle_outs, last_uses, recomputed_later
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "work space")
 MOMENTS = 2  # of AdamW, for each number that is trained
@@ -72,7 +72,7 @@ def memory_of(
     loss: str | None, inputs: Mapping[str, int],
 ) -> Memory:  # fmt: skip
     """The memory of a step, not the first one: the optimizer's state is there. `inputs` are bytes of a microbatch's."""
-    walk = _Walk(calls, graphs, feet, kept, loss)
+    walk = _Walk(actions, calls, graphs, feet, kept, loss)
     walk.begin(inputs, max(a.microbatch for a in actions) + 1)
     outs = frozenset([loss] if loss else [])
     moments: list[Moment] = []
@@ -91,14 +91,16 @@ class _Walk:
     """What each action does to the books."""
 
     def __init__(
-        self, calls: Sequence[Call], graphs: Mapping[str, Graphs], feet: Feet, kept: Kept, loss: str | None
+        self, actions: Sequence[Action], calls: Sequence[Call], graphs: Mapping[str, Graphs], feet: Feet, kept: Kept,
+        loss: str | None,
     ) -> None:  # fmt: skip
         self.calls, self.graphs, self.feet, self.kept, self.loss = calls, graphs, feet, kept, loss
         self.idle = idle_outs(calls, graphs, loss)
         self.ledger = Ledger()
         self.nbytes = value_bytes(calls, graphs)
         self.place = self.ledger.new("work space", 0)
-        self.saved: dict[tuple[int, int], list[int]] = {}
+        self.saved: dict[tuple[int, int], Sequence[int]] = {}
+        self.later = recomputed_later(actions)
 
     def begin(self, inputs: Mapping[str, int], n_microbatches: int) -> None:
         """Weights, the optimizer's state and the batch."""
@@ -120,6 +122,8 @@ class _Walk:
                 self.unshard(a)
             case "F":
                 self.forward(a)
+            case "RECOMPUTE":
+                self.recompute(a)
             case "B" | "I":
                 self.backward(a, "bwd" if a.kind == "B" else "bwd_input")
             case "W":
@@ -204,17 +208,30 @@ class _Walk:
 
     def forward(self, a: Action) -> None:
         call, m, g = self.calls[a.call], a.microbatch, self.graphs_of(a)
-        operands = [*(self.ledger.held["value", m, v][0] for v in call.ins), *self.params(a)]
-        results = self.call(a, "fwd", operands, {}, "activations")
+        results = self.run_forward(a)
         for name, memory in zip(call.outs, results, strict=False):
             self.ledger.hold(("value", m, name), [memory])
             if name in self.idle or name == self.loss:
                 nbytes = self.ledger.sizes[memory][1] if name in self.idle else 0
                 self.ledger.hold(("d", m, name), [self.ledger.new("activations", nbytes)])
-        if g.bwd is not None:
-            saved = results[g.n_outs :]
-            self.ledger.hold(("saved", a.call, m), [x for j, x in enumerate(saved) if j not in self.again(g)])
-            self.saved[a.call, m] = saved
+        if g.bwd is not None and (a.call, m) not in self.later:
+            self.save(a, results)
+
+    def run_forward(self, a: Action) -> list[int]:
+        operands = [self.ledger.held["value", a.microbatch, v][0] for v in self.calls[a.call].ins]
+        return self.call(a, "fwd", [*operands, *self.params(a)], {}, "activations")
+
+    def recompute(self, a: Action) -> None:
+        results = self.run_forward(a)
+        self.ledger.hold(("results",), results)
+        self.save(a, results)
+        self.ledger.drop(("results",))
+
+    def save(self, a: Action, results: Sequence[int]) -> None:
+        g = self.graphs_of(a)
+        saved = results[g.n_outs :]
+        self.ledger.hold(("saved", a.call, a.microbatch), [x for j, x in enumerate(saved) if j not in self.again(g)])
+        self.saved[a.call, a.microbatch] = saved
 
     def again(self, g: Graphs) -> set[int]:
         """Which saved values are parameters that come again for the backward."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from specc.compiler.placement.place import Options
 from specc.compiler.placement.types import Axis, Mesh
@@ -16,7 +16,7 @@ class Plan:
     """`least` and `most` are the numbers of ranks that it is for; `only` the models that it says something about.
 
     With `sunk`, masks are made where they are used, from attributes of tokens. A pipeline has a `schedule`, and a step
-    so many `microbatches`."""
+    so many `microbatches`. With `recompute`, calls keep nothing for their backward."""
 
     axes: MakeMesh
     options: Options = field(default_factory=Options)
@@ -26,6 +26,7 @@ class Plan:
     sunk: bool = False
     schedule: str = ""
     microbatches: int = 2
+    recompute: bool = False
 
     def mesh(self, ranks: int) -> Mesh:
         return Mesh(self.axes(ranks))
@@ -64,7 +65,7 @@ BY_HEADS = {f"layers.attention.{p}": {"up": "split:S"} for p in TOKENS} | {"laye
 TEXT = ("llama", "deepseek_v2", "t5", "cogvlm_expert")
 DEEP = ("llama_deep", "gpt2_deep")
 CAUSAL = ("llama", "deepseek_v2", "cogvlm_expert")
-PLANS: Mapping[str, Plan] = {
+PLANS: dict[str, Plan] = {
     "alone": Plan(lambda n: (), least=1, most=1),
     "dp": Plan(lambda n: (dp(n),)),
     "zero1": Plan(lambda n: (dp(n),), Options(zero=1)),
@@ -111,3 +112,5 @@ PLANS: Mapping[str, Plan] = {
     "pp+ep": crossed(Axis("ep", 2, "experts"), Options(), only=("deepseek_v2",)),
     "pp+dp+tp": Plan(lambda n: (pp(n // 4), dp(2), tp(2)), Options(zero=3), 8, ("llama_deep",), 8, True, "1f1b", 8),
 }
+RECOMPUTED = ("zero3", "tp", "ring", "1f1b", "zb-h1", "pp+zero3")
+PLANS |= {f"{name}-recompute": replace(PLANS[name], recompute=True) for name in RECOMPUTED}

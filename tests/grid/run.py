@@ -16,14 +16,17 @@ from specc.compiler.build import lower
 from specc.compiler.graphs import Graphs, dtype_named, to_json
 from specc.compiler.lower.placed import zigzag
 from specc.compiler.lower.placed_bodies import lower_placed
+from specc.compiler.order import in_turn
 from specc.compiler.passes.sink_masks import sink_masks
 from specc.compiler.placement.place import place
 from specc.compiler.placement.placed import Placed
 from specc.compiler.placement.types import Layout, Mesh, R
 from specc.compiler.program import Call, Program
 from specc.compiler.rank_memory import Widths, rank_memories
-from specc.compiler.schedule.actions import Action, one_of_mesh, one_rank
+from specc.compiler.schedule.actions import Action
 from specc.compiler.schedule.assemble import Order, Pipeline, assemble
+from specc.compiler.schedule.footprint import footprints
+from specc.compiler.schedule.recompute import recomputed
 from specc.runtime.built import body_of
 from specc.runtime.executor import Executor
 from specc.runtime.groups import InputLayout, cut, join
@@ -103,25 +106,18 @@ def artifact(case: Case) -> Artifact:
         for n, t in program.inputs.items()
     }  # fmt: skip
     params = {n: outer + (placed.params[n] if placed else ()) for n in program.params}
-    actions = pipe.actions if pipe else [in_turn(placed, calls, graphs, plan.microbatches)]
+    actions: Sequence[Sequence[Action]] = pipe.actions if pipe else [in_turn(calls, graphs, plan.microbatches, placed)]
+    if plan.recompute:
+        actions = [recomputed(each, range(len(calls))) for each in actions]
     width = case.dtype.itemsize
     memories = rank_memories(
-        program, placed, tracer.sizes, calls, graphs, actions, Widths(width, width, width)
+        program, placed, tracer.sizes, calls, graphs, footprints(graphs), actions,
+        widths=Widths(width, width, width),
     )  # fmt: skip
     return Artifact(
         case, texts_of(graphs), calls, actions, program.loss or "", names, mesh, params, inputs, pipe,
         [m.peak for m in memories],
     )  # fmt: skip
-
-
-def in_turn(
-    placed: Placed | None, calls: Sequence[Call], graphs: Mapping[str, Graphs], microbatches: int
-) -> list[Action]:  # fmt: skip
-    """The actions of a rank without stages."""
-    backward = {i for i, c in enumerate(calls) if graphs[c.body].bwd is not None}
-    if placed is None:
-        return one_rank(len(calls), microbatches, backward)
-    return one_of_mesh(len(calls), microbatches, backward, placed.gather_each_use, placed.reduce_each_microbatch)
 
 
 def pipelined(
@@ -150,7 +146,7 @@ def reference(model: str, dtype: torch.dtype, microbatches: int) -> Outcome:
     program = tracer.program()
     graphs, calls = lower(program, tracer.sizes, dtype)
     bodies = {n: body_of(*each) for n, each in texts_of(graphs).items()}
-    names, actions = trained(program), in_turn(None, calls, graphs, microbatches)
+    names, actions = trained(program), in_turn(calls, graphs, microbatches, None)
     executor = Executor(calls, bodies, actions, program.loss, {}, names, dtype, dtype)
     return train(executor, model, weights_of(program, dtype), Seat(), microbatches, names)
 

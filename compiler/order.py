@@ -1,0 +1,105 @@
+"""The order of a stage: what each rank does in a step, which calls run forward again, and what that takes in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from specc.compiler.facts import call_work
+from specc.compiler.graphs import Graphs
+from specc.compiler.placement.mesh import options_of
+from specc.compiler.placement.placed import Placed
+from specc.compiler.placement.refuse import no_room
+from specc.compiler.placement.types import Mesh
+from specc.compiler.program import Call, Program
+from specc.compiler.rank_memory import rank_memories, widths_of
+from specc.compiler.schedule.actions import Action, one_of_mesh, one_rank
+from specc.compiler.schedule.assemble import Order, Pipeline, assemble
+from specc.compiler.schedule.files import write_schedules
+from specc.compiler.schedule.footprint import footprints
+from specc.compiler.schedule.memory import Memory
+from specc.compiler.schedule.recompute import choose, recomputed
+from specc.spec.plan import PlanSpec
+from specc.spec.stage import StageSpec
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """`actions` and `memories` are of each rank of the pipeline, or of all ranks if there is none.
+
+    `recomputed` are the calls that keep nothing for their backward."""
+
+    actions: Sequence[Sequence[Action]]
+    memories: Sequence[Memory]
+    recomputed: frozenset[int]
+    pipe: Pipeline | None
+
+    @property
+    def fullest(self) -> Memory:
+        return max(self.memories, key=lambda m: m.peak)
+
+
+def order(
+    plan: PlanSpec, stage: StageSpec, program: Program, mesh: Mesh, sizes: Mapping[str, int], calls: Sequence[Call],
+    graphs: Mapping[str, Graphs], placed: Placed | None,
+) -> Ordered:  # fmt: skip
+    """Raises SpecError if a rank's memory is bounded, and too small for a step."""
+    pipe = pipelined(plan, stage, program, mesh, calls, graphs, placed) if mesh.stages > 1 else None
+    plain = pipe.actions if pipe else [in_turn(calls, graphs, stage.batch.microbatches, placed)]
+    memories_of = partial(
+        rank_memories, program, placed, sizes, calls, graphs, footprints(graphs),
+        widths=widths_of(plan.precision), ema=stage.ema is not None,
+    )  # fmt: skip
+
+    def peak(which: frozenset[int]) -> int:
+        return max(m.peak for m in memories_of([recomputed(a, which) for a in plain]))
+
+    limit = plan.cluster.capacity
+    again = choose(plan.recompute, calls, graphs, limit, peak)
+    actions = [recomputed(a, again) for a in plain]
+    made = Ordered(actions, memories_of(actions), again, pipe)
+    if made.fullest.peak > limit:
+        raise no_room(made.fullest.peak, limit, mesh)
+    return made
+
+
+def in_turn(
+    calls: Sequence[Call], graphs: Mapping[str, Graphs], n_microbatches: int, placed: Placed | None
+) -> list[Action]:  # fmt: skip
+    """The actions of a rank that has all calls."""
+    backward = {i for i, c in enumerate(calls) if graphs[c.body].bwd is not None}
+    if placed is None:
+        return one_rank(len(calls), n_microbatches, backward)
+    return one_of_mesh(len(calls), n_microbatches, backward, placed.gather_each_use, placed.reduce_each_microbatch)
+
+
+def pipelined(
+    plan: PlanSpec, stage: StageSpec, program: Program, mesh: Mesh, calls: Sequence[Call],
+    graphs: Mapping[str, Graphs], placed: Placed | None,
+) -> Pipeline:  # fmt: skip
+    """The calls shared out among the stages by the work of their graphs."""
+    device = options_of(plan).device
+    works = {n: call_work(g) for n, g in graphs.items()}
+    costs = {n: w.flops / device.flops + w.bytes / device.bandwidth for n, w in works.items()}
+    asked = Order(
+        plan.schedule.kind, mesh.stages, plan.schedule.chunks, stage.batch.microbatches, placed is not None,
+        placed is not None and placed.gather_each_use, placed is not None and placed.reduce_each_microbatch,
+    )  # fmt: skip
+    trainable = frozenset(n for n, p in program.params.items() if p.trainable)
+    return assemble(asked, calls, graphs, costs, program.loss or "", trainable)
+
+
+def write_order(out: Path, made: Ordered) -> None:
+    """Actions as text, bytes alive behind each; with a pipeline its slots, and what the runtime needs beside them."""
+    write_schedules(out, made.actions)
+    live = [[moment.left for moment in memory.moments] for memory in made.memories]
+    (out / "live.json").write_text(json.dumps(live) + "\n", encoding="utf-8")
+    if made.pipe:
+        pipe = made.pipe
+        (out / "slots.txt").write_text(str(pipe.table), encoding="utf-8")
+        described = {"values": pipe.values, "params": pipe.params, "loss": pipe.loss, "stages": pipe.stages.of_call,
+                     "where": pipe.stages.where}  # fmt: skip
+        (out / "pipeline.json").write_text(json.dumps(described, indent=1, sort_keys=True) + "\n", encoding="utf-8")
