@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import specc
+from specc.compiler.build import build_spec
 from specc.compiler.elaborate import elaborate
 from specc.compiler.ops import OPS
 from specc.compiler.ops.user import op_files
+from specc.runtime.cli import main
 from specc.runtime.commands.ops import as_markdown
 from specc.spec.dump import dump
 from specc.spec.yaml import load_text
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md"]
+PLACEMENT = [DOCS / "placement.md"]
 FENCE = re.compile(r"^```(\w+) ?([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)\)")
 # What a fragment is merged over: `yaml model` over the model, `yaml steps` behind its first step.
@@ -28,9 +32,9 @@ BASE: dict[str, Any] = {
 }
 
 
-def snippets(language: str) -> list[Any]:
+def snippets(language: str, pages: Sequence[Path] = PAGES) -> list[Any]:
     found = []
-    for page in PAGES:
+    for page in pages:
         text = page.read_text(encoding="utf-8")
         for m in FENCE.finditer(text):
             if m[1] == language:
@@ -89,3 +93,23 @@ def test_the_spec_of_the_readme_is_the_example() -> None:
     found = re.search(r"```yaml\n(specc: 1\n.*?)```", text, re.DOTALL)
     assert found
     assert found[1] == (DOCS.parent / "examples" / "tiny.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("command", "shown"), snippets("console", PLACEMENT))
+def test_what_the_page_of_placement_shows_is_what_specc_explain_prints(
+    command: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said, _, rest = shown.partition("\n")
+    assert command == ""
+    words = said.removeprefix("$ specc ").split()
+    assert main([str(DOCS.parent / w) if w.endswith(".yaml") else w for w in words]) == 0
+    assert capsys.readouterr().out.rstrip() == rest.rstrip()
+
+
+def test_the_layer_and_the_collectives_of_the_page_of_placement_are_those_of_a_build(tmp_path: Path) -> None:
+    build_spec(specc.load(DOCS.parent / "examples" / "tensor_parallel.yaml"), tmp_path / "build")
+    home = tmp_path / "build" / "stages" / "pretrain"
+    layer, collectives = (p.values[1] for p in snippets("text", PLACEMENT))
+    assert layer in (home / "placed.txt").read_text(encoding="utf-8")
+    graph = (home / "graphs" / "layers.fwd.txt").read_text(encoding="utf-8").splitlines()
+    assert set(collectives.splitlines()) <= set(graph)
