@@ -41,6 +41,12 @@ BUILD_OUT = option("-o", "--out", metavar="DIR", help="where a spec's build goes
 ALLOW_OPS = option("--allow-ops", action="store_true", help="trust the Python files under the spec's 'ops:', run them")
 EMIT = ("tree", "program", "spec", "graphs", "schedule")
 
+JOBS = {
+    "slurm": "a batch script of Slurm (the default)",
+    "k8s": "a Job of Kubernetes with its service",
+    "skypilot": "a task of SkyPilot",
+}
+
 COMMANDS: dict[str, Command] = {
     "check": Command(
         "check specs: names, shapes, stages; nothing is built",
@@ -140,6 +146,15 @@ COMMANDS: dict[str, Command] = {
             JSON,
         ),
     ),
+    "tune": Command(
+        "measure this machine's processor and its links, for `specc plan --hardware`",
+        "specc.runtime.commands.tune:run",
+        (
+            option("--ranks", metavar="N", type=int, default=2, help="processes that measure at once (default: 2)"),
+            option("--name", metavar="NAME", default="here", help="the device's name in the file (default: here)"),
+            option("-o", "--out", metavar="FILE", default="hardware.yaml", help="the file (default: hardware.yaml)"),
+        ),
+    ),
     "verify": Command(
         "run a step of a spec in small on real processes, and compare loss and gradients with one process",
         "specc.runtime.commands.verify:run",
@@ -150,6 +165,32 @@ COMMANDS: dict[str, Command] = {
             STAGE,
             option("--ranks", metavar="N", type=int, default=4, help="processes at most (default: 4)"),
             JSON,
+        ),
+    ),
+    "diff": Command(
+        "say what differs between two builds: what was written, what moved on the mesh, memory, work, what is sent",
+        "specc.runtime.commands.diff:run",
+        (
+            option("a", metavar="BUILD", help="a build directory"),
+            option("b", metavar="BUILD", help="another one"),
+        ),
+    ),
+    "launch": Command(
+        "write a job file that runs a build on a cluster, around torchrun; nothing is submitted",
+        "specc.runtime.commands.launch:run",
+        (
+            option("target", metavar="BUILD", help="a build directory, on a disk that all machines see"),
+            *(
+                option(f"--{kind}", dest="kind", action="store_const", const=kind, default="slurm", help=told)
+                for kind, told in JOBS.items()
+            ),
+            option("--per-node", metavar="N", type=int, default=8, help="ranks of a machine (default: 8)"),
+            option("--name", metavar="NAME", help="the job's name (default: the build's)"),
+            option("--accelerator", metavar="NAME", help="its GPUs, such as H100 (default: the plan's device)"),
+            option("--hours", metavar="N", type=int, default=24, help="how long it may run, in Slurm (default: 24)"),
+            option("--image", metavar="IMAGE", default="specc:latest", help="the container, in Kubernetes"),
+            option("--claim", metavar="NAME", default="specc", help="the disk with the build, in Kubernetes"),
+            option("-o", "--out", metavar="FILE", help="write it to a file (default: standard output)"),
         ),
     ),
     "schema": Command(

@@ -1,0 +1,61 @@
+"""Job files: their syntax, and that they start as many ranks as the build has."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+import specc
+from specc.compiler.build import build_spec
+from specc.runtime.cli import main
+from specc.runtime.jobs import KINDS, Job, k8s, skypilot, slurm
+
+TINY = Path(__file__).parent.parent / "examples" / "tiny.yaml"
+JOB = Job("a-run", "/data/my builds/a", 4, 8, "H100")
+
+
+def test_a_slurm_script_is_good_shell_and_quotes_the_build() -> None:
+    text = slurm(JOB)
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True, timeout=20)
+    assert "#SBATCH --nodes=4" in text
+    assert "#SBATCH --gpus-per-node=8" in text
+    assert "#SBATCH --time=1-00:00:00" in text
+    assert "'/data/my builds/a'" in text
+
+
+def test_a_job_of_kubernetes_has_a_service_by_which_its_machines_meet() -> None:
+    service, job = yaml.safe_load_all(k8s(JOB))
+    assert service["spec"]["clusterIP"] == "None"
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == 4
+    pod = job["spec"]["template"]["spec"]
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert pod["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": 8}
+    shell = pod["containers"][0]["command"][-1]
+    subprocess.run(["bash", "-n", "-c", shell], check=True, timeout=20)
+    assert "--rdzv-endpoint=a-run-0.a-run:29500" in shell
+
+
+def test_a_task_of_skypilot_names_its_accelerators() -> None:
+    task = yaml.safe_load(skypilot(JOB))
+    assert task["num_nodes"] == 4
+    assert task["resources"] == {"accelerators": "H100:8"}
+    subprocess.run(["bash", "-n"], input=task["run"], text=True, check=True, timeout=20)
+
+
+def test_on_cpus_no_file_asks_for_gpus() -> None:
+    texts = [make(Job("a", "b", 1, 2)) for make in KINDS.values()]
+    assert not [text for text in texts if "gpu" in text.lower() or "accelerators" in text]
+
+
+def test_a_build_fills_its_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["model.dims.L=2", "plan.mesh.dp=4", "stages.pretrain.batch.sequences=16"]
+    build_spec(specc.load(TINY, overrides), tmp_path / "my_build")
+    assert main(["launch", str(tmp_path / "my_build"), "--skypilot", "--per-node", "2"]) == 0
+    task = yaml.safe_load(capsys.readouterr().out)
+    assert (task["name"], task["num_nodes"]) == ("tiny", 2)
+    assert "--nproc-per-node=2" in task["run"]
+    assert main(["launch", str(tmp_path / "my_build"), "--per-node", "3"]) == 1
+    assert "do not fill machines of 3" in capsys.readouterr().err
