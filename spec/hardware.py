@@ -31,7 +31,10 @@ class Device(Node):
     far: str = Field(description="the link between nodes")
     product: dict[Format, Share] = Field(description="share of the peak that a large product reaches")
     attention: dict[str, tuple[Share, Share]] = Field(
-        description="share of the bf16 peak of an attention kernel's forward and backward, long sequences, head dim 128"
+        description="share of the peak of an attention kernel's forward and backward, long sequences, head dim 128"
+    )
+    depth: NonNegativeFloat = Field(
+        192, description="what a product takes beyond its inner dim, in numbers of that: first loads and last stores"
     )
     stream: Share = Field(description="share of the bandwidth that row-wise kernels reach")
     launch: PositiveFloat = Field(description="microseconds before a kernel begins")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from specc.compiler.foresight.recipe import ITEMSIZE
 from specc.compiler.foresight.work import Kernel
 from specc.spec.hardware import Device, Format, Software
 
 # The tiles of products that libraries have, and the share of the largest one's rate that each reaches.
 TILES = ((256, 128, 1.0), (128, 256, 1.0), (128, 128, 0.93), (128, 64, 0.8), (64, 128, 0.8), (64, 64, 0.65))
-DEPTH = 192  # a product along k waits as long as for so many more numbers: the first loads, and the last stores
 BLOCK = 128  # of queries and keys: those on the diagonal are worked on whole
 SCORES = (16, 22)  # bytes that an attention which is not fused moves for each score, forward and backward
 BACKWARD = 2.5  # products of a fused attention's backward over those of its forward
@@ -38,13 +38,13 @@ def seconds(kernel: Kernel, device: Device, software: Software, form: Format) ->
         logits = stream(kernel.m * kernel.n * software.logits / 2, device)
         return _product(kernel, device, software, min_format(form)) + Both(logits, logits)
     if kernel.kind == "attention":
-        return _attention(kernel, device, software)
+        return _attention(kernel, device, software, min_format(form))
     once = stream(kernel.nbytes * software.passes, device)
     return Both(once, 2 * once)
 
 
 def min_format(form: Format) -> Format:
-    """The format of what stays out of fp8: the head."""
+    """The format of what stays out of fp8: the head and attention."""
     return "bf16" if form == "fp8" else form
 
 
@@ -54,10 +54,11 @@ def stream(nbytes: float, device: Device) -> float:
 
 def product(m: float, n: float, k: float, groups: int, device: Device, form: Format) -> float:
     """Seconds of `groups` products [m k] x [k n]: whole waves of the best tile, or what memory takes."""
-    rate = device.peak[form] * 1e12 * device.product[form]
-    work = min(_waves(m, n, groups, device.units, a, b) * 2 * a * b * (k + DEPTH) / share for a, b, share in TILES)
-    moved = groups * (m * k + k * n + m * n) * 2 / (device.bandwidth * 1e9 * device.stream)
-    return max(work / rate * device.units, moved) + device.launch * 1e-6
+    rate = device.peak[form] * 1e12 * device.product[form] / device.units
+    tiles = (_waves(m, n, groups, device.units, a, b) * 2 * a * b / share for a, b, share in TILES)
+    moved = groups * (m * k + k * n + m * n) * ITEMSIZE[form]
+    work = min(tiles) * (k + device.depth) / rate
+    return max(work, moved / (device.bandwidth * 1e9 * device.stream)) + device.launch * 1e-6
 
 
 def _waves(m: float, n: float, groups: int, units: int, a: int, b: int) -> float:
@@ -76,15 +77,15 @@ def _product(kernel: Kernel, device: Device, software: Software, form: Format) -
     return Both(forward + m * k * moved, inputs + weight + m * n * moved, weight)
 
 
-def _attention(kernel: Kernel, device: Device, software: Software) -> Both:
+def _attention(kernel: Kernel, device: Device, software: Software, form: Format) -> Both:
     """`flops` are both products on all scores."""
     if software.attention == "unfused":
-        rate = device.peak["bf16"] * 1e12 * device.product["bf16"] * kernel.k / (kernel.k + DEPTH)
+        rate = device.peak[form] * 1e12 * device.product[form] * kernel.k / (kernel.k + device.depth)
         scores = kernel.m * kernel.n
         each = [stream(scores * b, device) for b in SCORES]
         return Both(kernel.flops / rate + each[0], 2 * kernel.flops / rate + each[1])
     causal = min(1.0, kernel.causal + BLOCK / kernel.n / 2) if kernel.causal < 1 else 1.0
     narrow = (kernel.k + NARROW / 2) / (128 + NARROW / 2) if kernel.k < 128 else 1.0
-    flops = kernel.flops * causal / (device.peak["bf16"] * 1e12 * narrow)
+    flops = kernel.flops * causal / (device.peak[form] * 1e12 * narrow)
     forward, backward = device.attention[software.attention]
     return Both(flops / forward, BACKWARD * flops / backward)
