@@ -48,16 +48,20 @@ def pp(n: int) -> Axis:
     return Axis("pp", n, "stages")
 
 
-def staged(schedule: str, only: tuple[str, ...], microbatches: int = 8) -> Plan:
+def staged(schedule: str, only: tuple[str, ...], microbatches: int = 4) -> Plan:
     """A pipeline alone, on 2 and 4 ranks."""
     return Plan(lambda n: (pp(n),), only=only, most=4, sunk=True, schedule=schedule, microbatches=microbatches)
 
 
 def crossed(
-    inner: Axis, options: Options, schedule: str = "1f1b", only: tuple[str, ...] = ("llama_deep", "t5")
+    inner: Axis,
+    options: Options,
+    schedule: str = "1f1b",
+    only: tuple[str, ...] = ("llama_deep", "t5"),
+    microbatches: int = 4,
 ) -> Plan:
     """A pipeline whose ranks are meshes of their own."""
-    return Plan(lambda n: (pp(n // inner.size), inner), options, 4, only, 8, True, schedule, 8)
+    return Plan(lambda n: (pp(n // inner.size), inner), options, 4, only, 8, True, schedule, microbatches)
 
 
 TOKENS = ("q", "k", "v", "out")
@@ -95,22 +99,22 @@ PLANS: dict[str, Plan] = {
         sunk=True,
     ),
     "1f1b": staged("1f1b", (*DEEP, "t5", "deepseek_v2", "sd3")),
-    "1f1b-two": Plan(lambda n: (pp(n),), only=("cogvlm_expert",), most=2, sunk=True, schedule="1f1b", microbatches=8),
+    "1f1b-two": Plan(lambda n: (pp(n),), only=("cogvlm_expert",), most=2, sunk=True, schedule="1f1b", microbatches=4),
     "1f1b-few": staged("1f1b", ("llama",), 2),
     "gpipe": staged("gpipe", (*DEEP, "t5")),
     "interleaved": staged("interleaved", DEEP),
     "zb-h1": staged("zb-h1", (*DEEP, "t5", "sd3")),
     "zb-v": staged("zb-v", DEEP),
-    "dualpipe-v": staged("dualpipe-v", DEEP),
+    "dualpipe-v": staged("dualpipe-v", DEEP, 8),
     "pp+zero1": crossed(dp(2), Options(zero=1), "zb-v", DEEP),
     "pp+zero2": crossed(dp(2), Options(zero=2), "zb-h1"),
     "pp+zero3": crossed(dp(2), Options(zero=3)),
     "pp+zero3-zb-v": crossed(dp(2), Options(zero=3), "zb-v", DEEP),
     "pp+tp": crossed(tp(2), Options(sequence_parallel=True)),
-    "pp+tp-dualpipe-v": crossed(tp(2), Options(sequence_parallel=False), "dualpipe-v", DEEP),
+    "pp+tp-dualpipe-v": crossed(tp(2), Options(sequence_parallel=False), "dualpipe-v", DEEP, 8),
     "pp+ring": crossed(cp(2), Options(context="ring")),
     "pp+ep": crossed(Axis("ep", 2, "experts"), Options(), only=("deepseek_v2",)),
-    "pp+dp+tp": Plan(lambda n: (pp(n // 4), dp(2), tp(2)), Options(zero=3), 8, ("llama_deep",), 8, True, "1f1b", 8),
+    "pp+dp+tp": Plan(lambda n: (pp(n // 4), dp(2), tp(2)), Options(zero=3), 8, ("llama_deep",), 8, True, "1f1b", 4),
 }
 RECOMPUTED = ("zero3", "tp", "ring", "1f1b", "zb-h1", "pp+zero3")
 PLANS |= {f"{name}-recompute": replace(PLANS[name], recompute=True) for name in RECOMPUTED}
