@@ -66,7 +66,7 @@ def test_the_build_says_what_each_kernel_takes_of_the_device(folder: Path) -> No
     rows = json.loads((folder / "triton" / "kernels" / "aot.json").read_text())
     assert {r["used"] for r in rows.values()} == {"triton"}
     assert {f["target"] for r in rows.values() for f in r["figures"]} == {"sm90"}
-    assert summary(folder / "triton" / "kernels") == "5 kernels: 5 pass on sm90; 5 are used"
+    assert summary(folder / "triton" / "kernels") == "6 kernels: 6 pass on sm90; 6 are used"
     assert any(place.startswith("llama.yaml:") for r in rows.values() for place in r["from"])
 
 
@@ -74,6 +74,7 @@ def test_a_kernel_that_is_not_what_specc_makes_is_not_run(folder: Path, tmp_path
     stage = open_build(folder / "triton").stages["pretrain"]
     (tmp_path / "kernels").mkdir()
     (tmp_path / "spec.yaml").write_text((folder / "triton" / "spec.yaml").read_text())
+    (tmp_path / "kernels" / "aot.json").write_text((folder / "triton" / "kernels" / "aot.json").read_text())
     for file in (folder / "triton" / "kernels").glob("*.py"):
         (tmp_path / "kernels" / file.name).write_text(file.read_text() + "\nprint('more')\n")
     with pytest.raises(RunError, match="is not what this version of specc makes"):
@@ -99,10 +100,10 @@ def test_every_architecture_takes_a_norm_behind_a_residual_sum(tmp_path: Path) -
 
 
 def test_a_kernel_that_spills_or_is_too_large_is_not_used() -> None:
-    good = Figures("forward", "gfx942", 4, 4, 64, 0, 64 * 1024, 3, 3)
+    good = Figures("forward", "gfx942", 0, {"BLOCK_R": 4}, 4, 64, 0, 64 * 1024, 3, 3)
     assert good.problem() == ""
-    assert "spills" in Figures("forward", "gfx942", 4, 4, 64, 8, 0, 3, 3).problem()
-    assert "shared" in Figures("forward", "gfx942", 4, 4, 64, 0, 64 * 1024 + 1, 3, 3).problem()
+    assert "spills" in Figures("forward", "gfx942", 0, {"BLOCK_R": 4}, 4, 64, 8, 0, 3, 3).problem()
+    assert "shared" in Figures("forward", "gfx942", 0, {"BLOCK_R": 4}, 4, 64, 0, 64 * 1024 + 1, 3, 3).problem()
 
 
 def test_a_known_device_is_compiled_for_alone() -> None:

@@ -12,8 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from specc.compiler.kernels.kernel import Kernel
-from specc.compiler.kernels.source import Made
+from specc.compiler.kernels.made import Entry, Made
 
 KiB = 1024
 
@@ -53,7 +52,8 @@ class Figures:
 
     kernel: str
     target: str
-    rows: int
+    setting: int  # its place among the file's
+    constants: Mapping[str, int]
     warps: int
     registers: int
     spilled: int  # bytes on NVIDIA, registers on AMD
@@ -79,35 +79,37 @@ def gate(made: Made, module: ModuleType, targets: Mapping[str, Target] = TARGETS
     if triton.knobs.runtime.interpret:
         return []
     found: list[Figures] = []
-    for k in made.kernels:
+    for entry in made.entries:
         for name in targets:
             tried: list[Figures] = []
-            for rows, warps in made.configs[k.name.removesuffix("_kernel")]:
-                tried.append(compiled(k, getattr(module, k.name), name, rows, warps))
+            for i in range(len(entry.settings)):
+                tried.append(compiled(entry, getattr(module, entry.kernel), name, i))
                 if not tried[-1].problem():
                     break
             found.append(tried[-1] if not tried[-1].problem() else tried[0])
     return found
 
 
-def compiled(k: Kernel, function: Any, target: str, rows: int, warps: int) -> Figures:
+def compiled(entry: Entry, function: Any, target: str, i: int) -> Figures:
     """Compile one kernel for one target."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     at = TARGETS[target]
-    constants = {"BLOCK_R": rows, "BLOCK_D": k.block}
-    signature = k.signature() | dict.fromkeys(constants, "constexpr")
+    setting = entry.settings[i]
+    constants = dict(setting.constants)
+    signature = {**entry.signature, **dict.fromkeys(constants, "constexpr")}
     aligned = [i for i, n in enumerate(function.arg_names) if signature[n].startswith("*")]
     source = ASTSource(
         fn=function, signature={n: signature[n] for n in function.arg_names}, constexprs=constants,
         attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
     )  # fmt: skip
-    options = {"num_warps": warps, "enable_fp_fusion": False}
+    options = {"num_warps": setting.warps, "enable_fp_fusion": False}
     binary = triton.compile(source, target=GPUTarget(at.backend, at.arch, at.warp), options=options)
     usage = _nvidia(binary.asm["ptx"]) if at.backend == "cuda" else _amd(binary.asm["amdgcn"])
-    return Figures(k.name.removesuffix("_kernel"), target, rows, warps, *usage[:2], binary.metadata.shared, *usage[2:])
+    shared = binary.metadata.shared
+    return Figures(entry.kind, target, i, constants, setting.warps, *usage[:2], shared, *usage[2:])
 
 
 def _nvidia(ptx: str) -> tuple[int, int, int, int]:

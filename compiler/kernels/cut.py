@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from specc.compiler.kernels.kernel import kernel_of
+from specc.compiler.kernels.made import Made
 from specc.compiler.kernels.region import Region, sub_body, trace
-from specc.compiler.kernels.source import Made, make
+from specc.compiler.kernels.source import make
 from specc.compiler.kernels.spread import NotRowWise
 from specc.compiler.ops import OPS
 from specc.compiler.program import Body, Eqn
@@ -24,12 +25,16 @@ LEAST = 2  # kernels of ATen that a region replaces; one alone gains nothing
 
 @dataclass(frozen=True)
 class Cut:
-    """A body with its regions as equations of their own. `left` says why a row-wise op of ATen's is in none."""
+    """A body with its kernels as equations of their own. `places` are the lines of the spec that a kernel comes from;
+    `left` says why a pointwise op is in none, and `ops` how many
+    kernels of ATen the forward pass of each use of a region would be, by its first result."""
 
     body: Body
     made: Mapping[str, Made]
     regions: Mapping[str, Region]
+    places: Mapping[str, Sequence[str]]
     left: Mapping[str, str]
+    ops: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ def cut(body: Body, sizes: Mapping[str, int], compute: torch.dtype) -> Cut:
     merged = merge([p or Part((i,), (), False, 0) for i, p in enumerate(parts)], body)
     made: dict[str, Made] = {}
     regions: dict[str, Region] = {}
+    ops: dict[str, int] = {}
     eqns: list[Eqn] = []
     for part in merged:
         own = [body.eqns[i] for i in part.eqns]
@@ -60,8 +66,10 @@ def cut(body: Body, sizes: Mapping[str, int], compute: torch.dtype) -> Cut:
         region, outs = region_of(body, part), outs_of(body, part)
         result = make(region, trace(region, compute), compute)
         made[result.name], regions[result.name] = result, region
+        ops[outs[0]] = part.n_ops
         eqns.append(kernel_eqn(body, own, outs, result.name))
-    return Cut(replace(body, eqns=tuple(eqns)), made, regions, left)
+    places = {n: r.places for n, r in regions.items()}
+    return Cut(replace(body, eqns=tuple(eqns)), made, regions, places, left, ops)
 
 
 def _part(body: Body, i: int, sizes: Mapping[str, int], compute: torch.dtype, left: dict[str, str]) -> Part | None:

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from specc.compiler.kernels.aot import Figures, gate, targets_of
+from specc.compiler.kernels.attention import attentions, make_attention, with_attention
 from specc.compiler.kernels.cut import Cut, cut
 from specc.compiler.kernels.load import load_kernel
-from specc.compiler.kernels.source import Made
+from specc.compiler.kernels.made import Made
 from specc.compiler.lower.local import Impl, Local, Result
-from specc.compiler.program import Program
+from specc.compiler.passes.sink_masks import sink_masks
+from specc.compiler.program import Body, Program
 from specc.spec.errors import Diagnostic, Mark, SpecError
 from specc.spec.plan import PlanSpec
 
@@ -41,7 +43,7 @@ def emit(
     if not are_wanted(plan):
         return Emitted(program, {})
     _check(plan, compute, mark)
-    cuts = {name: cut(body, sizes, compute) for name, body in program.bodies.items()}
+    cuts = kernels_of(sunk := sink_masks(program), sizes, compute)
     made = {n: m for c in cuts.values() for n, m in c.made.items()}
     folder.mkdir(exist_ok=True)
     table = json.loads((folder / LIST).read_text(encoding="utf-8")) if (folder / LIST).is_file() else {}
@@ -53,7 +55,7 @@ def emit(
     if plan.kernels != "triton":
         return Emitted(program, {})
     refused = {n for n in made if table[n]["used"] != "triton"}
-    return Emitted(with_kernels(program, cuts, refused), {n: impl(n) for n in made})
+    return Emitted(with_kernels(sunk, cuts, refused), {n: impl(n) for n in made})
 
 
 def are_wanted(plan: PlanSpec) -> bool:
@@ -70,6 +72,22 @@ def _check(plan: PlanSpec, compute: torch.dtype, mark: Mark | None) -> None:
         raise SpecError(Diagnostic("S561", text, mark, "kernels: emit writes and checks them"))
 
 
+def kernels_of(program: Program, sizes: Mapping[str, int], compute: torch.dtype) -> dict[str, Cut]:
+    """Each body with its regions and its attentions as kernels. Masks are those that a body makes itself."""
+    return {name: _kernels_of(body, sizes, compute) for name, body in program.bodies.items()}
+
+
+def _kernels_of(body: Body, sizes: Mapping[str, int], compute: torch.dtype) -> Cut:
+    found = cut(body, sizes, compute)
+    at = attentions(body) if compute != torch.float64 else {}
+    made = {out: make_attention(a, compute) for out, a in at.items()}
+    return replace(
+        found, body=with_attention(found.body, {out: m.name for out, m in made.items()}),
+        made={**found.made, **{m.name: m for m in made.values()}},
+        places={**found.places, **{made[out].name: [a.place] for out, a in at.items()}},
+    )  # fmt: skip
+
+
 def with_kernels(program: Program, cuts: Mapping[str, Cut], refused: set[str]) -> Program:
     """The program with regions as equations, but for bodies that would need a refused kernel."""
     whole = {n for n, c in cuts.items() if not refused & set(c.made)}
@@ -81,7 +99,8 @@ def impl(name: str) -> Impl:
 
     def call(e: Local, *xs: Tensor) -> Result:
         outs: Result = getattr(torch.ops.specc, name)(*xs)
-        return outs
+        # What a kernel gives beside the equation's results is for its own backward.
+        return outs[0] if isinstance(outs, tuple | list) and len(e.eqn.outs) == 1 else outs
 
     return call
 
@@ -90,7 +109,7 @@ def _row(plan: PlanSpec, figures: Sequence[Figures], cuts: Mapping[str, Cut], na
     """What the build says of a kernel."""
     problems = [f"{f.kernel} on {f.target}: {f.problem()}" for f in figures if f.problem()]
     used = "triton" if plan.kernels == "triton" and not problems else "aten" if problems else UNTUNED
-    places = next(c.regions[name].places for c in cuts.values() if name in c.regions)
+    places = next(c.places[name] for c in cuts.values() if name in c.made)
     return {
         "from": places, "blocks": sorted(n for n, c in cuts.items() if name in c.made), "used": used,
         "problems": problems, "figures": [asdict(f) for f in figures],
@@ -112,4 +131,4 @@ def summary(folder: Path) -> str:
 
 def sources(program: Program, sizes: Mapping[str, int], compute: torch.dtype) -> dict[str, Made]:
     """The files that a build of the program has."""
-    return {n: m for body in program.bodies.values() for n, m in cut(body, sizes, compute).made.items()}
+    return {n: m for c in kernels_of(sink_masks(program), sizes, compute).values() for n, m in c.made.items()}

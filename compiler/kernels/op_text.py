@@ -41,7 +41,7 @@ def _launcher(p: Pass) -> str:
     """Allocates, launches, and finishes the sums."""
     k, found = p.kernel, p.kernel.spread
     rows = [a for g in found.groups[found.outer :] for a in g]
-    lines = [*_sizes(p), *_checks(p)]
+    lines = [f'config = CONFIGS["{p.kind}"][CHOSEN["{p.kind}"]]', *_sizes(p), *_checks(p)]
     lines += [
         f"n_outer, n_rows = {_product(p, [a for g in found.groups[: found.outer] for a in g])}, {_product(p, rows)}"
     ]
@@ -63,7 +63,7 @@ def _launcher(p: Pass) -> str:
     lines += [_finished(p, o) for o in k.outs if o.is_partial]
     lines += torch_lines(found.after, names, p.axes, p.ins[0].name, "t")
     lines += [f"return {', '.join(names[n] for n in p.outs)}"]
-    return f'def {p.kind}({p.names}, config=CONFIGS["{p.kind}"][0]):\n' + indent("\n".join(lines), "    ")
+    return f"def {p.kind}({p.names}):\n" + indent("\n".join(lines), "    ")
 
 
 def _sizes(p: Pass) -> list[str]:

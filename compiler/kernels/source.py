@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import fx
 
 from specc.compiler.kernels.kernel import Kernel, kernel_of
+from specc.compiler.kernels.made import Entry, Made, Setting
 from specc.compiler.kernels.op_text import Pass, op_text
 from specc.compiler.kernels.region import Region, Traced
 from specc.compiler.kernels.spread import results
@@ -32,9 +32,10 @@ import triton
 import triton.language as tl
 
 aten, prims = torch.ops.aten, torch.ops.prims
-CONFIGS = {{  # rows of a step and warps of a program; the first ones are used
+CONFIGS = {{  # rows of a step, and warps
 {configs}
 }}
+CHOSEN = dict.fromkeys(CONFIGS, 0)
 PROGRAMS, SUM_PROGRAMS = {programs}  # that share the rows; each program that sums over rows writes sums of its own
 
 
@@ -51,16 +52,6 @@ def check(x, shape, dtype):
 '''
 
 
-@dataclass(frozen=True)
-class Made:
-    """A region's file. `name` holds a hash of the kernels, so equal regions are one."""
-
-    name: str
-    source: str
-    kernels: tuple[Kernel, ...]
-    configs: Mapping[str, tuple[tuple[int, int], ...]]
-
-
 def make(region: Region, traced: Traced, dtype: torch.dtype) -> Made:
     """The file of a region; raises NotRowWise if it is no function of rows."""
     kernels = _kernels(region, traced)
@@ -69,14 +60,14 @@ def make(region: Region, traced: Traced, dtype: torch.dtype) -> Made:
     digest = hashlib.sha256("\n".join(said).encode()).hexdigest()
     ops = [e.op if e.op in IMPLS else "own" for e in region.body.eqns]
     name = f"{'_'.join(dict.fromkeys(ops))}_{digest[:10]}"
-    configs = {k.name.removesuffix("_kernel"): configs_of(k) for k in kernels}
-    parts = [_head(region, name, digest, configs, dtype), *(k.source for k in kernels)]
+    entries = tuple(Entry(k.name, k.signature(), settings_of(k)) for k in kernels)
+    parts = [_head(region, name, digest, entries, dtype), *(k.source for k in kernels)]
     parts += op_text(_forward(name, traced, kernels[0]), traced.whole)
     if traced.backward is not None:
         backward = _backward(name, traced, kernels[-1])
         parts += op_text(backward, traced.backward) if backward.outs else []
         parts += [_autograd(traced, backward)]
-    return Made(name, "\n\n".join(p.strip("\n") + "\n" for p in parts), tuple(kernels), configs)
+    return Made(name, "\n\n".join(p.strip("\n") + "\n" for p in parts), entries)
 
 
 def _kernels(region: Region, traced: Traced) -> list[Kernel]:
@@ -93,7 +84,7 @@ def _kernels(region: Region, traced: Traced) -> list[Kernel]:
     return kernels
 
 
-def _head(region: Region, name: str, digest: str, configs: Mapping[str, object], dtype: torch.dtype) -> str:
+def _head(region: Region, name: str, digest: str, entries: Sequence[Entry], dtype: torch.dtype) -> str:
     return HEAD.format(
         name=name,
         digest=digest,
@@ -101,7 +92,9 @@ def _head(region: Region, name: str, digest: str, configs: Mapping[str, object],
         rows=plain(" ".join(d.name for d in region.rows)) or "(one)",
         column=plain(f"{region.column.name} = {region.column.size}"),
         dtype=str(dtype).removeprefix("torch."),
-        configs="\n".join(f'    "{k}": {c},' for k, c in configs.items()),
+        configs="\n".join(
+            f'    "{e.kind}": {tuple((s.constants["BLOCK_R"], s.warps) for s in e.settings)},' for e in entries
+        ),
         programs=", ".join(map(str, PROGRAMS)),
     )
 
@@ -111,11 +104,12 @@ def plain(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_ .,:=/*+()-]", "?", text)[:160]
 
 
-def configs_of(k: Kernel) -> tuple[tuple[int, int], ...]:
+def settings_of(k: Kernel) -> tuple[Setting, ...]:
     """Rows of a step and warps, the likeliest first."""
     rows = max(r for r in ROWS if r == 1 or r * k.block <= STEP)
     warps = min(16, max(1, rows * k.block // 512))
-    return tuple(dict.fromkeys([(rows, warps), (max(1, rows // 2), warps), (rows, min(16, 2 * warps))]))
+    pairs = dict.fromkeys([(rows, warps), (max(1, rows // 2), warps), (rows, min(16, 2 * warps))])
+    return tuple(Setting({"BLOCK_R": r, "BLOCK_D": k.block}, w) for r, w in pairs)
 
 
 def _name(gm: fx.GraphModule, names: Sequence[str]) -> None:

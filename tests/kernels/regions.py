@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from specc.compiler.kernels.attention import attentions, make_attention, with_attention
 from specc.compiler.kernels.cut import Cut, cut
-from specc.compiler.kernels.region import Region
-from specc.compiler.kernels.source import Made
-from specc.compiler.program import Program
+from specc.compiler.kernels.made import Made
+from specc.compiler.kernels.region import sub_body
+from specc.compiler.passes.sink_masks import sink_masks
+from specc.compiler.program import Body, Program
 from tests.grid.models import TRACERS, Tracer
 
 # Rows are odd in number, and rows of 40, 72 or 12 numbers fill no block.
@@ -26,16 +28,21 @@ ODD: Mapping[str, Tracer] = {
     "glm": Tracer("glm", {"D": 40, "L": 1, "H": 4, "V": 64, "P": 64}, {}, "blank_infilling"),
 }
 SIZES = {"B": 3, "S": 5, "T": 7}
+# Attention has more tokens, so that there are several tiles.
+TOKENS = {"B": 2, "S": 21, "T": 18}
+# Causal in documents with shared heads; across two sequences; full; with a prefix that is seen by all.
+ATTENTIONS = ("llama", "t5", "sd3", "glm")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A region of a model, and its file in one type."""
+    """Equations of a model, and their file in one type. The op takes the body's ins in this order."""
 
     model: str
-    region: Region
+    body: Body
     made: Made
     dtype: torch.dtype
+    order: tuple[int, ...]
 
 
 def cuts(program: Program, sizes: Mapping[str, int], dtype: torch.dtype) -> dict[str, Cut]:
@@ -44,25 +51,47 @@ def cuts(program: Program, sizes: Mapping[str, int], dtype: torch.dtype) -> dict
 
 
 def cases(dtype: torch.dtype, models: Mapping[str, Tracer] = ODD) -> Iterator[Case]:
-    """Each region once, whatever models have it."""
+    """Each kernel once, whatever models have it."""
     seen: set[str] = set()
     for model, tracer in models.items():
-        for found in cuts(tracer.program(), SIZES, dtype).values():
+        program = sink_masks(tracer.program())
+        for found in cuts(program, SIZES, dtype).values():
             for name, made in found.made.items():
                 if name not in seen:
-                    seen.add(name)
-                    yield Case(model, found.regions[name], made, dtype)
+                    body = found.regions[name].body
+                    yield Case(model, body, made, dtype, tuple(range(len(body.ins))))
+            seen |= set(found.made)
+        for body in program.bodies.values() if model in ATTENTIONS else ():
+            for out, a in attentions(body).items():
+                made = make_attention(a, dtype)
+                if made.name not in seen:
+                    yield attention_case(model, body, out, made, dtype)
+                seen.add(made.name)
+
+
+def attention_case(model: str, body: Body, out: str, made: Made, dtype: torch.dtype) -> Case:
+    """An attention with the mask that it reads."""
+    attend = next(e for e in body.eqns if out in e.outs)
+    masks = [e for e in body.eqns if e.op == "mask" and e.outs[0] in attend.ins]
+    own = sub_body([*masks, attend], body.types(), [out])
+    read = list(dict.fromkeys(i for e in (*masks, attend) for i in e.ins if i and i not in [m.outs[0] for m in masks]))
+    kernel = next(e for e in with_attention(body, {out: made.name}).eqns if out in e.outs)
+    return Case(model, own, made, dtype, tuple(read.index(i or "") for i in kernel.ins))
+
+
+def sizes_of(case: Case) -> dict[str, int]:
+    return TOKENS if case.made.name.startswith("attention") else SIZES
 
 
 def operands(case: Case) -> list[Tensor]:
-    """Drawn operands; numbers of experts, tokens and places are small."""
+    """Drawn operands of the body; documents, parts and places are small, and may be -1."""
     draw = torch.Generator().manual_seed(0)
     ins: list[Tensor] = []
-    for v in case.region.body.ins:
-        shape = v.type.shape(SIZES)
+    for v in case.body.ins:
+        shape = v.type.shape(sizes_of(case))
         if v.type.dtype == "float":
             ins.append(torch.randn(shape, generator=draw, dtype=torch.float64).to(case.dtype))
         else:
-            drawn = torch.randint(0, 9, shape, generator=draw)
-            ins.append(drawn if v.type.dtype == "int" else drawn > 4)
+            drawn = torch.randint(-1, 4, shape, generator=draw)
+            ins.append(drawn if v.type.dtype == "int" else drawn > 1)
     return ins
