@@ -38,6 +38,7 @@ from specc.compiler.placement.placed import Placed
 from specc.compiler.placement.types import Mesh
 from specc.compiler.positions import check_positions
 from specc.compiler.program import Call, Program
+from specc.compiler.work import graph_work
 from specc.spec.errors import Diagnostic, SpecError
 from specc.spec.plan import PlanSpec
 from specc.spec.spec import Spec
@@ -104,7 +105,9 @@ def build_stage(
     write(out / "decode.txt", decoding + "\n")
     result = facts_of(name, stage, spec.plan, program, sizes, lowered, calls, ordered.fullest, placed)
     write_json(out / "memory.json", result.memory)
-    write_json(out / "work.json", {"step": vars(result.step), "graphs": vars(result.graphs), "n": result.n_graphs})
+    parts = {n: {p: vars(graph_work(gm)) for p, gm in g.parts().items()} for n, g in lowered.items()}
+    work = {"step": vars(result.step), "graphs": vars(result.graphs), "n": result.n_graphs, "parts": parts}
+    write_json(out / "work.json", work)
     described = {
         "name": name, "spec": stage.model_dump(mode="json", by_alias=True), "plan": spec.plan.model_dump(mode="json"),
         "inputs": {n: str(t) for n, t in program.inputs.items()}, "loss": program.loss, "sizes": sizes,

@@ -167,6 +167,20 @@ COMMANDS: dict[str, Command] = {
             JSON,
         ),
     ),
+    "profile": Command(
+        "run a few steps on drawn inputs: seconds of each action and bytes alive, predicted beside measured",
+        "specc.runtime.commands.profile:run",
+        (
+            TARGET,
+            SET,
+            BUILD_OUT,
+            ALLOW_OPS,
+            STAGE,
+            option("--steps", metavar="N", type=int, default=3, help="steps that count (default: 3)"),
+            option("--trace", metavar="FILE", help="write all spans as Chrome's trace events"),
+            JSON,
+        ),
+    ),
     "diff": Command(
         "say what differs between two builds: what was written, what moved on the mesh, memory, work, what is sent",
         "specc.runtime.commands.diff:run",

@@ -15,6 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from specc.runtime.optimizer import AdamW, scale, squares
+from specc.runtime.profile import most_allocated
 from specc.spec.stage import Optimizer
 from tests.grid.models import TRACERS, inputs_of
 from tests.grid.plans import PLANS
@@ -62,18 +63,6 @@ def peak(rank: int, a: Artifact) -> Peak:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         step()
     return Peak(a.peaks[seat.wire.rank if seat.wire else 0], before + most_allocated(found))
-
-
-def most_allocated(found: profile) -> int:
-    """The most bytes allocated, and not yet given back, since the profile began."""
-    assert found.profiler is not None
-    assert found.profiler.kineto_results is not None
-    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
-    alive = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        alive += event.nbytes()
-        most = max(most, alive)
-    return most
 
 
 def line(case: Case, peaks: Sequence[Peak]) -> str:
