@@ -11,11 +11,13 @@ import pytest
 from specc.compiler.elaborate import elaborate
 from specc.compiler.foresight.calls import Cluster
 from specc.compiler.foresight.model import Model
+from specc.compiler.foresight.pipeline import IDLE, StageTime, bubble, simulated_bubble
 from specc.compiler.foresight.recipe import Recipe
 from specc.compiler.foresight.step import forecast
 from specc.compiler.hardware.tables import hardware
 from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
 from specc.compiler.passes.prune import prune
+from specc.compiler.schedule.schedules import SCHEDULES
 from specc.spec.spec import load
 from tests.foresight.compare import Compared, compare, summary
 from tests.foresight.ranking import rank_correlation
@@ -109,3 +111,12 @@ def test_pipelines_wait_as_long_as_published() -> None:
     gaps = [c.bubble_gap for c in FOUND.values() if c.bubble_gap is not None]
     assert len(gaps) == 3
     assert max(map(abs, gaps)) < 0.025
+
+
+@pytest.mark.parametrize("name", sorted(set(IDLE) & set(SCHEDULES)))
+def test_formulas_of_bubbles_are_those_of_the_simulation(name: str) -> None:
+    """Forward, and both halves of the backward, take as long; no transfer takes time."""
+    chunks = SCHEDULES[name].least
+    recipe = Recipe(pp=4, chunks=chunks, microbatches=16, schedule=name)
+    stages = [StageTime(1.0, 2.0, 1.0)] * (4 * chunks)
+    assert bubble(stages, recipe) == simulated_bubble(stages, recipe, lambda source, target: 0.0)

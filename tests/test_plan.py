@@ -12,6 +12,7 @@ from specc.compiler.elaborate import elaborate
 from specc.compiler.foresight.calls import Cluster
 from specc.compiler.foresight.flops import step_flops
 from specc.compiler.foresight.model import Model
+from specc.compiler.foresight.planned import recipe_of
 from specc.compiler.foresight.reasons import reasons
 from specc.compiler.foresight.recipe import Recipe
 from specc.compiler.foresight.search import Asked, Found, Plan, search
@@ -102,6 +103,23 @@ def test_what_is_printed_is_a_plan_of_a_spec(recipe: Recipe, question: Asked, fo
     assert mesh_of(spec.plan).size == question.devices
     assert not mesh_mistakes(spec)
     assert batch.endswith(f"{{sequences: 256, microbatch: {recipe.dp * recipe.microbatch}}}")
+
+
+def test_the_recipe_of_a_plan_is_the_one_that_it_was_printed_from(
+    question: Asked, found: Found, tmp_path: Path
+) -> None:
+    recipe = Recipe(
+        dp=8, shards=8, pp=4, chunks=2, tp=2, zero=1, microbatch=2, microbatches=16, schedule="interleaved",
+        recompute="full",
+    )  # fmt: skip
+    *section, _ = plan_text(Plan(recipe, found.fit[0].forecast), question, "h100-sxm", "pretrain")
+    file = tmp_path / "planned.yaml"
+    text = (
+        Path(LLAMA).read_text(encoding="utf-8").replace("sequences: 8, microbatch: 1", "sequences: 256, microbatch: 16")
+    )
+    file.write_text(text.replace("plan:", "\n".join(section), 1), encoding="utf-8")
+    spec = load(file)
+    assert recipe_of(spec.plan, spec.stages["pretrain"]) == recipe
 
 
 def test_the_command_tells_plans_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ ALIVE: Mapping[str, Callable[[int, int, int, int], float]] = {
     "zb-h1": lambda r, p, m, c: min(m, p - r),
     "zb-2p": lambda r, p, m, c: min(m, 2 * (p - r) - 1),
     "zb-v": lambda r, p, m, c: min(m, p),
+    "dualpipe-v": lambda r, p, m, c: min(m, p + 0.5),
 }
 
 

@@ -13,14 +13,16 @@ from specc.compiler.schedule.slots import Slot
 ROUNDS = 4  # microbatches a rank after which every schedule goes on as before
 
 # Idle seconds of a rank for each other rank, of w seconds of work a microbatch and g of these for weight gradients
-# (arXiv:2104.04473 sec. 2.2; arXiv:2401.10241 table 1; zb-2p is its search with the memory of two pipelines).
+# (arXiv:2104.04473 sec. 2.2; arXiv:2401.10241 table 1; zb-2p is its search with the memory of two pipelines; those in
+# the form of a V wait for the first microbatch to come half the way).
 IDLE: Mapping[str, Callable[[float, float, int], float]] = {
     "gpipe": lambda w, g, chunks: w,
     "1f1b": lambda w, g, chunks: w,
     "interleaved": lambda w, g, chunks: w / chunks,
     "zb-h1": lambda w, g, chunks: w - 2 * g,
     "zb-2p": lambda w, g, chunks: 0.0,
-    "zb-v": lambda w, g, chunks: w - 3 * g,
+    "zb-v": lambda w, g, chunks: w - 2.5 * g,
+    "dualpipe-v": lambda w, g, chunks: w - 2.5 * g,
 }
 
 

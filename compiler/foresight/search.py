@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -33,11 +34,12 @@ class Asked:
     tokens: int
     form: Format = "bf16"
     pins: Mapping[str, int] = field(default_factory=dict)
+    limit: float = math.inf
 
     @property
     def capacity(self) -> float:
-        """Bytes of a device that a plan may take."""
-        return self.cluster.device.memory * 2**30 * (1 - RESERVE)
+        """Bytes of a device that a plan may take: those of the device, or the user's `limit`."""
+        return min(self.limit, self.cluster.device.memory * 2**30 * (1 - RESERVE))
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def _schedules(asked: Asked, pp: int, microbatches: int) -> Iterator[tuple[str, 
         row = SCHEDULES[name]
         for chunks in (1, *CHUNKS):
             fits = row.least <= chunks <= row.most and pp * chunks <= min(MOST_STAGES, len(asked.model.calls))
-            if fits and microbatches >= pp and not (row.rounds and microbatches % pp):
+            if fits and microbatches >= max(1, row.fill) * pp and not (row.rounds and microbatches % pp):
                 yield name, chunks
 
 

@@ -11,7 +11,8 @@ from specc.compiler.foresight.model import Model
 from specc.compiler.foresight.pipeline import StageTime, bubble, simulated_bubble
 from specc.compiler.foresight.recipe import AGAIN, Recipe
 from specc.compiler.foresight.work import BodyWork
-from specc.compiler.schedule.slots import Where, loop, v
+from specc.compiler.schedule.schedules import SCHEDULES
+from specc.compiler.schedule.slots import Where, loop
 from specc.compiler.schedule.split import split
 
 OPTIMIZER = 30  # bytes that a step of AdamW reads and writes for each number
@@ -74,7 +75,9 @@ def stages_of(
     n = recipe.pp * recipe.chunks
     begins = split([each[c].total for c in calls], n) if exact else [i * len(calls) // n for i in range(n)]
     stages = [calls[a:b] for a, b in zip(begins, [*begins[1:], len(calls)], strict=True)]
-    return stages, (v if recipe.schedule == "zb-v" else loop)(recipe.pp, recipe.chunks)
+    return stages, SCHEDULES[recipe.schedule].where(recipe.pp, recipe.chunks) if recipe.schedule in SCHEDULES else loop(
+        recipe.pp, 1
+    )
 
 
 def _stage_time(calls: Sequence[CallTime]) -> StageTime:

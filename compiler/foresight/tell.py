@@ -15,20 +15,21 @@ HEAD = (
 )  # fmt: skip
 
 
-def table(plans: list[Plan], asked: Asked) -> Iterator[str]:
-    """A line a plan, under a head."""
-    rows = [HEAD, *(_row(i, p, asked) for i, p in enumerate(plans, 1))]
+def table(plans: list[Plan], own: Plan | None, asked: Asked) -> Iterator[str]:
+    """A line a plan, under a head; the last one is the spec's own."""
+    rows = [HEAD, *(_row(str(i), p, asked) for i, p in enumerate(plans, 1))]
+    rows += [_row("own", own, asked)] if own else []
     wide = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
     for row in rows:
         yield "  ".join(word.ljust(n) for word, n in zip(row, wide, strict=True)).rstrip()
 
 
-def _row(i: int, plan: Plan, asked: Asked) -> tuple[str, ...]:
+def _row(name: str, plan: Plan, asked: Asked) -> tuple[str, ...]:
     r, f = plan.recipe, plan.forecast
     schedule = f"{r.schedule} x{r.chunks}" if r.chunks > 1 else r.schedule if r.pp > 1 else "-"
     shares = (f"{part / f.seconds:.0%}" for part in (f.work + f.optimizer, f.sent, f.bubble))
     return (
-        str(i), mesh_text(r), str(r.zero), f"{r.microbatch} x{r.microbatches}", schedule, r.recompute,
+        name, mesh_text(r), str(r.zero), f"{r.microbatch} x{r.microbatches}", schedule, r.recompute,
         f"{f.seconds:.3g} s", *shares, size(f.nbytes), *(f"{share:.1%}" for share in mfu(plan, asked)),
     )  # fmt: skip
 
@@ -63,6 +64,7 @@ def plan_text(plan: Plan, asked: Asked, device: str, stage: str) -> Iterator[str
     yield f"  cluster: {{devices: {asked.devices}, device: {device}}}"
     yield f"  mesh: {{{mesh_text(r)}}}"
     yield f"  zero: {r.zero}"
+    yield f"  recompute: {r.recompute}"
     if r.pp > 1:
         yield f"  schedule: {{kind: {r.schedule}" + (f", chunks: {r.chunks}}}" if r.chunks > 1 else "}")
     yield f"# with stages.{stage}.batch: {{sequences: {asked.sequences}, microbatch: {r.microbatch * r.dp}}}"

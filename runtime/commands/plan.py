@@ -13,11 +13,14 @@ from specc.compiler.build import stage_sizes
 from specc.compiler.cost import n_params
 from specc.compiler.foresight.calls import Cluster
 from specc.compiler.foresight.model import Model
+from specc.compiler.foresight.planned import recipe_of
 from specc.compiler.foresight.reasons import Reason, mesh_text, reasons
 from specc.compiler.foresight.recipe import ITEMSIZE
 from specc.compiler.foresight.search import Asked, Found, Plan, search
+from specc.compiler.foresight.step import forecast
 from specc.compiler.foresight.tell import details, mfu, plan_text, table, told
 from specc.compiler.hardware.tables import hardware, row_of
+from specc.compiler.placement.mesh import mesh_of
 from specc.compiler.units import count, size
 from specc.runtime.whereabouts import Stated, stated
 from specc.spec.errors import Diagnostic, SpecError
@@ -39,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if not plans.fit:
         raise none_fits(plans, asked)
     best, why = plans.fit[: args.top], list(reasons(plans, asked))
+    own = own_plan(found, name, asked)
     if args.json:
         print(json.dumps(as_data(best, why, asked), indent=1))
         return 0
@@ -46,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{model}, {asked.sequences} sequences of {asked.tokens} tokens a step")
     print(f"{devices} x {device}, {size(asked.capacity)} each, with the software '{args.software}'")
     print(f"{len(plans.fit) + len(plans.over)} plans, of which {len(plans.fit)} fit", end="\n\n")
-    print("\n".join([*table(best, asked), "", *details(best[0]), "", "why not", *map(told, why), ""]))
+    print("\n".join([*table(best, own, asked), "", *details(best[0]), "", "why not", *map(told, why), ""]))
     print("\n".join(plan_text(best[0], asked, device, name)))
     return 0
 
@@ -76,7 +80,16 @@ def question(found: Stated, name: str, devices: int, on: Cluster) -> Asked:
     stage, form = found.spec.stages[name], found.spec.plan.precision.compute
     lengths = stage.lengths()
     model = Model(found.program, lambda n: stage_sizes(found.program, n, lengths), found.rows, ITEMSIZE[form])
-    return Asked(model, on, devices, stage.batch.sequences, max(lengths.values()), form)
+    limit = found.spec.plan.cluster.capacity
+    return Asked(model, on, devices, stage.batch.sequences, max(lengths.values()), form, limit=limit)
+
+
+def own_plan(found: Stated, name: str, asked: Asked) -> Plan | None:
+    """What the spec's own plan will take, if it is for as many devices."""
+    if mesh_of(found.spec.plan).size != asked.devices or asked.devices == 1:
+        return None
+    recipe = recipe_of(found.spec.plan, found.spec.stages[name])
+    return Plan(recipe, forecast(asked.model, recipe, asked.cluster))
 
 
 def none_fits(plans: Found, asked: Asked) -> SpecError:

@@ -1,0 +1,25 @@
+"""The recipe that a spec's own plan comes down to."""
+
+from __future__ import annotations
+
+from specc.compiler.foresight.recipe import Recipe, Recompute
+from specc.compiler.placement.mesh import mesh_of
+from specc.compiler.schedule.schedules import SCHEDULES
+from specc.spec.plan import PlanSpec
+from specc.spec.stage import StageSpec
+
+
+def recipe_of(plan: PlanSpec, stage: StageSpec) -> Recipe:
+    """`recompute: auto` counts as none: it does something where memory is short alone."""
+    sizes = {a.name: a.size for a in mesh_of(plan).axes}
+    pp, ep, tp = (sizes.get(axis, 1) for axis in ("pp", "ep", "tp"))
+    cp, shared = sizes.get("cp", 1) * sizes.get("ring", 1), sizes.get("dp", 1) * ep
+    dp = shared * sizes.get("dp_replicate", 1)
+    schedule = SCHEDULES[plan.schedule.kind]
+    recompute: Recompute = "full" if plan.recompute == "full" else "none"
+    return Recipe(
+        dp=dp, shards=shared * cp, pp=pp, chunks=plan.schedule.chunks or schedule.least, cp=cp, ep=ep, tp=tp,
+        zero=plan.zero, microbatch=stage.batch.size // dp, microbatches=stage.batch.microbatches,
+        schedule=plan.schedule.kind, recompute=recompute, format=plan.precision.compute,
+        sequence_parallel={"auto": None, "on": True, "off": False}[plan.sequence_parallel],
+    )  # fmt: skip
