@@ -92,8 +92,12 @@ def report(steps: int = 200, hostile: str = "", microbatches: int = 2) -> Report
     for m in range(microbatches):
         for kind, order in (("F", calls), ("B", calls[::-1])):
             for c in order:
-                actions.append({"kind": kind, "label": c, "microbatch": m, "work": 10.0, "live": 1000 * len(actions)})
-    actions.append({"kind": "STEP", "label": "", "microbatch": -1, "work": 2.0, "live": 100})
+                n = len(actions)
+                actions.append({
+                    "kind": kind, "label": c, "microbatch": m, "start": 10.0 * n, "work": 10.0, "live": 1000 * n,
+                })  # fmt: skip
+    end = 10.0 * len(actions)
+    actions.append({"kind": "STEP", "label": "", "microbatch": -1, "start": end, "work": 2.0, "live": 100})
     shares = [("weights", 4000), ("gradients", 4000), ("optimizer", 8000), ("activations", 90_000)]
     return {
         "name": "tiny" + hostile, "doc": "A test." + hostile, "version": "0.1.0", "key": "fedcba9876543210",

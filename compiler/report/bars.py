@@ -64,10 +64,12 @@ def schedule_chart(schedule: Schedule) -> str:
     ranks = [r for r in schedule["ranks"] if r]
     if not ranks:
         return ""
-    span = max(sum(_work(a) for a in r) for r in ranks)
+    span = max(r[-1]["start"] + _work(r[-1]) for r in ranks)
     rows = "".join(_rank(k, r, span) for k, r in enumerate(ranks))
     high = len(ranks) * (ROW + 6)
-    curve = _live(ranks[0], span, high + 8)
+    fullest = max(ranks, key=lambda r: max(a["live"] for a in r))
+    of = f" of rank {ranks.index(fullest)}, the fullest" if len(ranks) > 1 else ""
+    curve = _live(fullest, span, high + 8, of)
     total = high + (CURVE + 10 if curve else 0)
     svg = f"<svg class=schedule viewBox='0 0 {WIDTH} {total}'>{rows}{curve}</svg>"
     kinds = dict.fromkeys(a["kind"] for r in ranks for a in r)
@@ -84,10 +86,9 @@ def _work(action: Action) -> float:
 def _rank(k: int, actions: Sequence[Action], span: float) -> str:
     """The cells of a rank; when there are too many, runs of one kind and microbatch become one cell."""
     y = k * (ROW + 6)
-    cells, at = [], 0.0
-    for kind, label, micro, work in _merged(actions):
-        x, width = at / span * WIDTH, work / span * WIDTH
-        at += work
+    cells = []
+    for kind, label, micro, start, work in _merged(actions):
+        x, width = start / span * WIDTH, work / span * WIDTH
         tip = f"{kind} {label}" + (f" microbatch {micro}" if micro >= 0 else "")
         text = f"{kind}{micro}" if micro >= 0 else kind
         shown = (
@@ -98,28 +99,29 @@ def _rank(k: int, actions: Sequence[Action], span: float) -> str:
     return "".join(cells)
 
 
-def _merged(actions: Sequence[Action]) -> list[tuple[str, str, int, float]]:
-    cells: list[tuple[str, str, int, float]] = []
+def _merged(actions: Sequence[Action]) -> list[tuple[str, str, int, float, float]]:
+    cells: list[tuple[str, str, int, float, float]] = []
     for a in actions:
         last = cells[-1] if cells else None
-        if len(actions) > MAX_CELLS and last and last[0] == a["kind"] and last[2] == a["microbatch"]:
-            cells[-1] = (last[0], f"{last[1].split(' … ')[0]} … {a['label']}", last[2], last[3] + _work(a))
+        alike = last is not None and (last[0], last[2]) == (a["kind"], a["microbatch"])
+        if len(actions) > MAX_CELLS and last and alike and last[3] + last[4] >= a["start"] * (1 - 1e-9):
+            end = a["start"] + _work(a)
+            cells[-1] = (last[0], f"{last[1].split(' … ')[0]} … {a['label']}", last[2], last[3], end - last[3])
         else:
-            cells.append((a["kind"], a["label"], a["microbatch"], _work(a)))
+            cells.append((a["kind"], a["label"], a["microbatch"], a["start"], _work(a)))
     return cells
 
 
-def _live(actions: Sequence[Action], span: float, top: float) -> str:
+def _live(actions: Sequence[Action], span: float, top: float, of: str) -> str:
     """Bytes that live after each action, as an area."""
     peak = max((a["live"] for a in actions), default=0)
     if not peak:
         return ""
-    bottom, at = top + CURVE, 0.0
+    bottom, end = top + CURVE, 0.0
     path = f"M0 {bottom}"
     for a in actions:
         y = bottom - a["live"] / peak * (CURVE - 14)
-        path += f"L{at / span * WIDTH:.1f} {y:.1f}"
-        at += _work(a)
-        path += f"L{at / span * WIDTH:.1f} {y:.1f}"
-    text = f"<text class=tick x='4' y='{top + 10}'>live memory, peak {size(peak)}</text>"
-    return f"<path class=live d='{path}L{at / span * WIDTH:.1f} {bottom}Z'/>{text}"
+        end = a["start"] + _work(a)
+        path += f"L{a['start'] / span * WIDTH:.1f} {y:.1f}L{end / span * WIDTH:.1f} {y:.1f}"
+    text = f"<text class=tick x='4' y='{top + 10}'>live memory{of}, peak {size(peak)}</text>"
+    return f"<path class=live d='{path}L{end / span * WIDTH:.1f} {bottom}Z'/>{text}"

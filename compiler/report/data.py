@@ -91,11 +91,13 @@ class Memory(TypedDict):
 
 
 class Action(TypedDict):
-    """One action of a schedule: its work, by which it is drawn wide, and the bytes that live after it."""
+    """One action of a schedule: where it begins, its work, by which it is drawn wide, and the bytes that live after
+    it."""
 
     kind: str
     label: str
     microbatch: int
+    start: float
     work: float
     live: int
 

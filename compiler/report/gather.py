@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from specc.compiler.cost import body_cost
 from specc.compiler.elaborate import elaborate
-from specc.compiler.program import Program
+from specc.compiler.program import Call, Program
 from specc.compiler.report.data import Action, Compiled, Memory, Model, Report, Schedule, Stage
 from specc.compiler.report.program import model_data
 from specc.compiler.report.text import flops
 from specc.compiler.schedule import actions as scheduled
+from specc.compiler.schedule.actions import PARTS
 from specc.compiler.schedule.files import read_schedules
+from specc.compiler.schedule.timeline import starts
 from specc.compiler.units import count, size
 from specc.spec.spec import Spec, load
 
@@ -43,7 +45,7 @@ def read_build(build: Path) -> Report:
         "stages": [_stage(spec, name, facts[name]) for name in spec.stages],
         "models": list(reversed(cards.values())),
         "memory": memory,
-        "schedules": [_schedule(build, name, programs[name], facts[name]) for name in spec.stages],
+        "schedules": [_schedule(build, name) for name in spec.stages],
         "compiled": [row for name in spec.stages for row in _graphs(build, name)],
         "files": [
             {"path": path, "sha256": sha, "bytes": (build / path).stat().st_size}
@@ -111,37 +113,39 @@ def _memory(name: str, shares: dict[str, int]) -> Memory:
     }
 
 
-def _schedule(build: Path, name: str, program: Program, facts: dict[str, Any]) -> Schedule:
-    """Actions with the FLOPs of their bodies, and the bytes that live behind each."""
+def _schedule(build: Path, name: str) -> Schedule:
+    """Actions as wide as the FLOPs of their graphs, beginning when what they take is there, and the bytes that live
+    behind each."""
     home = build / "stages" / name
-    layout, live = read_json(home / "calls.json"), read_json(home / "live.json")
-    sizes = {**dict.fromkeys(program.open_dims(), 1), **facts["sizes"]}
-    work = {n: body_cost(b, sizes).flops for n, b in program.bodies.items()}
-    ranks = [_actions(actions, layout, work, each) for actions, each in zip(read_schedules(home), live, strict=True)]
-    return {"stage": name, "note": "widths are FLOPs", "ranks": ranks}
+    layout, live, work = (read_json(home / f) for f in ("calls.json", "live.json", "work.json"))
+    calls = [Call(c["body"], c["tile"], tuple(c["ins"]), (), tuple(c["outs"])) for c in layout["calls"]]
+    schedules = read_schedules(home)
+    flops = {(n, p): w["flops"] for n, each in work["parts"].items() for p, w in each.items()}
+    tiles = Counter(c.body for c in calls)
+    least = STEP_SHARE * max(sum(_flops(a, calls, flops) for a in actions) for actions in schedules)
+
+    def width(a: scheduled.Action) -> float:
+        return max(_flops(a, calls, flops), least)
+
+    ranks: list[list[Action]] = []
+    for actions, begins, left in zip(schedules, starts(schedules, calls, width), live, strict=True):
+        ranks.append([
+            {"kind": a.kind, "label": _label(a, calls, tiles), "microbatch": a.microbatch, "start": begin,
+             "work": width(a), "live": nbytes}
+            for a, begin, nbytes in zip(actions, begins, left, strict=True)
+        ])  # fmt: skip
+    return {"stage": name, "note": "widths are FLOPs; a rank waits where there is nothing", "ranks": ranks}
 
 
-def _actions(
-    schedule: Sequence[scheduled.Action], layout: dict[str, Any], work: dict[str, float], live: Sequence[int]
-) -> list[Action]:  # fmt: skip
-    calls = layout["calls"]
-    actions: list[Action] = []
-    for a, left in zip(schedule, live, strict=True):
-        done, label = 0.0, a.value
-        if a.call >= 0:
-            body, tile = calls[a.call]["body"], calls[a.call]["tile"]
-            done = work[_origin(body, work)] * (2 if a.kind == "B" else 1)
-            label = f"{body} {tile}" if sum(c["body"] == body for c in calls) > 1 else body
-        actions.append({"kind": a.kind, "label": label, "microbatch": a.microbatch, "work": done, "live": left})
-    least = STEP_SHARE * sum(a["work"] for a in actions)
-    for action in actions:
-        action["work"] = max(action["work"], least)
-    return actions
+def _flops(a: scheduled.Action, calls: Sequence[Call], flops: Mapping[tuple[str, str], float]) -> float:
+    return flops.get((calls[a.call].body, PARTS[a.kind]), 0.0) if a.kind in PARTS else 0.0
 
 
-def _origin(graph: str, bodies: dict[str, float]) -> str:
-    """The body that a graph was lowered from: `layers_2` is a variant of `layers` with other gradients."""
-    return graph if graph in bodies else graph.rpartition("_")[0]
+def _label(a: scheduled.Action, calls: Sequence[Call], tiles: Mapping[str, int]) -> str:
+    if a.call < 0:
+        return a.value
+    call = calls[a.call]
+    return f"{call.body} {call.tile}" if tiles[call.body] > 1 else call.body
 
 
 def _graphs(build: Path, name: str) -> list[Compiled]:
