@@ -82,6 +82,12 @@ def test_attention_of_all_masks_is_among_them(interpreted: list[dict[str, Any]])
     assert {r["model"] for r in interpreted if r["name"].startswith("attention_")} == set(ATTENTIONS)
 
 
+def test_losses_of_rows_and_their_gradients_are_those_of_torch(process: dict[str, Any]) -> None:
+    assert process["losses"]["loss"] <= TOLERANCE["float32"]
+    assert process["losses"]["gradient"] <= TOLERANCE["float32"]
+    assert process["losses"]["untouched"]
+
+
 def test_a_predicate_is_the_same_in_a_tile_and_dense(process: dict[str, Any]) -> None:
     assert process["masks"] == []
 

@@ -30,9 +30,9 @@ class Cut:
     kernels of ATen the forward pass of each use of a region would be, by its first result."""
 
     body: Body
-    made: Mapping[str, Made]
+    made: dict[str, Made]
     regions: Mapping[str, Region]
-    places: Mapping[str, Sequence[str]]
+    places: dict[str, list[str]]
     left: Mapping[str, str]
     ops: Mapping[str, int]
 

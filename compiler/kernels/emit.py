@@ -14,6 +14,7 @@ from torch import Tensor
 
 from specc.compiler.kernels.aot import Figures, gate, targets_of
 from specc.compiler.kernels.attention import attentions, make_attention, with_attention
+from specc.compiler.kernels.cross_entropy import impl_of, losses_of, make_cross_entropy, with_losses
 from specc.compiler.kernels.cut import Cut, cut
 from specc.compiler.kernels.load import load_kernel
 from specc.compiler.kernels.made import Made
@@ -79,12 +80,16 @@ def kernels_of(program: Program, sizes: Mapping[str, int], compute: torch.dtype)
 
 def _kernels_of(body: Body, sizes: Mapping[str, int], compute: torch.dtype) -> Cut:
     found = cut(body, sizes, compute)
-    at = attentions(body) if compute != torch.float64 else {}
-    made = {out: make_attention(a, compute) for out, a in at.items()}
+    if compute == torch.float64:
+        return found
+    own = {out: (make_attention(a, compute), a.place) for out, a in attentions(body).items()}
+    # A head gives its loss logits in fp32.
+    heads = {out: (make_cross_entropy(n, torch.float32, at), at) for out, (n, at) in losses_of(body, sizes).items()}
+    names = {out: m.name for out, (m, _) in {**own, **heads}.items()}
     return replace(
-        found, body=with_attention(found.body, {out: m.name for out, m in made.items()}),
-        made={**found.made, **{m.name: m for m in made.values()}},
-        places={**found.places, **{made[out].name: [a.place] for out, a in at.items()}},
+        found, body=with_losses(with_attention(found.body, {out: names[out] for out in own}), names),
+        made=found.made | {m.name: m for m, _ in [*own.values(), *heads.values()]},
+        places=found.places | {m.name: [at] for m, at in [*own.values(), *heads.values()]},
     )  # fmt: skip
 
 
@@ -96,6 +101,8 @@ def with_kernels(program: Program, cuts: Mapping[str, Cut], refused: set[str]) -
 
 def impl(name: str) -> Impl:
     """A kernel as the implementation of its equation."""
+    if name.startswith("cross_entropy_"):
+        return impl_of(name)
 
     def call(e: Local, *xs: Tensor) -> Result:
         outs: Result = getattr(torch.ops.specc, name)(*xs)

@@ -92,7 +92,9 @@ class LinearCrossEntropy(torch.autograd.Function):
         return *scaled, None, None, None, None
 
 
-def linear_cross_entropy(e: Local, x: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear_cross_entropy(
+    e: Local, x: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, chunk: Chunk = chunk_loss
+) -> Tensor:  # fmt: skip
     matrix = weight.reshape(x.shape[-1], -1)
     rows = x.reshape(-1, x.shape[-1])
     needs = (rows.requires_grad, matrix.requires_grad, bias is not None and bias.requires_grad)
@@ -100,7 +102,7 @@ def linear_cross_entropy(e: Local, x: Tensor, weight: Tensor, labels: Tensor, bi
         return _loss_only(rows, matrix, labels.reshape(-1), bias)
     flat = labels.reshape(-1)
     apply: Callable[..., Tensor] = LinearCrossEntropy.apply
-    return apply(rows, matrix, bias, flat, label_count(flat), chunk_loss, needs)
+    return apply(rows, matrix, bias, flat, label_count(flat), chunk, needs)
 
 
 def _loss_only(x: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None) -> Tensor:

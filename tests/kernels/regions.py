@@ -24,6 +24,11 @@ ODD: Mapping[str, Tracer] = {
     "cogvlm_expert": replace(TRACERS["cogvlm_expert"], dims={"D": 24, "L": 1, "H": 4, "F": 56}),
     "sd3": TRACERS["sd3"],
     "gpt2": Tracer("gpt2", {"D": 40, "L": 1, "H": 4, "V": 64, "P": 64}, {}, "causal_lm"),
+    "normed queries": replace(
+        TRACERS["llama"],
+        dims={"D": 48, "L": 1, "H": 4, "K": 2, "F": 64, "V": 64},
+        also=("model.blocks.decoder_layer.steps.1.attention.qk_norm={eps: 1.0e-6}",),
+    ),
     "bert": Tracer("bert", {"D": 40, "L": 1, "H": 4, "F": 72, "V": 64, "P": 64}, {}, "masked_lm"),
     "glm": Tracer("glm", {"D": 40, "L": 1, "H": 4, "V": 64, "P": 64}, {}, "blank_infilling"),
 }
