@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from specc.compiler.foresight.recipe import ITEMSIZE, Recipe
@@ -24,19 +25,21 @@ def memory(
     works: Mapping[str, BodyWork], ranks: Sequence[Sequence[str]], recipe: Recipe, software: Software
 ) -> dict[str, float]:
     """The memory of the rank that takes most; `ranks` name the bodies that each calls."""
-    calls = [name for rank in ranks for name in rank]
-    repeated = {name for name in calls if calls.count(name) > 1}
-    each = [_rank(r, rank, works, repeated, recipe, software) for r, rank in enumerate(ranks)]
+    calls = Counter(name for rank in ranks for name in rank)
+    repeated = {name for name, times in calls.items() if times > 1}
+    first = {tuple(rank): r for r, rank in reversed(list(enumerate(ranks)))}  # of ranks alike the first keeps most
+    each = [_rank(r, rank, works, repeated, recipe, software) for rank, r in first.items()]
     return max(each, key=lambda parts: sum(parts.values()))
 
 
 def _rank(
     r: int, calls: Sequence[str], works: Mapping[str, BodyWork], repeated: set[str], recipe: Recipe, software: Software
 ) -> dict[str, float]:
-    experts = sum(works[c].experts for c in calls)
-    others = sum(works[c].weights for c in calls) - experts
+    times = Counter(calls)
+    experts = sum(n * works[c].experts for c, n in times.items())
+    others = sum(n * works[c].weights for c, n in times.items()) - experts
     alive = ALIVE[recipe.schedule](r, recipe.pp, recipe.microbatches, recipe.chunks)
-    saved = sum(saved_bytes(works[c], recipe if c in repeated else None, software) for c in calls)
+    saved = sum(n * saved_bytes(works[c], recipe if c in repeated else None, software) for c, n in times.items())
     kept = {z: others / recipe.shards + experts / recipe.expert_shards if recipe.zero >= z else others + experts
             for z in (1, 2, 3)}  # fmt: skip
     weights, gradients, moments = state_bytes(recipe, software)
@@ -45,7 +48,7 @@ def _rank(
         "gradients": gradients * kept[2],
         "optimizer": moments * kept[1],
         "activations": alive * saved,
-        "work space": max(_work_space(works[c], recipe, software, c in repeated) for c in dict.fromkeys(calls)),
+        "work space": max(_work_space(works[c], recipe, software, c in repeated) for c in times),
     }
 
 

@@ -10,7 +10,8 @@ from specc.compiler.schedule.schedules import SCHEDULES, pipeline
 from specc.compiler.schedule.simulate import simulate
 from specc.compiler.schedule.slots import Slot
 
-ROUNDS = 4  # microbatches a rank after which every schedule goes on as before
+ROUNDS = (2, 4)  # microbatches a rank that are simulated: after some of them every schedule goes on as before
+LARGE = 8192  # stages times ranks from which the fewer will do
 
 # Idle seconds of a rank for each other rank, of w seconds of work a microbatch and g of these for weight gradients
 # (arXiv:2104.04473 sec. 2.2; arXiv:2401.10241 table 1; zb-2p is its search with the memory of two pipelines; those in
@@ -54,7 +55,8 @@ def simulated_bubble(stages: Sequence[StageTime], recipe: Recipe, transfer: Call
     """What the schedule takes beyond the work of its busiest rank; many microbatches are as some."""
     if recipe.pp == 1 or recipe.schedule not in SCHEDULES:
         return bubble(stages, recipe)
-    microbatches = min(recipe.microbatches, ROUNDS * recipe.pp)
+    rounds = ROUNDS[recipe.pp**2 * recipe.chunks < LARGE]
+    microbatches = min(recipe.microbatches, rounds * recipe.pp)
     table, where = pipeline(recipe.schedule, recipe.pp, microbatches, recipe.chunks)
 
     def seconds(slot: Slot) -> float:

@@ -35,9 +35,12 @@ def reasons(found: Found, asked: Asked) -> Iterator[Reason]:
 
 
 def _closely(plans: Sequence[Plan], asked: Asked) -> Plan:
-    """The first of the plans that fits if looked at exactly; the first if none of the first few does."""
-    exact = [Plan(p.recipe, forecast(asked.model, p.recipe, asked.cluster)) for p in plans[:FEW]]
-    return next((p for p in exact if p.forecast.nbytes <= asked.capacity), exact[0])
+    """The first of the plans that fits if looked at exactly; the last of the first few if none of these does."""
+    for rough in plans[:FEW]:
+        plan = Plan(rough.recipe, forecast(asked.model, rough.recipe, asked.cluster))
+        if plan.forecast.nbytes <= asked.capacity:
+            break
+    return plan
 
 
 def mesh_text(recipe: Recipe) -> str:

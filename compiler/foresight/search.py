@@ -19,7 +19,7 @@ MICROBATCHES = (1, 2, 4, 8, 16)  # sequences of a rank at a time
 CHUNKS = (2, 4, 8)  # stages of a pipeline rank
 MOST_STAGES = 128
 LEAST_TOKENS = 1024  # of a sequence on a rank of context parallelism
-CLOSELY = 24  # of the best plans are predicted exactly
+CLOSELY = 16  # of the best plans are predicted exactly
 RESERVE = 0.06  # of a device's memory that libraries, collectives and gaps between tensors take
 
 
