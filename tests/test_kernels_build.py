@@ -99,10 +99,12 @@ def test_every_architecture_takes_a_norm_behind_a_residual_sum(tmp_path: Path) -
     assert all(f.wide_loads for f in found)
 
 
-def test_a_kernel_that_spills_or_is_too_large_is_not_used() -> None:
+def test_a_kernel_that_spills_or_is_too_large_or_reads_narrowly_is_not_used() -> None:
     good = Figures("forward", "gfx942", 0, {"BLOCK_R": 4}, 4, 64, 0, 64 * 1024, 3, 3)
     assert good.problem() == ""
     assert "spills" in Figures("forward", "gfx942", 0, {"BLOCK_R": 4}, 4, 64, 8, 0, 3, 3).problem()
+    assert "128 bits" in Figures("forward", "gfx942", 0, {"BLOCK_R": 4}, 4, 64, 0, 0, 3, 0).problem()
+    assert Figures("forward", "gfx942", 0, {"BLOCK_R": 4}, 4, 64, 0, 0, 3, 0, "it reads pairs").problem() == ""
     assert "shared" in Figures("forward", "gfx942", 0, {"BLOCK_R": 4}, 4, 64, 0, 64 * 1024 + 1, 3, 3).problem()
 
 

@@ -48,7 +48,8 @@ def targets_of(device: str, alone: bool) -> dict[str, Target]:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a compiled kernel takes. `wide_loads` are loads of 128 bits, of `loads` from global memory in all."""
+    """What a compiled kernel takes. `wide_loads` are loads of 128 bits, of `loads` from global memory in all; `narrow`
+    says why there may be none."""
 
     kernel: str
     target: str
@@ -60,6 +61,7 @@ class Figures:
     shared: int
     loads: int
     wide_loads: int
+    narrow: str = ""
 
     def problem(self) -> str:
         """Why the kernel is not to be used, or nothing."""
@@ -67,6 +69,8 @@ class Figures:
             return f"it spills {self.spilled}"
         if self.shared > TARGETS[self.target].shared:
             return f"it needs {self.shared} bytes of shared memory"
+        if self.loads and not self.wide_loads and not self.narrow:
+            return "no load has 128 bits"
         return ""
 
 
@@ -109,7 +113,7 @@ def compiled(entry: Entry, function: Any, target: str, i: int) -> Figures:
     binary = triton.compile(source, target=GPUTarget(at.backend, at.arch, at.warp), options=options)
     usage = _nvidia(binary.asm["ptx"]) if at.backend == "cuda" else _amd(binary.asm["amdgcn"])
     shared = binary.metadata.shared
-    return Figures(entry.kind, target, i, constants, setting.warps, *usage[:2], shared, *usage[2:])
+    return Figures(entry.kind, target, i, constants, setting.warps, *usage[:2], shared, *usage[2:], entry.narrow)
 
 
 def _nvidia(ptx: str) -> tuple[int, int, int, int]:

@@ -44,12 +44,22 @@ class Kernel:
     block: int
     width: int
     is_along_rows: bool  # it reads or sums along a row, so that a program holds whole rows
+    reads_pairs: bool
 
     def signature(self) -> dict[str, str]:
         """Triton's types of the operands."""
         tensors = {f"{n.name}_ptr": POINTERS[n.meta["val"].dtype] for n in self.ins}
         tensors |= {f"{o.name}_ptr": POINTERS[o.dtype] for o in self.outs}
         return tensors | dict.fromkeys(self.numbers, "i32")
+
+    def narrow(self) -> str:
+        """Why loads may have fewer than 128 bits, or nothing."""
+        rows = [n.meta["val"] for n in self.ins if self.spread.layouts[n].width > 1]
+        if not rows:
+            return "it reads one number a row"
+        if all(x.itemsize * self.spread.layouts[n].width % 16 for n in self.ins for x in [n.meta["val"]]):
+            return "no row is a multiple of 16 bytes"
+        return "it reads pairs of a row apart" if self.reads_pairs else ""
 
 
 def kernel_of(gm: fx.GraphModule, axes: Mapping[int, int], name: str, outs: Sequence[str]) -> Kernel:
@@ -78,7 +88,7 @@ def kernel_of(gm: fx.GraphModule, axes: Mapping[int, int], name: str, outs: Sequ
         f"@triton.jit\ndef {name}(\n    {', '.join(operands)},\n    BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,\n):\n"
     )
     source = head + textwrap.indent("\n".join(_body(found, lines, width)), "    ") + "\n"
-    return Kernel(name, source, ins, outputs, numbers, found, lines.block, width, is_along)
+    return Kernel(name, source, ins, outputs, numbers, found, lines.block, width, is_along, lines.reads_pairs)
 
 
 def _output(found: Spread, node: fx.Node, named: Mapping[fx.Node, str], k: int) -> Output:

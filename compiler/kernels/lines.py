@@ -63,6 +63,7 @@ class Lines:
     inside: list[str] = field(default_factory=list)
     behind: list[str] = field(default_factory=list)
     loaded: dict[fx.Node, None] = field(default_factory=dict)
+    reads_pairs: bool = False
     sizes: set[int] = field(default_factory=set)  # groups whose sizes the lines use
     known: dict[tuple[fx.Node, Place], Value] = field(default_factory=dict)
     written: dict[str, Value] = field(default_factory=dict)
@@ -111,6 +112,7 @@ class Lines:
     def _load(self, node: fx.Node, col: Place) -> Value:
         at, val = self.spread.layouts[node], node.meta["val"]
         self.loaded[node] = None
+        self.reads_pairs |= at.width > 1 and (col.step != 1 or col.base != HERE.base)
         place, mask = self._place(at, col)
         text = f"tl.load({node.name}_ptr + {place}{mask}{', other=0' if mask else ''})"
         held, wide = frozenset(at.axes), at.width > 1

@@ -16,11 +16,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Entry:
-    """A kernel of a file: Triton's types of its operands, and its settings, the likeliest first."""
+    """A kernel of a file: Triton's types of its operands, and its settings, the likeliest first. `narrow` says why its
+    loads may have fewer than 128 bits."""
 
     kernel: str
     signature: Mapping[str, str]
     settings: tuple[Setting, ...]
+    narrow: str = ""
 
     @property
     def kind(self) -> str:

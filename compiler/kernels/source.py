@@ -60,7 +60,7 @@ def make(region: Region, traced: Traced, dtype: torch.dtype) -> Made:
     digest = hashlib.sha256("\n".join(said).encode()).hexdigest()
     ops = [e.op if e.op in IMPLS else "own" for e in region.body.eqns]
     name = f"{'_'.join(dict.fromkeys(ops))}_{digest[:10]}"
-    entries = tuple(Entry(k.name, k.signature(), settings_of(k)) for k in kernels)
+    entries = tuple(Entry(k.name, k.signature(), settings_of(k), k.narrow()) for k in kernels)
     parts = [_head(region, name, digest, entries, dtype), *(k.source for k in kernels)]
     parts += op_text(_forward(name, traced, kernels[0]), traced.whole)
     if traced.backward is not None:
