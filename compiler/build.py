@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from specc.compiler.lower.placed_bodies import lower_placed
 from specc.compiler.lower.user import user_impls
 from specc.compiler.ops.row import Op
 from specc.compiler.ops.user import op_files, user_ops
-from specc.compiler.order import order, write_order
+from specc.compiler.order import Lowered, fitted, order, write_order
 from specc.compiler.partition import build_graphs, clean
 from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
 from specc.compiler.passes.prune import prune
@@ -93,17 +94,24 @@ def build_stage(
     apart = local_masks(spec.plan, program, mesh)
     kernels = emit(spec.plan, apart, sizes, compute, out.parents[1] / "kernels", spec.mark(("plan",)))
     impls = {**own, **kernels.impls}
-    lowered, calls = lower_placed(placed, compute, own) if placed else lower(kernels.program, sizes, compute, impls)
+
+    def lower_with(share: float) -> Lowered:
+        if placed:
+            return lower_placed(placed, compute, own, share)
+        return lower(kernels.program, sizes, compute, impls, share)
+
+    lowered, calls, ordered = fitted(
+        spec.plan, mesh, lower_with, partial(order, spec.plan, stage, program, mesh, sizes, placed)
+    )
     write_graphs(lowered, out / "graphs")
     write_json(
         out / "calls.json", {"calls": [vars(c) for c in calls], "graphs": {n: layout(g) for n, g in lowered.items()}}
     )
     write_json(out / "params.json", [param_facts(program, p, placed) for p in program.params])
-    ordered = order(spec.plan, stage, program, mesh, sizes, calls, lowered, placed)
     write_order(out, ordered)
     decoding = build_decoding(whole, stage, compute, out / "decode", own, rows)
     write(out / "decode.txt", decoding + "\n")
-    result = facts_of(name, stage, spec.plan, program, sizes, lowered, calls, ordered.fullest, placed)
+    result = facts_of(name, stage, spec.plan, program, sizes, lowered, calls, ordered.actions, ordered.fullest)
     write_json(out / "memory.json", result.memory)
     parts = {n: {p: vars(graph_work(gm)) for p, gm in g.parts().items()} for n, g in lowered.items()}
     work = {"step": vars(result.step), "graphs": vars(result.graphs), "n": result.n_graphs, "parts": parts}
@@ -173,11 +181,12 @@ def stage_sizes(program: Program, batch: int, lengths: Mapping[str, int]) -> dic
 
 
 def lower(
-    program: Program, sizes: Mapping[str, int], compute: torch.dtype, own: Mapping[str, Impl] | None = None
-) -> tuple[dict[str, Graphs], tuple[Call, ...]]:
-    """Graphs of each unique body, and the calls."""
+    program: Program, sizes: Mapping[str, int], compute: torch.dtype, own: Mapping[str, Impl] | None = None,
+    share: float = 1.0,
+) -> tuple[dict[str, Graphs], tuple[Call, ...]]:  # fmt: skip
+    """Graphs of each unique body, and the calls; `share` is that of the bytes saved (see build_graphs)."""
     found, calls = variants(program)
-    return {name: lower_body(v, sizes, compute, own or {}) for name, v in found.items()}, calls
+    return {name: lower_body(v, sizes, compute, own or {}, share) for name, v in found.items()}, calls
 
 
 def write_graphs(lowered: Mapping[str, Graphs], out: Path) -> None:
@@ -188,10 +197,12 @@ def write_graphs(lowered: Mapping[str, Graphs], out: Path) -> None:
             write(out / f"{name}.{part}.txt", to_text(gm))
 
 
-def lower_body(v: Variant, sizes: Mapping[str, int], compute: torch.dtype, own: Mapping[str, Impl]) -> Graphs:
+def lower_body(
+    v: Variant, sizes: Mapping[str, int], compute: torch.dtype, own: Mapping[str, Impl], share: float
+) -> Graphs:  # fmt: skip
     mode = FakeTensorMode()
     ins, params = operands(v.body, sizes, compute, mode)
-    return build_graphs(as_function(v.body, sizes, own), ins, params, v.in_grads, v.param_grads, mode)
+    return build_graphs(as_function(v.body, sizes, own), ins, params, v.in_grads, v.param_grads, mode, share)
 
 
 def build_decoding(

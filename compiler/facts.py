@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 from specc.compiler.cost import n_params, program_cost
 from specc.compiler.graphs import Graphs
-from specc.compiler.placement.placed import Placed
 from specc.compiler.program import Call, Program
-from specc.compiler.rank_memory import local_numel
-from specc.compiler.schedule.memory import KINDS, Memory
+from specc.compiler.schedule.actions import PARTS, Action
+from specc.compiler.schedule.memory import KINDS, MOMENTS, Memory
 from specc.compiler.work import Work, graph_work
 from specc.spec.plan import PlanSpec
 from specc.spec.stage import StageSpec
@@ -39,32 +38,32 @@ class StageFacts:
 
 def facts_of(
     name: str, stage: StageSpec, plan: PlanSpec, program: Program, sizes: Mapping[str, int],
-    lowered: Mapping[str, Graphs], calls: Sequence[Call], memory: Memory, placed: Placed | None = None,
+    lowered: Mapping[str, Graphs], calls: Sequence[Call], schedules: Sequence[Sequence[Action]], memory: Memory,
 ) -> StageFacts:  # fmt: skip
-    """With a placement, the work of graphs is that of one rank; `memory` is that of the fullest."""
+    """On a mesh, the work of graphs is that of one rank; in a pipeline (`schedules` are the actions of its ranks) that
+    of the rank with most of it. `memory` is that of the fullest."""
     tokens = program.inputs["tokens"].numel(sizes) if "tokens" in program.inputs else 1
     bodies = Counter(c.body for c in calls)
     n, trained = n_params(program), n_params(program, trainable=True)
-    moments = trained_numbers(placed) if placed else trained
-    master = 8 if plan.precision.master == "fp64" else 4
-    each = {b: call_work(g) for b, g in lowered.items()}
-    microbatches = stage.batch.microbatches
-    step = Work()
-    for body, times in bodies.items():
-        step += each[body] * (times * microbatches)
+    optimizer = Work(0.0, memory.fullest.most.get("optimizer", 0) / MOMENTS * ADAM_BYTES, 1)
     return StageFacts(
         name, n, trained, 3 * program_cost(program, sizes).flops / max(1, tokens),
         {**{k: memory.fullest.most.get(k, 0) for k in KINDS}, "peak": memory.peak}, dict(bodies),
         stage.steps(), stage.steps() * stage.batch.sequences * stage.data.seq_len,
-        step + Work(0.0, float(moments * master * ADAM_BYTES), 1), sum(each.values(), Work()),
+        step_work(lowered, calls, schedules) + optimizer, sum(map(call_work, lowered.values()), Work()),
         sum((g.bwd is not None) + 1 for g in lowered.values()), plan.precision.compute,
     )  # fmt: skip
 
 
-def trained_numbers(placed: Placed) -> int:
-    """Numbers of a rank's parts of the parameters that are trained."""
-    params = placed.program.params
-    return sum(local_numel(p.type, n, placed, {}) for n, p in params.items() if p.trainable)
+def step_work(lowered: Mapping[str, Graphs], calls: Sequence[Call], schedules: Sequence[Sequence[Action]]) -> Work:
+    """The work of a step on the rank that has most."""
+    each = {(n, part): graph_work(gm) for n, g in lowered.items() for part, gm in g.parts().items()}
+
+    def of(actions: Sequence[Action]) -> Work:
+        times = Counter((calls[a.call].body, PARTS[a.kind]) for a in actions if a.kind in PARTS)
+        return sum((each[key] * n for key, n in times.items()), Work())
+
+    return max(map(of, schedules), key=lambda w: (w.flops, w.bytes))
 
 
 def call_work(g: Graphs) -> Work:
