@@ -124,8 +124,9 @@ def test_numbers_of_one_rank_that_are_not_finite_stop_all(plan: str, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_plan_is_verified_on_real_processes(tmp_path: Path) -> None:
-    write_spec(tmp_path, "plan: {mesh: {tp: 2}}")
+@pytest.mark.parametrize("plan", ["{mesh: {tp: 2}}", "{mesh: {pp: 2}, schedule: {kind: zb-v}}"])
+def test_a_plan_is_verified_on_real_processes(plan: str, tmp_path: Path) -> None:
+    write_spec(tmp_path, f"plan: {plan}")
     out = finished(specc(tmp_path, "verify", "tiny.yaml", "--ranks", "2", "--json"))
     found = json.loads(out)
     assert found["agrees"]
