@@ -20,15 +20,19 @@ from torch.nn.attention.flex_attention import create_mask
 from specc.compiler.kernels.attention import attentions, make_attention
 from specc.compiler.kernels.cut import Cut
 from specc.compiler.kernels.mask_forms import mask_mod
-from specc.compiler.kernels.source import plain
+from specc.compiler.kernels.region import Region, sub_body, trace
+from specc.compiler.kernels.source import make, plain
 from specc.compiler.passes.sink_masks import sink_masks
-from specc.spec.expr import Expr
+from specc.compiler.program import Eqn
+from specc.compiler.types import Dim, TensorType
+from specc.spec.expr import Expr, parse
 from tests.grid.models import TRACERS
 from tests.kernels.interpret import NARROW
 from tests.kernels.masks import N_K, N_Q, attributes, dense, predicates
 from tests.kernels.regions import ATTENTIONS, ODD, cuts
 
 ROOT = Path(__file__).resolve().parent.parent
+B, S = Dim("B"), Dim("S")
 # The largest error, as a share of the largest entry. bf16 has 8 bits, and a region rounds to it a few times.
 TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}
 
@@ -125,6 +129,16 @@ def test_what_is_left_to_aten_is_no_work_of_rows(model: str) -> None:
 def test_attention_reads_its_mask_from_attributes(golden: Callable[[str, str], None]) -> None:
     body = next(b for b in sink_masks(TRACERS["llama"].program()).bodies.values() if attentions(b))
     golden("kernel_attention.py.txt", make_attention(next(iter(attentions(body).values())), torch.bfloat16).source)
+
+
+def test_a_factor_of_whole_samples_sums_whole_rows() -> None:
+    """Its gradient sums along rows too, so a program may not hold a part of one."""
+    x, g = TensorType((B, S, Dim("D", 1500))), TensorType((B,))
+    scaled = Eqn("expr", ("x", "g"), ("y",), (x,), {"formula": parse("x * g * g")}, "scaled")
+    region = Region(sub_body([scaled], {"x": x, "g": g, "y": x}, ["y"]), (B, S), x.dims[-1])
+    forward, backward = make(region, trace(region, torch.bfloat16), torch.bfloat16).entries
+    assert forward.settings[0].constants["BLOCK_D"] == 1024
+    assert backward.settings[0].constants["BLOCK_D"] == 2048
 
 
 def test_equal_regions_are_one_kernel() -> None:

@@ -81,11 +81,12 @@ def test_a_kernel_that_is_not_what_specc_makes_is_not_run(folder: Path, tmp_path
         load_kernels(tmp_path, stage.spec, stage.compute)
 
 
-def test_kernels_on_a_mesh_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("override", "code"), [("plan.mesh={dp: 2}", "S561"), ("plan.precision.compute=fp64", "S562")])
+def test_plans_that_kernels_cannot_serve_are_refused(override: str, code: str, tmp_path: Path) -> None:
     spec = write_spec(tmp_path)
     with pytest.raises(SpecError) as error:
-        build_spec(load(spec, [*GPU, "plan.mesh={dp: 2}"]), tmp_path / "build")
-    assert error.value.codes == ("S561",)
+        build_spec(load(spec, [*GPU, override]), tmp_path / "build")
+    assert error.value.codes == (code,)
 
 
 def test_every_architecture_takes_a_norm_behind_a_residual_sum(tmp_path: Path) -> None:

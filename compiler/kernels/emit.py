@@ -43,7 +43,7 @@ def emit(
     """Write the kernels that the plan wants below `folder`; `kernels: triton` puts them into the program."""
     if not are_wanted(plan):
         return Emitted(program, {})
-    _check(plan, compute, mark)
+    _check(plan, mark)
     cuts = kernels_of(sunk := sink_masks(program), sizes, compute)
     made = {n: m for c in cuts.values() for n, m in c.made.items()}
     folder.mkdir(exist_ok=True)
@@ -60,11 +60,14 @@ def emit(
 
 
 def are_wanted(plan: PlanSpec) -> bool:
-    return plan.kernels in ("emit", "triton") or (plan.kernels == "auto" and plan.cluster.device != "cpu")
+    for_gpu = plan.cluster.device != "cpu" and plan.precision.compute != "fp64"
+    return plan.kernels in ("emit", "triton") or (plan.kernels == "auto" and for_gpu)
 
 
-def _check(plan: PlanSpec, compute: torch.dtype, mark: Mark | None) -> None:
+def _check(plan: PlanSpec, mark: Mark | None) -> None:
     """The mistakes of a plan that wants kernels."""
+    if plan.precision.compute == "fp64":
+        raise SpecError(Diagnostic("S562", "there are no kernels in fp64", mark, "kernels: aten"))
     if importlib.util.find_spec("triton") is None:
         raise SpecError(Diagnostic("S560", "Triton is not installed, and kernels are wanted", mark, "kernels: aten"))
     inner = [n for n, k in plan.mesh.items() if n != "pp" and k != 1] if isinstance(plan.mesh, dict) else []
@@ -80,8 +83,6 @@ def kernels_of(program: Program, sizes: Mapping[str, int], compute: torch.dtype)
 
 def _kernels_of(body: Body, sizes: Mapping[str, int], compute: torch.dtype) -> Cut:
     found = cut(body, sizes, compute)
-    if compute == torch.float64:
-        return found
     own = {out: (make_attention(a, compute), a.place) for out, a in attentions(body).items()}
     # A head gives its loss logits in fp32.
     heads = {out: (make_cross_entropy(n, torch.float32, at), at) for out, (n, at) in losses_of(body, sizes).items()}

@@ -69,7 +69,7 @@ def kernel_of(gm: fx.GraphModule, axes: Mapping[int, int], name: str, outs: Sequ
     found = spread(gm, axes)
     named = dict(zip(results(gm), outs, strict=True))
     width = max((at.width for n, at in found.layouts.items() if n in found.held), default=1)
-    is_along = any(rule_key(n) in ALONG for n in found.held if n.op == "call_function" and n not in found.partial)
+    is_along = any(goes_along(n, found) for n in found.held if n.op == "call_function")
     if is_along and width > MAX_ROW:
         raise NotRowWise(f"a row of {width} numbers is more than a program holds")
     lines = Lines(found, min(1 << (width - 1).bit_length(), MAX_ROW if is_along else MAX_BLOCK), RULES)
@@ -89,6 +89,13 @@ def kernel_of(gm: fx.GraphModule, axes: Mapping[int, int], name: str, outs: Sequ
     )
     source = head + textwrap.indent("\n".join(_body(found, lines, width)), "    ") + "\n"
     return Kernel(name, source, ins, outputs, numbers, found, lines.block, width, is_along, lines.reads_pairs)
+
+
+def goes_along(node: fx.Node, found: Spread) -> bool:
+    """Whether a node needs more of a row than one place; a sum over rows does if it sums the columns too."""
+    if node in found.partial:
+        return found.layouts[node.all_input_nodes[0]].width > found.layouts[node].width
+    return rule_key(node) in ALONG
 
 
 def _output(found: Spread, node: fx.Node, named: Mapping[fx.Node, str], k: int) -> Output:
