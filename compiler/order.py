@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,12 @@ from specc.compiler.schedule.assemble import Order, Pipeline, assemble
 from specc.compiler.schedule.files import write_schedules
 from specc.compiler.schedule.footprint import footprints
 from specc.compiler.schedule.memory import Memory
-from specc.compiler.schedule.recompute import choose, recomputed
+from specc.compiler.schedule.recompute import Recompute, choose, recomputed
 from specc.spec.plan import PlanSpec
 from specc.spec.stage import StageSpec
+
+Lowered = tuple[Mapping[str, Graphs], Sequence[Call]]
+SHARES = (1.0, 0.75, 0.5, 0.25)  # of the bytes that blocks would save: what `auto` tries
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,28 @@ class Ordered:
         return max(self.memories, key=lambda m: m.peak)
 
 
+def fitted(
+    plan: PlanSpec, mesh: Mesh, lower: Callable[[float], Lowered],
+    order_of: Callable[[Mapping[str, Graphs], Sequence[Call], Recompute], Ordered],
+) -> tuple[Mapping[str, Graphs], Sequence[Call], Ordered]:  # fmt: skip
+    """A stage lowered and ordered as the plan says; if that is `auto`, so that it fits a rank with the least that is
+    computed anew: blocks save less and less, in the end calls save nothing. Raises SpecError if it does not fit."""
+    asked, limit = plan.recompute, plan.cluster.capacity
+    shares = SHARES if asked == "auto" else (asked,) if isinstance(asked, float) else (1.0,)
+    for share in shares:
+        graphs, calls = lower(share)
+        kind: Recompute = "full" if asked == "full" else "auto" if (asked, share) == ("auto", SHARES[-1]) else "none"
+        made = order_of(graphs, calls, kind)
+        if made.fullest.peak <= limit:
+            return graphs, calls, made
+    raise no_room(made.fullest.peak, limit, mesh)
+
+
 def order(
-    plan: PlanSpec, stage: StageSpec, program: Program, mesh: Mesh, sizes: Mapping[str, int], calls: Sequence[Call],
-    graphs: Mapping[str, Graphs], placed: Placed | None,
+    plan: PlanSpec, stage: StageSpec, program: Program, mesh: Mesh, sizes: Mapping[str, int], placed: Placed | None,
+    graphs: Mapping[str, Graphs], calls: Sequence[Call], kind: Recompute,
 ) -> Ordered:  # fmt: skip
-    """Raises SpecError if a rank's memory is bounded, and too small for a step."""
+    """The actions of each rank, with those calls run forward again that `kind` asks for, and their memory."""
     pipe = pipelined(plan, stage, program, mesh, calls, graphs, placed) if mesh.stages > 1 else None
     plain = pipe.actions if pipe else [in_turn(calls, graphs, stage.batch.microbatches, placed)]
     memories_of = partial(
@@ -57,13 +77,9 @@ def order(
     def peak(which: frozenset[int]) -> int:
         return max(m.peak for m in memories_of([recomputed(a, which) for a in plain]))
 
-    limit = plan.cluster.capacity
-    again = choose(plan.recompute, calls, graphs, limit, peak)
+    again = choose(kind, calls, graphs, plan.cluster.capacity, peak)
     actions = [recomputed(a, again) for a in plain]
-    made = Ordered(actions, memories_of(actions), again, pipe)
-    if made.fullest.peak > limit:
-        raise no_room(made.fullest.peak, limit, mesh)
-    return made
+    return Ordered(actions, memories_of(actions), again, pipe)
 
 
 def in_turn(

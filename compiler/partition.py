@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch._functorch import config as functorch_config
 from torch._functorch.partitioners import _extract_graph_with_inputs_outputs as extract
-from torch._functorch.partitioners import default_partition, min_cut_rematerialization_partition
+from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -31,12 +31,13 @@ COPIES = (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default)
 
 def build_graphs(
     fn: Body, ins: Sequence[Tensor], params: Sequence[Tensor], in_grads: Sequence[bool], param_grads: Sequence[bool],
-    mode: FakeTensorMode, keep: str = "mincut", comes_again: bool = False,
+    mode: FakeTensorMode, share: float = 1.0, comes_again: bool = False,
 ) -> Graphs:  # fmt: skip
     """Lower `fn(ins, params) -> outs` for fake operands; gradients are of the flagged ones.
 
-    `keep` is `mincut` (recompute what is cheap) or `all` (save what the backward uses). With `comes_again` parameters
-    are saved themselves and not as views, so that they need not stay between forward and backward."""
+    What is cheap is computed anew in the backward. A `share` below 1 is that of the bytes which would then be saved:
+    the rest is computed anew too, what takes least for its bytes first. With `comes_again` parameters are saved
+    themselves and not as views, so that they need not stay between forward and backward."""
     primals, flags = [*ins, *params], [*in_grads, *param_grads]
     n = len(ins)
     with mode:
@@ -57,7 +58,7 @@ def build_graphs(
             return [*outs, *(g.contiguous() for g in filled[:between]), *filled[between:]]
 
         traced = clean(make_fx(joint)(primals, cotangents))
-        fwd, bwd = cut(traced, len(outs), keep)
+        fwd, bwd = cut(traced, len(outs), share)
         if comes_again:
             fwd, bwd = save_operands(fwd, bwd, len(outs), range(n, len(primals)))
     bwd_input, bwd_weight = split_backward(bwd, sum(in_grads))
@@ -96,14 +97,13 @@ def drop_unused(gm: fx.GraphModule) -> None:
     gm.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
 
 
-def cut(joint: fx.GraphModule, n_outs: int, keep: str) -> tuple[fx.GraphModule, fx.GraphModule]:
+def cut(joint: fx.GraphModule, n_outs: int, share: float) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Forward and backward halves of a joint graph."""
     for i, node in enumerate(joint.graph.find_nodes(op="placeholder")):
         assert str(node.target).startswith(("primals", "tangents")), f"operand {i} is {node.target}"
-    part = min_cut_rematerialization_partition if keep == "mincut" else default_partition
-    with warnings.catch_warnings(), functorch_config.patch(CUT):
+    with warnings.catch_warnings(), functorch_config.patch({**CUT, "activation_memory_budget": share}):
         warnings.simplefilter("ignore")
-        fwd, bwd = part(joint, None, num_fwd_outputs=n_outs)
+        fwd, bwd = min_cut_rematerialization_partition(joint, None, num_fwd_outputs=n_outs)
     return merge_equal(fwd), merge_equal(bwd)
 
 

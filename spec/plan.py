@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from specc.spec.node import Node
 
+Share = Annotated[float, Field(ge=0, lt=1)]
 AxisSize = PositiveInt | Literal["auto"]
 
 
@@ -59,9 +60,9 @@ class PlanSpec(Node):
         description="generated kernels: emit writes them and compiles them for all GPUs, triton also uses them, aten "
         "makes none; auto: for a GPU they are written and compiled for it, else none",
     )
-    recompute: Literal["auto", "none", "full"] = Field(
+    recompute: Literal["auto", "none", "full"] | Share = Field(
         "auto",
-        description="calls of blocks that keep nothing for their backward and run forward again before it: none, all, "
-        "or the fewest that bring a rank below cluster.memory",
+        description="what blocks save for their backward: all but what is cheap (none), a share of that, nothing "
+        "(full: they run forward again); auto: as much as cluster.memory allows",
     )
     threads: int | Literal["auto"] = "auto"

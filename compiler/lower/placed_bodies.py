@@ -25,13 +25,13 @@ from specc.compiler.types import TensorType
 
 
 def lower_placed(
-    placed: Placed, compute: torch.dtype, own: Mapping[str, Impl] | None = None
+    placed: Placed, compute: torch.dtype, own: Mapping[str, Impl] | None = None, share: float = 1.0
 ) -> tuple[dict[str, Graphs], tuple[Call, ...]]:
-    """Graphs of each unique body, and the calls."""
+    """Graphs of each unique body, and the calls; `share` is that of the bytes saved (see build_graphs)."""
     check_joins(placed)
     found, calls = variants(placed.program, placed.params)
     order = zigzag(placed)
-    return {n: lower_variant(v, placed, order, compute, own or {}) for n, v in found.items()}, calls
+    return {n: lower_variant(v, placed, order, compute, own or {}, share) for n, v in found.items()}, calls
 
 
 def check_joins(placed: Placed) -> None:
@@ -45,7 +45,7 @@ def check_joins(placed: Placed) -> None:
 
 
 def lower_variant(
-    v: Variant, placed: Placed, order: Mapping[str, int], compute: torch.dtype, own: Mapping[str, Impl]
+    v: Variant, placed: Placed, order: Mapping[str, int], compute: torch.dtype, own: Mapping[str, Impl], share: float
 ) -> Graphs:  # fmt: skip
     mode, body = FakeTensorMode(), placed.bodies[v.source]
     with mode:
@@ -63,7 +63,7 @@ def lower_variant(
         return run_placed(body, ins, more[:n], replace(setting, coordinates=more[n:]), own)
 
     flags = [*v.param_grads, *[False] * len(coordinates)]
-    graphs = build_graphs(run, ins, [*params, *coordinates], v.in_grads, flags, mode, comes_again=True)
+    graphs = build_graphs(run, ins, [*params, *coordinates], v.in_grads, flags, mode, share, comes_again=True)
     kept = parts([p.type for p in v.body.params], v.kept, compute)
     wide = torch.float64 if compute == torch.float64 else torch.float32
     used = parts([p.type for p in v.body.params], body.params, wide)

@@ -16,7 +16,8 @@ class Plan:
     """`least` and `most` are the numbers of ranks that it is for; `only` the models that it says something about.
 
     With `sunk`, masks are made where they are used, from attributes of tokens. A pipeline has a `schedule`, and a step
-    so many `microbatches`. With `recompute`, calls keep nothing for their backward."""
+    so many `microbatches`. With `recompute`, calls keep nothing for their backward; `share` is
+    that of the bytes that they keep otherwise."""
 
     axes: MakeMesh
     options: Options = field(default_factory=Options)
@@ -27,6 +28,7 @@ class Plan:
     schedule: str = ""
     microbatches: int = 2
     recompute: bool = False
+    share: float = 1.0
 
     def mesh(self, ranks: int) -> Mesh:
         return Mesh(self.axes(ranks))
@@ -118,3 +120,4 @@ PLANS: dict[str, Plan] = {
 }
 RECOMPUTED = ("zero3", "tp", "ring", "1f1b", "zb-h1", "pp+zero3")
 PLANS |= {f"{name}-recompute": replace(PLANS[name], recompute=True) for name in RECOMPUTED}
+PLANS |= {f"{name}-half": replace(PLANS[name], share=0.5) for name in RECOMPUTED}

@@ -95,7 +95,10 @@ def artifact(case: Case) -> Artifact:
     program = sink_masks(tracer.program()) if plan.sunk else tracer.program()
     mesh, names = plan.mesh(case.ranks), trained(program)
     placed = place(program, mesh.inner, tracer.sizes, plan.options) if mesh.inner.axes else None
-    graphs, calls = lower_placed(placed, case.dtype) if placed else lower(program, tracer.sizes, case.dtype)
+    if placed:
+        graphs, calls = lower_placed(placed, case.dtype, share=plan.share)
+    else:
+        graphs, calls = lower(program, tracer.sizes, case.dtype, share=plan.share)
     pipe = pipelined(plan, mesh, placed, calls, graphs, program.loss or "", names) if mesh.stages > 1 else None
     outer = (R,) * (len(mesh.axes) - len(mesh.inner.axes))
     order = zigzag(placed) if placed else {}
