@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from specc.compiler.elaborate import elaborate
 from specc.compiler.facts import StageFacts, facts_of
 from specc.compiler.graphs import Graphs, to_json, to_text, verify
-from specc.compiler.kernels.emit import emit
+from specc.compiler.kernels.emit import Emitted, emit
 from specc.compiler.lower.bodies import DTYPES, Variant, as_function, operands, variants
 from specc.compiler.lower.decode import refusal
 from specc.compiler.lower.decode_bodies import decode_body, decode_function, decode_operands
@@ -93,16 +93,9 @@ def build_stage(
         write(out / "placed.txt", str(placed))
     apart = local_masks(spec.plan, program, mesh)
     kernels = emit(spec.plan, apart, sizes, compute, out.parents[1] / "kernels", spec.mark(("plan",)))
-    impls = {**own, **kernels.impls}
-
-    def lower_with(share: float) -> Lowered:
-        if placed:
-            return lower_placed(placed, compute, own, share)
-        return lower(kernels.program, sizes, compute, impls, share)
-
-    lowered, calls, ordered = fitted(
-        spec.plan, mesh, lower_with, partial(order, spec.plan, stage, program, mesh, sizes, placed)
-    )
+    lower_with = partial(lowered_with, placed, kernels, sizes, compute, own)
+    order_of = partial(order, spec.plan, stage, program, mesh, sizes, placed)
+    lowered, calls, ordered = fitted(spec.plan, mesh, lower_with, order_of)
     write_graphs(lowered, out / "graphs")
     write_json(
         out / "calls.json", {"calls": [vars(c) for c in calls], "graphs": {n: layout(g) for n, g in lowered.items()}}
@@ -113,9 +106,7 @@ def build_stage(
     write(out / "decode.txt", decoding + "\n")
     result = facts_of(name, stage, spec.plan, program, sizes, lowered, calls, ordered.actions, ordered.fullest)
     write_json(out / "memory.json", result.memory)
-    parts = {n: {p: vars(graph_work(gm)) for p, gm in g.parts().items()} for n, g in lowered.items()}
-    work = {"step": vars(result.step), "graphs": vars(result.graphs), "n": result.n_graphs, "parts": parts}
-    write_json(out / "work.json", work)
+    write_json(out / "work.json", work_facts(result, lowered))
     described = {
         "name": name, "spec": stage.model_dump(mode="json", by_alias=True), "plan": spec.plan.model_dump(mode="json"),
         "inputs": {n: str(t) for n, t in program.inputs.items()}, "loss": program.loss, "sizes": sizes,
@@ -125,6 +116,22 @@ def build_stage(
     hashes[name] = hash_of({**described, "plan": on_any_mesh(spec.plan)}, program, hashes.get(stage.from_ or "", ""))
     write_json(out / "stage.json", {**described, **mesh_facts(mesh, program, placed), "hash": hashes[name]})
     return result
+
+
+def lowered_with(
+    placed: Placed | None, kernels: Emitted, sizes: Mapping[str, int], compute: torch.dtype, own: Mapping[str, Impl],
+    share: float,
+) -> Lowered:  # fmt: skip
+    """The program as it is placed, or else with its kernels; blocks save a share of their bytes."""
+    if placed:
+        return lower_placed(placed, compute, own, share)
+    return lower(kernels.program, sizes, compute, {**own, **kernels.impls}, share)
+
+
+def work_facts(facts: StageFacts, lowered: Mapping[str, Graphs]) -> dict[str, Any]:
+    """The work of a step, of one call of each graph, and of all graphs together."""
+    parts = {n: {p: vars(graph_work(gm)) for p, gm in g.parts().items()} for n, g in lowered.items()}
+    return {"step": vars(facts.step), "graphs": vars(facts.graphs), "n": facts.n_graphs, "parts": parts}
 
 
 def trained(whole: Program, stage: StageSpec) -> tuple[Program, dict[str, int]]:
