@@ -4,7 +4,8 @@ A forward stands beside a backward of the other stage, so that the one's communi
 
 from __future__ import annotations
 
-from specc.compiler.schedule.slots import Order, Slot, Table
+from specc.compiler.schedule.slots import Slot, Table
+from specc.compiler.schedule.writer import Writer
 
 
 def dualpipe_v(ranks: int, microbatches: int, chunks: int = 2) -> Table:
@@ -14,31 +15,31 @@ def dualpipe_v(ranks: int, microbatches: int, chunks: int = 2) -> Table:
 
 
 def _rank(r: int, ranks: int, microbatches: int) -> tuple[Slot, ...]:
-    order = Order()
+    out = Writer()
     a, b = r, 2 * ranks - 1 - r
     after = ranks - r - 1  # ranks between this one and the turn
     for _ in range(2 * after):
-        order.add("F", a)
+        out.add("F", a)
     for _ in range(r + 1):
-        order.add("FF", a, b)
+        out.add("FF", a, b)
     for _ in range(after):
-        order.add("I", b)
-        order.weight()
-        order.add("F", b)
+        out.add("I", b)
+        out.weight()
+        out.add("F", b)
     for _ in range(microbatches - 2 * ranks + r + 1):
-        order.add("FBFB", a, b, b, a)
+        out.add("FBFB", a, b, b, a)
     for _ in range(after):
-        order.add("BFB", b, b, a)
-    _drain(order, r, after, a, b)
-    return tuple(order.slots)
+        out.add("BFB", b, b, a)
+    _drain(out, r, after, a, b)
+    return tuple(out.slots)
 
 
-def _drain(order: Order, r: int, after: int, a: int, b: int) -> None:
+def _drain(out: Writer, r: int, after: int, a: int, b: int) -> None:
     """The last backwards; the second half of them leave their weight halves for the end."""
     whole = r + 1  # of 2 * (r + 1) backwards of both stages
     for i in range(2 * (r + 1)):
-        order.add("B" if i < whole else "I", a if i % 2 else b)
+        out.add("B" if i < whole else "I", a if i % 2 else b)
     for _ in range(after):
-        order.weight()
-        order.add("I", a)
-    order.weight(r + 1)
+        out.weight()
+        out.add("I", a)
+    out.weight(r + 1)

@@ -4,7 +4,8 @@ A round takes as many microbatches as there are ranks through all the stages of 
 
 from __future__ import annotations
 
-from specc.compiler.schedule.slots import Order, Slot, Table
+from specc.compiler.schedule.slots import Slot, Table
+from specc.compiler.schedule.writer import Writer
 
 
 def interleaved(ranks: int, microbatches: int, chunks: int) -> Table:
@@ -13,15 +14,15 @@ def interleaved(ranks: int, microbatches: int, chunks: int) -> Table:
 
 
 def _rank(r: int, ranks: int, microbatches: int, chunks: int) -> tuple[Slot, ...]:
-    order = Order()
+    out = Writer()
     n = microbatches * chunks
     there = [r + ranks * (i // ranks % chunks) for i in range(n)]
     back = [r + ranks * (chunks - 1 - i // ranks % chunks) for i in range(n)]
     ahead = min(n, (chunks - 1) * ranks + 2 * (ranks - 1 - r))
     for stage in there[:ahead]:
-        order.add("F", stage)
+        out.add("F", stage)
     for f, b in zip(there[ahead:], back, strict=False):
-        order.add("FB", f, b)
+        out.add("FB", f, b)
     for stage in back[n - ahead :]:
-        order.add("B", stage)
-    return tuple(order.slots)
+        out.add("B", stage)
+    return tuple(out.slots)

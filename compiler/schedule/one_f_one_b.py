@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from specc.compiler.schedule.slots import Order, Slot, Table
+from specc.compiler.schedule.slots import Slot, Table
+from specc.compiler.schedule.writer import Writer
 
 
 def one_f_one_b(ranks: int, microbatches: int, chunks: int = 1) -> Table:
@@ -11,12 +12,12 @@ def one_f_one_b(ranks: int, microbatches: int, chunks: int = 1) -> Table:
 
 
 def _rank(r: int, ranks: int, microbatches: int) -> tuple[Slot, ...]:
-    order = Order()
+    out = Writer()
     ahead = min(ranks - r - 1, microbatches)
     for _ in range(ahead):
-        order.add("F", r)
+        out.add("F", r)
     for _ in range(microbatches - ahead):
-        order.add("FB", r, r)
+        out.add("FB", r, r)
     for _ in range(ahead):
-        order.add("B", r)
-    return tuple(order.slots)
+        out.add("B", r)
+    return tuple(out.slots)

@@ -5,7 +5,8 @@ kinds of slots take the same time."""
 
 from __future__ import annotations
 
-from specc.compiler.schedule.slots import Order, Slot, Table
+from specc.compiler.schedule.slots import Slot, Table
+from specc.compiler.schedule.writer import Writer
 
 
 def zb_h1(ranks: int, microbatches: int, chunks: int = 1) -> Table:
@@ -15,18 +16,18 @@ def zb_h1(ranks: int, microbatches: int, chunks: int = 1) -> Table:
 
 def _h1(r: int, ranks: int, microbatches: int) -> tuple[Slot, ...]:
     """1F1B, whose weight halves stay `r` microbatches behind."""
-    order = Order()
+    out = Writer()
     ahead = min(ranks - r - 1, microbatches)
     for _ in range(ahead):
-        order.add("F", r)
+        out.add("F", r)
     for i in range(microbatches):
         if i < microbatches - ahead:
-            order.add("F", r)
-        order.add("I", r)
+            out.add("F", r)
+        out.add("I", r)
         if i >= r:
-            order.weight()
-    order.weight(microbatches)
-    return tuple(order.slots)
+            out.weight()
+    out.weight(microbatches)
+    return tuple(out.slots)
 
 
 def zb_v(ranks: int, microbatches: int, chunks: int = 2) -> Table:
@@ -36,26 +37,26 @@ def zb_v(ranks: int, microbatches: int, chunks: int = 2) -> Table:
 
 def _v(r: int, ranks: int, microbatches: int) -> tuple[Slot, ...]:
     """The phases of section 6 of the paper, for at least as many microbatches as fill the pipeline."""
-    order, n = Order(), max(2 * ranks - 1, microbatches)
+    out, n = Writer(), max(2 * ranks - 1, microbatches)
     a, b = r, 2 * ranks - 1 - r
     for _ in range(2 * (ranks - r) - 1):
-        order.add("F", a)
+        out.add("F", a)
     for _ in range(r):
-        order.add("FF", b, a)
+        out.add("FF", b, a)
     for _ in range(ranks - r):
-        order.add("FI", b, b)
-        order.weight()
-    while order.done["F", b] < n:
-        if order.done["F", a] < n:
-            order.add("F", a)
-        order.add("I", a)
-        order.weight()
-        order.add("FI", b, b)
-        order.weight()
+        out.add("FI", b, b)
+        out.weight()
+    while out.done["F", b] < n:
+        if out.done["F", a] < n:
+            out.add("F", a)
+        out.add("I", a)
+        out.weight()
+        out.add("FI", b, b)
+        out.weight()
     for _ in range(r):
-        order.add("II", a, b)
+        out.add("II", a, b)
     for _ in range(ranks - r):
-        order.add("I", a)
-        order.weight()
-    order.weight(2 * n)
-    return order.first(microbatches)
+        out.add("I", a)
+        out.weight()
+    out.weight(2 * n)
+    return out.first(microbatches)
