@@ -42,9 +42,15 @@ def is_view(node: fx.Node) -> bool:
 
 
 def _flops(node: fx.Node) -> float:
-    if str(node.target).startswith("specc.grouped_mm"):
-        rows, weight = (tensors(a)[0] for a in node.all_input_nodes[:2])
-        return 2.0 * rows.shape[0] * rows.shape[1] * weight.shape[-1]  # each row meets one matrix
+    name, operands = str(node.target), [t for a in node.args[:3] if isinstance(a, fx.Node) for t in tensors(a)[:1]]
+    if name.startswith("specc.grouped_"):
+        products = 2 if name.endswith("_backward.default") else 1
+        return products * 2.0 * operands[0].numel() * operands[1].shape[-1]  # each row meets one matrix
+    if name.startswith("specc.attention_"):
+        # q [B S H E], k [B T K E], v [B T K F]: two products, and seven of the same size backward.
+        q, k, v = operands
+        whole = 2.0 * q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] * (q.shape[3] + v.shape[3])
+        return 3.5 * whole if name.endswith("_backward.default") else whole
     count = flop_registry.get(getattr(node.target, "overloadpacket", None))
     if count is None:
         return 0.0

@@ -62,7 +62,7 @@ def interpreted(process: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_every_model_has_kernels_that_run(interpreted: list[dict[str, Any]]) -> None:
-    assert {r["model"] for r in interpreted if r["dtype"] == "float32"} == set(ODD)
+    assert {r["model"] for r in interpreted if r["dtype"] == "float32"} == {*ODD, "broadcasts"}
     assert {r["model"] for r in interpreted if r["dtype"] == "bfloat16"} == set(NARROW)
 
 
@@ -90,6 +90,12 @@ def test_losses_of_rows_and_their_gradients_are_those_of_torch(process: dict[str
     assert process["losses"]["loss"] <= TOLERANCE["float32"]
     assert process["losses"]["gradient"] <= TOLERANCE["float32"]
     assert process["losses"]["untouched"]
+
+
+def test_grouped_products_and_their_gradients_are_those_of_a_loop(process: dict[str, Any]) -> None:
+    assert process["grouped"]["forward"] <= TOLERANCE["float32"]
+    assert process["grouped"]["backward"] <= TOLERANCE["float32"]
+    assert process["grouped"]["untouched"]
 
 
 def test_a_predicate_is_the_same_in_a_tile_and_dense(process: dict[str, Any]) -> None:

@@ -130,8 +130,10 @@ def _nvidia(ptx: str) -> tuple[int, int, int, int]:
     registers, stored = re.search(r"Used (\d+) registers", said), re.search(r"(\d+) bytes spill stores", said)
     assert registers is not None
     assert stored is not None
-    loads = re.findall(r"ld\.global\S*", ptx)
-    return int(registers[1]), int(stored[1]), len(loads), sum(".v4.b32" in x or ".v2.b64" in x for x in loads)
+    # Copies to shared memory that bypass the first cache have 128 bits.
+    loads = re.findall(r"ld\.global\S*|cp\.async\.c[ag]\S*", ptx)
+    wide = sum(any(w in x for w in (".v4.b32", ".v2.b64", "async.cg")) for x in loads)
+    return int(registers[1]), int(stored[1]), len(loads), wide
 
 
 def _amd(text: str) -> tuple[int, int, int, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -111,7 +110,8 @@ def make_cross_entropy(vocab: int, dtype: torch.dtype, place: str) -> Made:
     )
     tensors = {"logits": POINTERS[dtype], "labels": "*i64", "count": "*i64", "loss": "*fp32", "grad": POINTERS[dtype]}
     settings = tuple(Setting({"BLOCK_V": block}, warps) for block, warps in SETTINGS)
-    entry = Entry("forward_kernel", {f"{n}_ptr": t for n, t in tensors.items()}, settings)
+    narrow = "no row is a multiple of 16 bytes" if vocab * dtype.itemsize % 16 else ""
+    entry = Entry("forward_kernel", {f"{n}_ptr": t for n, t in tensors.items()}, settings, narrow)
     return Made(name, head + text.replace("<NAME>", name), (entry,))
 
 
@@ -124,11 +124,7 @@ def losses_of(body: Body, sizes: Mapping[str, int]) -> dict[str, tuple[int, str]
     }  # fmt: skip
 
 
-def with_losses(body: Body, names: Mapping[str, str]) -> Body:
-    return replace(body, eqns=tuple(replace(e, op=names.get(e.outs[0], e.op)) for e in body.eqns))
-
-
-def impl_of(name: str) -> Impl:
+def loss_impl(name: str) -> Impl:
     """The head and its loss, a chunk of rows at a time: the kernel takes a chunk's logits."""
 
     def chunk(logits: Tensor, labels: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:

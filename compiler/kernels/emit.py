@@ -14,8 +14,9 @@ from torch import Tensor
 
 from specc.compiler.kernels.aot import Figures, gate, targets_of
 from specc.compiler.kernels.attention import attentions, make_attention, with_attention
-from specc.compiler.kernels.cross_entropy import impl_of, losses_of, make_cross_entropy, with_losses
+from specc.compiler.kernels.cross_entropy import loss_impl, losses_of, make_cross_entropy
 from specc.compiler.kernels.cut import Cut, cut
+from specc.compiler.kernels.grouped import grouped_impl, grouped_of, make_grouped
 from specc.compiler.kernels.load import load_kernel
 from specc.compiler.kernels.made import Made
 from specc.compiler.lower.local import Impl, Local, Result
@@ -84,14 +85,23 @@ def kernels_of(program: Program, sizes: Mapping[str, int], compute: torch.dtype)
 def _kernels_of(body: Body, sizes: Mapping[str, int], compute: torch.dtype) -> Cut:
     found = cut(body, sizes, compute)
     own = {out: (make_attention(a, compute), a.place) for out, a in attentions(body).items()}
+    own |= {out: (make_grouped(g, compute), g.place) for out, g in grouped_of(body).items()}
     # A head gives its loss logits in fp32.
-    heads = {out: (make_cross_entropy(n, torch.float32, at), at) for out, (n, at) in losses_of(body, sizes).items()}
-    names = {out: m.name for out, (m, _) in {**own, **heads}.items()}
+    own |= {out: (make_cross_entropy(n, torch.float32, at), at) for out, (n, at) in losses_of(body, sizes).items()}
+    names = {out: m.name for out, (m, _) in own.items()}
     return replace(
-        found, body=with_losses(with_attention(found.body, {out: names[out] for out in own}), names),
-        made=found.made | {m.name: m for m, _ in [*own.values(), *heads.values()]},
-        places=found.places | {m.name: [at] for m, at in [*own.values(), *heads.values()]},
+        found, body=with_templates(found.body, names), made=found.made | {m.name: m for m, _ in own.values()},
+        places=found.places | {m.name: [at] for m, at in own.values()},
     )  # fmt: skip
+
+
+def with_templates(body: Body, names: Mapping[str, str]) -> Body:
+    """The body with the ops of these results as kernels; an attention takes what its mask is made of."""
+    heads = {out for e in body.eqns if e.op == "attend" for out in e.outs}
+    renamed = tuple(
+        replace(e, op=names[e.outs[0]]) if e.outs[0] in names and e.outs[0] not in heads else e for e in body.eqns
+    )
+    return with_attention(replace(body, eqns=renamed), {out: n for out, n in names.items() if out in heads})
 
 
 def with_kernels(program: Program, cuts: Mapping[str, Cut], refused: set[str]) -> Program:
@@ -102,8 +112,9 @@ def with_kernels(program: Program, cuts: Mapping[str, Cut], refused: set[str]) -
 
 def impl(name: str) -> Impl:
     """A kernel as the implementation of its equation."""
-    if name.startswith("cross_entropy_"):
-        return impl_of(name)
+    for prefix, make_impl in (("cross_entropy_", loss_impl), ("grouped_", grouped_impl)):
+        if name.startswith(prefix):
+            return make_impl(name)
 
     def call(e: Local, *xs: Tensor) -> Result:
         outs: Result = getattr(torch.ops.specc, name)(*xs)

@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 
 from specc.compiler.kernels.cross_entropy import make_cross_entropy
+from specc.compiler.kernels.grouped import Grouped, make_grouped
 from specc.compiler.kernels.load import load_kernel
+from specc.compiler.lower.grouped import grouped_mm
 from specc.compiler.lower.loss import chunk_loss, label_count
 from specc.compiler.lower.run import run_body
 from specc.compiler.ops.loss import IGNORE
 from tests.kernels.interpreter import Guarded, round_bf16
 from tests.kernels.masks import N_K, N_Q, NAMES, attributes, dense, predicates, tile_file
-from tests.kernels.regions import ODD, Case, cases, operands, sizes_of
+from tests.kernels.regions import ODD, Case, broadcasts, cases, operands, sizes_of
 
 # Programs that share the rows and rows of a step: so that there are several of each, and a last one that is not full.
 PROGRAMS, STEP = 3, 2
@@ -37,9 +39,13 @@ def main() -> None:
     round_bf16()
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
     narrow = {name: ODD[name] for name in NARROW}
-    found = [*cases(torch.float32), *cases(torch.bfloat16, narrow)]
+    found = [*cases(torch.float32), *broadcasts(torch.float32), *cases(torch.bfloat16, narrow)]
     rows = [row(case, folder) for case in found]
-    print(json.dumps({"kernels": rows, "masks": wrong_masks(folder), "losses": losses(folder)}))
+    print(
+        json.dumps(
+            {"kernels": rows, "masks": wrong_masks(folder), "losses": losses(folder), "grouped": grouped(folder)}
+        )
+    )
 
 
 def row(case: Case, folder: Path) -> dict[str, Any]:
@@ -101,7 +107,7 @@ def error(got: Tensor, want: Tensor) -> float:
 
 def checked(case: Case) -> list[str]:
     """Which of torch's own checks of the op fail; they are the same in every type."""
-    if case.dtype != torch.float32:
+    if case.dtype != torch.float32 or case.model == "broadcasts":
         return []
     ins = [x.requires_grad_() if x.is_floating_point() else x for x in operands(case)]
     op = getattr(torch.ops.specc, case.made.name)
@@ -138,6 +144,25 @@ def losses(folder: Path) -> dict[str, Any]:
     got = getattr(torch.ops.specc, made.name)(guard.guarded(logits), labels, count)
     total, grad = chunk_loss(logits.double(), labels, count)
     return {"loss": error(got[0].sum(), total), "gradient": error(got[1], grad), "untouched": guard.untouched()}
+
+
+def grouped(folder: Path) -> dict[str, Any]:
+    """A grouped product and its gradients; a group has no rows, and no width fills a tile."""
+    made = make_grouped(Grouped(40, 24, "experts"), torch.float32)
+    file, guard = folder / f"{made.name}.py", Guarded()
+    file.write_text(made.source, encoding="utf-8")
+    module = load_kernel(file)
+    module.CONFIGS.update({kind: ((16, 16, 16, 4),) for kind in module.CONFIGS})
+    module.torch = guard  # type: ignore[attr-defined]
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((37, 40), (4, 40, 24))
+    low = [guard.guarded(torch.randn(s, generator=draw)).requires_grad_() for s in shapes]
+    exact, ends = [x.detach().double().requires_grad_() for x in low], torch.tensor([5, 5, 30, 37])
+    got, want = getattr(torch.ops.specc, made.name)(*low, ends), grouped_mm(*exact, ends)
+    dy = torch.randn(37, 24, generator=draw)
+    pairs = zip(torch.autograd.grad(got, low, dy), torch.autograd.grad(want, exact, dy.double()), strict=True)
+    back = max(error(a, b) for a, b in pairs)
+    return {"forward": error(got, want), "backward": back, "untouched": guard.untouched()}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -11,9 +12,12 @@ from torch import Tensor
 from specc.compiler.kernels.attention import attentions, make_attention, with_attention
 from specc.compiler.kernels.cut import Cut, cut
 from specc.compiler.kernels.made import Made
-from specc.compiler.kernels.region import sub_body
+from specc.compiler.kernels.region import Region, sub_body, trace
+from specc.compiler.kernels.source import make
 from specc.compiler.passes.sink_masks import sink_masks
-from specc.compiler.program import Body, Program
+from specc.compiler.program import Body, Eqn, Program
+from specc.compiler.types import Dim, TensorType
+from specc.spec.expr import parse
 from tests.grid.models import TRACERS, Tracer
 
 # Rows are odd in number, and rows of 40, 72 or 12 numbers fill no block.
@@ -32,7 +36,7 @@ ODD: Mapping[str, Tracer] = {
     "bert": Tracer("bert", {"D": 40, "L": 1, "H": 4, "F": 72, "V": 64, "P": 64}, {}, "masked_lm"),
     "glm": Tracer("glm", {"D": 40, "L": 1, "H": 4, "V": 64, "P": 64}, {}, "blank_infilling"),
 }
-SIZES = {"B": 3, "S": 5, "T": 7}
+SIZES = {"B": 3, "S": 5, "T": 7, "H": 2}
 # Attention has more tokens, so that there are several tiles.
 TOKENS = {"B": 2, "S": 21, "T": 18}
 # Causal in documents with shared heads; across two sequences; full; with a prefix that is seen by all.
@@ -72,6 +76,19 @@ def cases(dtype: torch.dtype, models: Mapping[str, Tracer] = ODD) -> Iterator[Ca
                 if made.name not in seen:
                     yield attention_case(model, body, out, made, dtype)
                 seen.add(made.name)
+
+
+def broadcasts(dtype: torch.dtype) -> Iterator[Case]:
+    """A factor along every choice of dims: its gradient sums over the others, in programs or behind them. One number
+    for all is not among them: its gradient nearly cancels, so an error as a share of it says little."""
+    dims = (Dim("B"), Dim("S"), Dim("H"), Dim("D", 1100))
+    x = TensorType(dims)
+    for n in range(1, len(dims)):
+        for chosen in combinations(dims, n):
+            types = {"x": x, "g": TensorType(chosen), "y": x}
+            scaled = Eqn("expr", ("x", "g"), ("y",), (x,), {"formula": parse("silu(x) * g + g")}, "scaled")
+            region = Region(sub_body([scaled], types, ["y"]), dims[:-1], dims[-1])
+            yield Case("broadcasts", region.body, make(region, trace(region, dtype), dtype), dtype, (0, 1))
 
 
 def attention_case(model: str, body: Body, out: str, made: Made, dtype: torch.dtype) -> Case:
