@@ -12,10 +12,11 @@ from specc.compiler.foresight.pipeline import IDLE
 from specc.compiler.foresight.recipe import Recipe, Recompute
 from specc.compiler.foresight.step import Forecast, forecast
 from specc.compiler.schedule.schedules import SCHEDULES
+from specc.compiler.types import size_of
 from specc.spec.errors import SpecError
 from specc.spec.hardware import Format
 
-MICROBATCHES = (1, 2, 4, 8, 16)  # sequences of a rank at a time
+MICROBATCHES = (1, 2, 4, 8)  # sequences of a rank at a time
 CHUNKS = (2, 4, 8)  # stages of a pipeline rank
 MOST_STAGES = 128
 LEAST_TOKENS = 1024  # of a sequence on a rank of context parallelism
@@ -95,13 +96,19 @@ def recipes(asked: Asked) -> Iterator[Recipe]:
 
 def _axes(asked: Asked) -> Iterator[tuple[int, int, int, int]]:
     """Sizes of tp, cp, ep and pp whose product divides the devices."""
-    has_experts = any(e.op == "dispatch" for b in asked.model.program.bodies.values() for e in b.eqns)
+    experts = _experts(asked)
     for tp in _sizes(asked, "tp", asked.devices, asked.cluster.device.node):
         for cp in _sizes(asked, "cp", asked.devices // tp, max(1, asked.tokens // LEAST_TOKENS)):
             rest = asked.devices // (tp * cp)
             for pp in _sizes(asked, "pp", rest, min(MOST_STAGES, len(asked.model.calls))):
-                for ep in _sizes(asked, "ep", rest // pp, rest // pp if has_experts else 1):
+                for ep in _sizes(asked, "ep", math.gcd(rest // pp, experts), experts):
                     yield tp, cp, ep, pp
+
+
+def _experts(asked: Asked) -> int:
+    """How many a layer has; 1 without any."""
+    eqns = [e for b in asked.model.program.bodies.values() for e in b.eqns if e.op == "dispatch"]
+    return max((size_of(e.attrs["experts"], {}) for e in eqns), default=1)
 
 
 def _sizes(asked: Asked, axis: str, devices: int, most: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from specc.compiler.cost import eqn_cost
@@ -67,6 +67,18 @@ def work_of(placed: Placed, itemsize: int = 2) -> dict[str, BodyWork]:
     """The work of each body, with numbers of so many bytes in compute."""
     machine = Machine(placed.mesh, itemsize=itemsize)
     return {name: _body(b, machine, placed.sizes) for name, b in placed.bodies.items()}
+
+
+def grown(work: BodyWork, times: int) -> BodyWork:
+    """The work for so many times the sequences: more rows in products, more of all values, the same weights."""
+    if times == 1:
+        return work
+    kernels = (replace(k, flops=k.flops * times, nbytes=k.nbytes * times, m=k.m * times) for k in work.kernels)
+    return replace(
+        work, kernels=tuple(kernels),
+        messages=tuple(replace(m, nbytes=m.nbytes * times) for m in work.messages), width=work.width * times,
+        saved=Saved(**{name: n * times for name, n in vars(work.saved).items()}),
+    )  # fmt: skip
 
 
 def _body(b: PlacedBody, machine: Machine, sizes: Mapping[str, int]) -> BodyWork:
