@@ -19,14 +19,17 @@ from torch.nn.attention.flex_attention import create_mask
 
 from specc.compiler.kernels.attention import attentions, make_attention
 from specc.compiler.kernels.cut import Cut
+from specc.compiler.kernels.emit import impl, kernels_of, with_kernels
+from specc.compiler.kernels.load import load_kernel
 from specc.compiler.kernels.mask_forms import mask_mod
 from specc.compiler.kernels.region import Region, sub_body, trace
 from specc.compiler.kernels.source import make, plain
+from specc.compiler.lower.run import run_program
 from specc.compiler.passes.sink_masks import sink_masks
 from specc.compiler.program import Eqn
 from specc.compiler.types import Dim, TensorType
 from specc.spec.expr import Expr, parse
-from tests.grid.models import TRACERS
+from tests.grid.models import TRACERS, inputs_of, weights_of
 from tests.kernels.interpret import NARROW
 from tests.kernels.masks import N_K, N_Q, attributes, dense, predicates
 from tests.kernels.regions import ATTENTIONS, ODD, cuts
@@ -155,3 +158,30 @@ def test_equal_regions_are_one_kernel() -> None:
 def test_text_of_a_spec_stays_in_its_comment() -> None:
     assert "\n" not in plain('x"""\nimport os')
     assert plain("a\\nb") == "a?nb"
+
+
+@pytest.mark.parametrize("model", sorted(TRACERS))
+def test_a_program_of_kernels_computes_what_the_program_does(model: str, tmp_path: Path) -> None:
+    """In torch's form of the kernels: what is checked is how they are put into a program."""
+    tracer = TRACERS[model]
+    program = tracer.program()
+    kernels = kernels_of(sink_masks(program), tracer.sizes, torch.float32)
+    for name, made in {n: m for c in kernels.values() for n, m in c.made.items()}.items():
+        (tmp_path / f"{name}.py").write_text(made.source)
+        load_kernel(tmp_path / f"{name}.py")
+    impls = {n: impl(n) for c in kernels.values() for n in c.made}
+    inputs, weights = inputs_of(program, tracer.sizes, torch.float32, 0), weights_of(program, torch.float32)
+    leaves = {n: w.requires_grad_() for n, w in weights.items()}
+    ends = [
+        run_program(p, inputs, leaves, tracer.sizes, impls)
+        for p in (program, with_kernels(sink_masks(program), kernels, set()))
+    ]
+    losses = [
+        torch.stack([x.double().square().mean() for x in o.values() if x.is_floating_point()]).sum() for o in ends
+    ]
+    one, other = (torch.autograd.grad(x, list(leaves.values()), allow_unused=True) for x in losses)
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0.0)
+    for name, a, b in zip(leaves, one, other, strict=True):
+        assert (a is None) == (b is None), name
+        if a is not None and b is not None:
+            torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-5 * max(1.0, float(a.abs().max())))

@@ -25,7 +25,7 @@ HEAD = '''\
 {places}
 #
 # rows {rows}, columns {column}; floats are {dtype} in memory and fp32 in the kernel.
-# sha256 of kernels, types and graphs: {digest}
+# sha256 of kernels, types, shapes and graphs: {digest}
 
 import torch
 import triton
@@ -56,7 +56,9 @@ def make(region: Region, traced: Traced, dtype: torch.dtype) -> Made:
     """The file of a region; raises NotRowWise if it is no function of rows."""
     kernels = _kernels(region, traced)
     graphs = [traced.whole.code, traced.backward.code if traced.backward else ""]
-    said = [*(f"{k.source}{k.signature()}" for k in kernels), *graphs]
+    # Kernels of rows in one dim and in several read the same, but their files do not.
+    shapes = [str(tuple(n.meta["val"].shape)) for n in traced.whole.graph.find_nodes(op="placeholder")]
+    said = [*(f"{k.source}{k.signature()}" for k in kernels), *graphs, *shapes]
     digest = hashlib.sha256("\n".join(said).encode()).hexdigest()
     ops = [e.op if e.op in IMPLS else "own" for e in region.body.eqns]
     name = f"{'_'.join(dict.fromkeys(ops))}_{digest[:10]}"
