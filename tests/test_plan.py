@@ -125,8 +125,14 @@ def test_the_recipe_of_a_plan_is_the_one_that_it_was_printed_from(
 def test_the_command_tells_plans_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     sets = {"stages.pretrain.batch.sequences": 8, "model.dims.L": 2, "stages.pretrain.data.seq_len": 1024}
     words = [word for path, value in sets.items() for word in ("--set", f"{path}={value}")]
-    assert cli.main(["plan", LLAMA, "--cluster", "4xh100", *words, "--top", "2", "--json"]) == cli.OK
+    assert cli.main(["plan", LLAMA, "--cluster", "4xh100", *words, "--top", "2", "--pin", "tp=2", "--json"]) == cli.OK
     told = json.loads(capsys.readouterr().out)
-    assert len(told["plans"]) == 2
+    assert [plan["tp"] for plan in told["plans"]] == [2, 2]
     assert 0.2 < told["plans"][0]["mfu"]["causal"] < 0.8
     assert told["reasons"]
+
+
+@pytest.mark.parametrize("words", [["--cluster", "many"], ["--cluster", "8xh100", "--pin", "tp=0"]])
+def test_options_that_do_not_read_are_told(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", LLAMA, *words]) == cli.WRONG_SPEC
+    assert "error[S541]" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from specc.spec.hardware import Hardware
 from specc.spec.plan import Cluster as ClusterSpec
 from specc.spec.spec import load
 
+PIN = re.compile(r"(?=zero=[0-3]$|..=[1-9])(tp|cp|ep|pp|zero)=([0-9]+)")
 CLUSTER = re.compile(r"([1-9][0-9]*)x(.+)")
 
 
@@ -37,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     name = args.stage or next(iter(spec.stages))
     devices, device = cluster_of(args.cluster, spec.plan.cluster)
     tables = hardware(Path(args.hardware) if args.hardware else None)
-    asked = question(found, name, devices, cluster(device, args.software, tables))
+    asked = question(found, name, devices, cluster(device, args.software, tables), pins_of(args.pins))
     plans = search(asked)
     if not plans.fit:
         raise none_fits(plans, asked)
@@ -75,13 +77,23 @@ def cluster(device: str, software: str, tables: Hardware) -> Cluster:
     return Cluster(row, near, far, row_of(tables.software, software, "software"))
 
 
-def question(found: Stated, name: str, devices: int, on: Cluster) -> Asked:
+def pins_of(texts: Sequence[str]) -> dict[str, int]:
+    """What the user holds fixed."""
+    found = [(text, PIN.fullmatch(text)) for text in texts]
+    for text, match in found:
+        if match is None:
+            why = f"a pin reads NAME=N with tp, cp, ep, pp or zero, got '{text}'"
+            raise SpecError(Diagnostic("S541", why, None, "--pin tp=8, say"))
+    return {match[1]: int(match[2]) for _, match in found if match}
+
+
+def question(found: Stated, name: str, devices: int, on: Cluster, pins: Mapping[str, int]) -> Asked:
     """What to search for: a step of the stage."""
     stage, form = found.spec.stages[name], found.spec.plan.precision.compute
     lengths = stage.lengths()
     model = Model(found.program, lambda n: stage_sizes(found.program, n, lengths), found.rows, ITEMSIZE[form])
     limit = found.spec.plan.cluster.capacity
-    return Asked(model, on, devices, stage.batch.sequences, max(lengths.values()), form, limit=limit)
+    return Asked(model, on, devices, stage.batch.sequences, max(lengths.values()), form, pins, limit)
 
 
 def own_plan(found: Stated, name: str, asked: Asked) -> Plan | None:
