@@ -34,6 +34,7 @@ from tests.kernels.interpret import NARROW
 from tests.kernels.masks import N_K, N_Q, attributes, dense, predicates
 from tests.kernels.regions import ATTENTIONS, ODD, cuts
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 B, S = Dim("B"), Dim("S")
 # The largest error, as a share of the largest entry. bf16 has 8 bits, and a region rounds to it a few times.

@@ -22,6 +22,7 @@ from tests.kernels.regions import ODD, cases
 from tests.test_placed_build import batch_of
 from tests.training import write_spec
 
+pytestmark = pytest.mark.slow
 GPU = ("plan.kernels=triton", "plan.cluster.device=h100-sxm")
 
 
