@@ -174,6 +174,8 @@ class Executor:
                 continue
             for arrival in state.coming.pop((m, f"{GRADIENT}{name}"), []):
                 self._add(state, (m, name), arrival.take())
+                assert self.wire is not None
+                self.wire.received(name, m, arrival.peer)
             d = state.d_values.pop((m, name), None)
             assert d is not None, f"the value {name} has no gradient"
             found.append(d)

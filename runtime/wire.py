@@ -16,10 +16,11 @@ Sent = tuple[torch.dtype, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Arrival:
-    """A value on its way here."""
+    """A value on its way here from a rank."""
 
     buffer: Tensor
     work: dist.Work
+    peer: int
 
     def take(self) -> Tensor:
         self.work.wait()
@@ -38,10 +39,10 @@ class Wire:
     values: Mapping[str, Sent]
     shared: Mapping[str, Sequence[int]]
     microbatches: int
-    leaving: list[tuple[dist.Work, Tensor]] = field(default_factory=list)
+    leaving: dict[tuple[int, int], tuple[dist.Work, Tensor]] = field(default_factory=dict)  # by rank and tag
 
     def send(self, name: str, is_gradient: bool, microbatch: int, peer: int, x: Tensor) -> None:
-        """Begin to send; the tensor is held until `settle`."""
+        """Begin to send; the tensor is held until `received` or `settle`."""
         self._send(x.contiguous(), peer, self._tag(name, is_gradient, microbatch))
 
     def receive(self, name: str, is_gradient: bool, microbatch: int, peer: int) -> Arrival:
@@ -61,22 +62,27 @@ class Wire:
             total += part
         return total
 
+    def received(self, name: str, microbatch: int, peer: int) -> None:
+        """Hold a value no longer: its gradient has come from that rank."""
+        work, _ = self.leaving.pop((peer, self._tag(name, False, microbatch)))
+        work.wait()
+
     def settle(self) -> None:
         """Wait until all that was sent has been received."""
-        for work, _ in self.leaving:
+        for work, _ in self.leaving.values():
             work.wait()
         self.leaving.clear()
 
     def _send(self, x: Tensor, peer: int, tag: int) -> None:
         work = dist.isend(x, group=resolve(self.group), tag=tag, group_dst=peer)
         assert work is not None
-        self.leaving.append((work, x))
+        self.leaving[peer, tag] = (work, x)
 
     def _receive(self, kind: Sent, peer: int, tag: int) -> Arrival:
         buffer = torch.empty(kind[1], dtype=kind[0])
         work = dist.irecv(buffer, group=resolve(self.group), tag=tag, group_src=peer)
         assert work is not None
-        return Arrival(buffer, work)
+        return Arrival(buffer, work, peer)
 
     def _tag(self, name: str, is_gradient: bool, microbatch: int) -> int:
         return (list(self.values).index(name) * self.microbatches + microbatch) * 2 + is_gradient

@@ -1,7 +1,8 @@
 """Memory of a rank over a step: a walk over the actions that the executor runs, with the sizes of its graphs' values.
 
 Two values in one memory (a view and its base, a saved operand) count once. What the walk does not know: the
-interpreter and its libraries, the batches that are made ahead, and buffers inside of collectives."""
+interpreter and its libraries, the batches that are made ahead, and buffers inside of collectives, which on gloo go
+when a thread of it comes to that."""
 
 from __future__ import annotations
 
@@ -101,6 +102,7 @@ class _Walk:
         self.place = self.ledger.new("work space", 0)
         self.saved: dict[tuple[int, int], Sequence[int]] = {}
         self.later = recomputed_later(actions)
+        self.peers: dict[tuple[int, str], list[int]] = {}  # where a value was sent
 
     def begin(self, inputs: Mapping[str, int], n_microbatches: int) -> None:
         """Weights, the optimizer's state and the batch."""
@@ -132,8 +134,8 @@ class _Walk:
                 self.reduce(a)
             case "RECV":
                 self.receive(a)
-            case "SEND" if a.is_gradient:
-                self.ledger.drop(("d", a.microbatch, a.name))
+            case "SEND":
+                self.send(a)
             case _:
                 pass
 
@@ -149,6 +151,15 @@ class _Walk:
                 own[result] = self.ledger.new(kinds.get(i, rest), foot.own[-1 - result])
         given = [*operands, *[self.place] * len(foot.results)]
         return [given[r] if r >= 0 else own[r] for r in foot.results]
+
+    def send(self, a: Action) -> None:
+        """What leaves is held: a value until its gradient comes back, a gradient to the end."""
+        kind = "d" if a.is_gradient else "value"
+        self.ledger.hold(("sent", a.microbatch, a.value, a.peer), self.ledger.held[kind, a.microbatch, a.name])
+        if a.is_gradient:
+            self.ledger.drop(("d", a.microbatch, a.name))
+        else:
+            self.peers.setdefault((a.microbatch, a.name), []).append(a.peer)
 
     def receive(self, a: Action) -> None:
         """Room for a value of another rank, or for its gradient."""
@@ -250,6 +261,8 @@ class _Walk:
         self.ledger.hold(("results",), results)
         for v in names:
             self.ledger.drop(("d", m, v))
+            for peer in self.peers.pop((m, v), ()):
+                self.ledger.drop(("sent", m, f"%{v}", peer))
         self.ledger.drop(("saved", a.call, m))
         ins = [v for v, flows in zip(call.ins, g.in_grads, strict=True) if flows]
         for v, memory in zip(ins, results[:n], strict=True):

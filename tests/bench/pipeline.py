@@ -68,7 +68,7 @@ class TimedWire(Wire):
 
     def receive(self, name: str, is_gradient: bool, microbatch: int, peer: int) -> Arrival:
         made = super().receive(name, is_gradient, microbatch, peer)
-        return Timed(made.buffer, made.work, self.waits)
+        return Timed(made.buffer, made.work, made.peer, self.waits)
 
 
 def measured(rank: int, path: str, steps: int) -> tuple[list[list[Ran]], float]:

@@ -24,6 +24,7 @@ from tests.grid.run import Artifact, Case, artifact, ready
 
 PLANS_MEASURED = ("dp", "zero2", "zero3", "tp", "tp+sp", "ring", "ulysses", "1f1b-few", "pp+zero3")
 TOLERANCE = 0.1
+TIMES = 5  # steps, of which the least counts: threads of gloo give their buffers back when they come to it
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def measure(case: Case) -> list[Peak]:
 
 
 def peak(rank: int, a: Artifact) -> Peak:
-    """The third step of a rank: the first makes the optimizer's state."""
+    """Steps of a rank behind the first, which makes the optimizer's state."""
     seat, executor, params = ready(a, rank)
     tracer, plan = TRACERS[a.case.model], PLANS[a.case.plan]
     batches = [seat.cut(inputs_of(tracer.program(), tracer.sizes, a.case.dtype, m)) for m in range(plan.microbatches)]
@@ -60,9 +61,12 @@ def peak(rank: int, a: Artifact) -> Peak:
     step()
     kept = [*params.values(), *optimizer.state().values(), *(x for b in batches for x in b.values())]
     before = sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in kept}.values())
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        step()
-    return Peak(a.peaks[seat.wire.rank if seat.wire else 0], before + most_allocated(found))
+    measured: list[int] = []
+    for _ in range(TIMES):
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+            step()
+        measured.append(before + most_allocated(found))
+    return Peak(a.peaks[seat.wire.rank if seat.wire else 0], min(measured))
 
 
 def line(case: Case, peaks: Sequence[Peak]) -> str:
