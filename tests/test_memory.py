@@ -9,14 +9,14 @@ from tests.grid.memory import TOLERANCE, measure
 from tests.grid.run import Case, artifact
 
 
-@pytest.mark.parametrize("model", ["llama", "deepseek_v2", "t5"])
+@pytest.mark.parametrize("model", ["llama", "t5"])
 def test_the_peak_of_one_process_is_that_of_the_allocator(model: str) -> None:
     (found,) = measure(Case(model, "alone", 1, torch.float32))
     assert found.error <= 0.01  # counters of the optimizer, norms of gradients
 
 
 def test_peaks_of_ranks_that_keep_parts_are_near_those_of_the_allocator() -> None:
-    for plan in ("dp", "tp", "ring"):
+    for plan in ("dp", "ring"):
         for found in measure(Case("llama", plan, 2, torch.float32)):
             assert found.error <= TOLERANCE, plan
 

@@ -18,6 +18,7 @@ from specc.compiler.program import Eqn
 from specc.compiler.types import TensorType
 from tests.grid import run
 from tests.grid.models import TRACERS
+from tests.grid.plans import Plan
 from tests.grid.processes import spawn
 
 PLANS = 2
@@ -58,9 +59,10 @@ def test_random_plans_equal_one_process(model: str, axes: tuple[Axis, ...], monk
     made: list[run.Artifact] = []
     for seed in range(PLANS):
         plan = random_plan(model, axes, seed, monkeypatch)
-        monkeypatch.setattr(run, "placed_of", lambda _, plan=plan: plan)
+        monkeypatch.setattr(run, "place", lambda *_, plan=plan: plan)
+        monkeypatch.setitem(run.PLANS, "dp", Plan(lambda _: axes))
         made.append(run.artifact(run.Case(model, "dp", plan.mesh.size)))
-    expected = run.reference(model, torch.float64)
+    expected = run.reference(model, torch.float64, run.PLANS["dp"].microbatches)
     for seed, found in enumerate(spawn(run.on_rank, made[0].mesh.size, made, seconds=300)[0]):
         assert not isinstance(found, str), f"plan {seed}: {found}"
         assert run.error(found.outcome(), expected) < TOLERANCE, f"plan {seed}"

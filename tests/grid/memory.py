@@ -24,7 +24,7 @@ from tests.grid.run import Artifact, Case, artifact, ready
 
 PLANS_MEASURED = ("dp", "zero2", "zero3", "tp", "tp+sp", "ring", "ulysses", "1f1b-few", "pp+zero3")
 TOLERANCE = 0.1
-TIMES = 5  # steps, of which the least counts: threads of gloo give their buffers back when they come to it
+TIMES = 3  # steps, of which the least counts: threads of gloo give their buffers back when they come to it
 
 
 @dataclass(frozen=True)
