@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from specc.compiler.build import build_spec
+from specc.compiler.kernels import emit
 from specc.compiler.kernels.aot import DEVICES, TARGETS, Figures, gate, targets_of
 from specc.compiler.kernels.emit import summary
 from specc.compiler.kernels.load import load_kernel
@@ -88,6 +89,13 @@ def test_plans_that_kernels_cannot_serve_are_refused(override: str, code: str, t
     with pytest.raises(SpecError) as error:
         build_spec(load(spec, [*GPU, override]), tmp_path / "build")
     assert error.value.codes == (code,)
+
+
+def test_kernels_are_refused_where_triton_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(emit.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SpecError) as error:
+        build_spec(load(write_spec(tmp_path), GPU), tmp_path / "build")
+    assert error.value.codes == ("S560",)
 
 
 def test_every_architecture_takes_a_norm_behind_a_residual_sum(tmp_path: Path) -> None:
