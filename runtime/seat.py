@@ -11,7 +11,7 @@ from torch import Tensor
 from specc.compiler.graphs import dtype_named
 from specc.compiler.lower.collectives import group_name
 from specc.compiler.placement.types import Axis, Layout, Mesh, R, place_named
-from specc.compiler.schedule.depth import depths
+from specc.compiler.schedule.timeline import depths
 from specc.runtime.built import Stage
 from specc.runtime.errors import RunError
 from specc.runtime.groups import InputLayout, cut_inputs, join, whole

@@ -18,9 +18,9 @@ from specc.compiler.passes.sink_masks import sink_masks
 from specc.compiler.program import Call, Program
 from specc.compiler.schedule.actions import Action, parse
 from specc.compiler.schedule.assemble import Order, Pipeline, assemble
-from specc.compiler.schedule.depth import depths
 from specc.compiler.schedule.files import read_schedules
 from specc.compiler.schedule.schedules import SCHEDULES
+from specc.compiler.schedule.timeline import depths
 from specc.runtime.built import Build, open_build
 from specc.spec.errors import SpecError
 from specc.spec.spec import load
