@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from specc.compiler.graphs import tensor_bytes
+from specc.compiler.report.gather import read_json
 from specc.compiler.schedule.actions import CARRY, PARTS
 from specc.compiler.schedule.files import read_schedules
 from specc.compiler.units import count, size
 
 COLLECTIVE = "_c10d_functional."
 WAIT = f"{COLLECTIVE}wait_tensor.default"
-ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "bool": 1}
 NUMBER = re.compile(r"\.\d+(?=\.)")
 
 
@@ -36,13 +35,13 @@ def compare(a: Path, b: Path) -> str:
 
 
 def stages(build: Path) -> list[str]:
-    found: list[str] = _json(build / "manifest.json")["stages"]
+    found: list[str] = read_json(build / "manifest.json")["stages"]
     return found
 
 
 def said(a: Path, b: Path) -> Iterator[str]:
     """What differs in the stage and the plan as they were written, and in the model's program."""
-    x, y = (dict(flat(_json(home / "stage.json"), ("spec", "plan"))) for home in (a, b))
+    x, y = (dict(flat(read_json(home / "stage.json"), ("spec", "plan"))) for home in (a, b))
     for key in sorted(x.keys() | y.keys()):
         if x.get(key) != y.get(key):
             yield f"{key}: {shown(x.get(key))} -> {shown(y.get(key))}"
@@ -76,9 +75,9 @@ def moved(a: Path, b: Path) -> Iterator[str]:
 
 def kept(home: Path) -> dict[str, str]:
     """Where each parameter lies: `tp:S(H) dp:S(D)`, or `whole`."""
-    axes = [axis["name"] for axis in _json(home / "stage.json").get("mesh", []) if axis["role"] != "stages"]
+    axes = [axis["name"] for axis in read_json(home / "stage.json").get("mesh", []) if axis["role"] != "stages"]
     found: dict[str, str] = {}
-    for p in _json(home / "params.json"):
+    for p in read_json(home / "params.json"):
         places = zip(axes, p.get("layout", []), strict=False)
         split = [f"{axis}:S({p['dims'][int(place[1:])]})" for axis, place in places if place.startswith("S")]
         found[p["path"]] = " ".join(split) or "whole"
@@ -87,10 +86,10 @@ def kept(home: Path) -> dict[str, str]:
 
 def costs(a: Path, b: Path) -> Iterator[str]:
     """Memory of the fullest rank, work, and what is sent, where they differ."""
-    memory = [_json(home / "memory.json") for home in (a, b)]
+    memory = [read_json(home / "memory.json") for home in (a, b)]
     for kind in memory[0]:
         yield from changed(f"memory, {kind}", memory[0][kind], memory[1].get(kind, 0), size)
-    work = [_json(home / "work.json")["step"] for home in (a, b)]
+    work = [read_json(home / "work.json")["step"] for home in (a, b)]
     yield from changed("FLOPs of a step and rank", work[0]["flops"], work[1]["flops"], count)
     sent = [collectives(home) for home in (a, b)]
     for name in sorted(sent[0].keys() | sent[1].keys()):
@@ -107,7 +106,7 @@ def changed(what: str, before: float, after: float, unit: Any) -> Iterator[str]:
 
 def collectives(home: Path) -> dict[str, tuple[int, int]]:
     """How many of each kind and group the first rank of the pipeline runs in a step, and the bytes of their results."""
-    calls = _json(home / "calls.json")["calls"]
+    calls = read_json(home / "calls.json")["calls"]
     runs = Counter[tuple[str, str]]()
     for action in read_schedules(home)[0]:
         parts = [PARTS[action.kind]] if action.kind in PARTS else list(CARRY.get(action.kind, ()))
@@ -124,13 +123,8 @@ def collectives(home: Path) -> dict[str, tuple[int, int]]:
 
 def sends(graph: Path) -> Iterator[tuple[str, int]]:
     """The collectives of a graph: their kind and group, and the bytes of the result."""
-    for row in _json(graph):
+    for row in read_json(graph):
         target = row.get("target", "")
         if target.startswith(COLLECTIVE) and target != WAIT:
-            dtype, shape, _ = row["type"]
             kind = target.removeprefix(COLLECTIVE).partition(".")[0]
-            yield f"{kind} on {row['args'][-1]}", math.prod(shape) * ITEMSIZE[dtype]
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+            yield f"{kind} on {row['args'][-1]}", tensor_bytes(row["type"])

@@ -8,7 +8,7 @@ import json
 import math
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,12 @@ class Graphs:
         named = {"fwd": self.fwd, "bwd": self.bwd, "bwd_input": self.bwd_input, "bwd_weight": self.bwd_weight}
         named |= self.carry.parts() if self.carry else {}
         return {n: g for n, g in named.items() if g is not None}
+
+
+def comes_again(n_ins: int, gathered: Iterable[int], saved_from: Iterable[int]) -> dict[int, int]:
+    """Which saved values are parameters that come again for the backward: place among the saved -> the call's."""
+    ours = {n_ins + i: i for i in gathered}
+    return {j: ours[source] for j, source in enumerate(saved_from) if source in ours}
 
 
 def verify(gm: fx.GraphModule) -> fx.GraphModule:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from specc.compiler.graphs import Graphs
+from specc.compiler.placement.cost import INDEX_BYTES
+from specc.compiler.placement.mesh import ITEMSIZE
 from specc.compiler.placement.placed import Placed
 from specc.compiler.placement.types import Mesh, local_shape
 from specc.compiler.program import Call, Program
@@ -15,9 +17,6 @@ from specc.compiler.schedule.footprint import Feet
 from specc.compiler.schedule.memory import Kept, Memory, memory_of
 from specc.compiler.types import TensorType
 from specc.spec.plan import Precision
-
-INDEX_BYTES = {"int": 8, "bool": 1}
-BYTES = {"fp64": 8, "fp32": 4, "bf16": 2}
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Widths:
 
 def widths_of(precision: Precision) -> Widths:
     """Those of a plan."""
-    return Widths(*(BYTES[name] for name in (precision.master, precision.compute, precision.reduce)))
+    return Widths(*(ITEMSIZE[name] for name in (precision.master, precision.compute, precision.reduce)))
 
 
 def rank_memories(

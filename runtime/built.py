@@ -17,7 +17,7 @@ from specc.compiler.lower.exchange import exchange  # registers ops that graphs 
 from specc.compiler.lower.grouped import grouped_mm  # and this one
 from specc.compiler.program import Call
 from specc.compiler.schedule.actions import Action, parts_of
-from specc.compiler.schedule.files import read_schedules
+from specc.compiler.schedule.files import calls_of, read_schedules
 from specc.compiler.work import Work
 from specc.runtime.compile import Decision, callable_of, decide
 from specc.runtime.errors import RunError
@@ -138,12 +138,9 @@ def _depth(stages: Mapping[str, Stage], name: str) -> int:
 def _stage(name: str, path: Path) -> Stage:
     facts = json.loads((path / "stage.json").read_text())
     wiring = json.loads((path / "calls.json").read_text())
-    calls = tuple(
-        Call(c["body"], c["tile"], tuple(c["ins"]), tuple(c["params"]), tuple(c["outs"])) for c in wiring["calls"]
-    )
     return Stage(
         name, facts["hash"], path, StageSpec.model_validate(facts["spec"]), facts["plan"], facts,
-        json.loads((path / "params.json").read_text()), calls, wiring["graphs"],
+        json.loads((path / "params.json").read_text()), calls_of(wiring), wiring["graphs"],
         read_schedules(path), json.loads((path / "work.json").read_text()),
         json.loads((path / "pipeline.json").read_text()) if (path / "pipeline.json").is_file() else {},
     )  # fmt: skip

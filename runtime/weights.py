@@ -13,6 +13,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from specc.compiler.graphs import comes_again
 from specc.compiler.program import Call
 
 Function = Callable[..., Sequence[Tensor]]
@@ -39,9 +40,8 @@ class Compiled:
 
     @cached_property
     def again(self) -> dict[int, int]:
-        """Which saved values are parameters that come again for the backward: place among the saved -> the call's."""
-        ours = {len(self.in_grads) + i: i for i in self.gathered}
-        return {j: ours[source] for j, source in enumerate(self.saved_from) if source in ours}
+        """Which saved values are parameters that come again for the backward."""
+        return comes_again(len(self.in_grads), self.gathered, self.saved_from)
 
 
 class Weights(Protocol):

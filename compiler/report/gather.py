@@ -16,7 +16,7 @@ from specc.compiler.report.program import model_data
 from specc.compiler.report.text import flops
 from specc.compiler.schedule import actions as scheduled
 from specc.compiler.schedule.actions import PARTS
-from specc.compiler.schedule.files import read_schedules
+from specc.compiler.schedule.files import calls_of, read_schedules
 from specc.compiler.schedule.timeline import starts
 from specc.compiler.units import count, size
 from specc.spec.spec import Spec, load
@@ -118,8 +118,7 @@ def _schedule(build: Path, name: str) -> Schedule:
     behind each."""
     home = build / "stages" / name
     layout, live, work = (read_json(home / f) for f in ("calls.json", "live.json", "work.json"))
-    calls = [Call(c["body"], c["tile"], tuple(c["ins"]), (), tuple(c["outs"])) for c in layout["calls"]]
-    schedules = read_schedules(home)
+    calls, schedules = calls_of(layout), read_schedules(home)
     flops = {(n, p): w["flops"] for n, each in work["parts"].items() for p, w in each.items()}
     tiles = Counter(c.body for c in calls)
     least = STEP_SHARE * max(sum(_flops(a, calls, flops) for a in actions) for actions in schedules)

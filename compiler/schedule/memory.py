@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from specc.compiler.graphs import Graphs, node_type, tensor_bytes
+from specc.compiler.graphs import Graphs, comes_again, node_type, tensor_bytes
 from specc.compiler.program import Call
 from specc.compiler.schedule.actions import Action
 from specc.compiler.schedule.footprint import Feet
@@ -244,10 +244,9 @@ class _Walk:
         self.ledger.hold(("saved", a.call, a.microbatch), [x for j, x in enumerate(saved) if j not in self.again(g)])
         self.saved[a.call, a.microbatch] = saved
 
-    def again(self, g: Graphs) -> set[int]:
+    def again(self, g: Graphs) -> Mapping[int, int]:
         """Which saved values are parameters that come again for the backward."""
-        ours = {len(g.in_grads) + i for i in g.carry.gathered} if g.carry else set()
-        return {j for j, source in enumerate(g.saved_from) if source in ours}
+        return comes_again(len(g.in_grads), g.carry.gathered, g.saved_from) if g.carry else {}
 
     def backward(self, a: Action, part: str) -> None:
         call, m, g = self.calls[a.call], a.microbatch, self.graphs_of(a)

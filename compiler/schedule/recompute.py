@@ -35,11 +35,13 @@ def choose(
 ) -> frozenset[int]:  # fmt: skip
     """The calls to run again. `auto`: the fewest that bring the peak, in bytes, below the limit; those that give most
     memory for their work go first. If none do, all that can."""
+    if kind == "none":
+        return frozenset()
     worth = gains(graphs)
     able = [c for c, call in enumerate(calls) if worth[call.body] > 0]
     ranked = sorted(able, key=lambda c: -worth[calls[c].body])
-    if kind != "auto":
-        return frozenset(ranked if kind == "full" else ())
+    if kind == "full":
+        return frozenset(ranked)
     few, many = 0, len(ranked)
     while few < many:
         middle = (few + many) // 2

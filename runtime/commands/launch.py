@@ -9,7 +9,7 @@ from pathlib import Path
 from specc.runtime.built import Build, open_build
 from specc.runtime.errors import RunError
 from specc.runtime.jobs import KINDS, NAME, Job
-from specc.runtime.seat import mesh_of_stage
+from specc.runtime.start import ranks_of
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,8 +25,7 @@ def run(args: argparse.Namespace) -> int:
 
 def job_of(build: Build, args: argparse.Namespace) -> Job:
     """The machines that a build's ranks fill. Raises RunError for numbers that do not fit."""
-    ranks = {name: mesh_of_stage(stage).size for name, stage in build.stages.items()}
-    (n,) = set(ranks.values())
+    n = ranks_of(build)
     per_node = min(args.per_node, n)
     if n % per_node:
         raise RunError(f"{n} ranks do not fill machines of {per_node}; give a --per-node that divides {n}")
