@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from functools import partial
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from specc.compiler.kernels.kernel import POINTERS
 from specc.compiler.kernels.made import Entry, Made, Setting
-from specc.compiler.kernels.source import plain
+from specc.compiler.kernels.template import filled
 from specc.compiler.lower.local import Impl
 from specc.compiler.lower.loss import linear_cross_entropy
 from specc.compiler.ops.loss import IGNORE
@@ -99,20 +98,12 @@ def forward_shapes(logits, labels, count):
 def make_cross_entropy(vocab: int, dtype: torch.dtype, place: str) -> Made:
     """The file for rows of that many logits."""
     words = {"WIDTH": vocab, "IGNORE": IGNORE, "DTYPE": dtype, "SETTINGS": SETTINGS}
-    text = TEXT
-    for word, meaning in words.items():
-        text = text.replace(f"<{word}>", str(meaning))
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    name = f"cross_entropy_{digest[:10]}"
-    head = (
-        f"# {name}: made by specc, never changed by hand. Build again after a change of the spec.\n#\n"
-        f"#   {plain(place)}\n#\n# sha256 of what follows: {digest}\n\n"
-    )
+    name, source = filled("cross_entropy", TEXT, words, place)
     tensors = {"logits": POINTERS[dtype], "labels": "*i64", "count": "*i64", "loss": "*fp32", "grad": POINTERS[dtype]}
     settings = tuple(Setting({"BLOCK_V": block}, warps) for block, warps in SETTINGS)
     narrow = "no row is a multiple of 16 bytes" if vocab * dtype.itemsize % 16 else ""
     entry = Entry("forward_kernel", {f"{n}_ptr": t for n, t in tensors.items()}, settings, narrow)
-    return Made(name, head + text.replace("<NAME>", name), (entry,))
+    return Made(name, source, (entry,))
 
 
 def losses_of(body: Body, sizes: Mapping[str, int]) -> dict[str, tuple[int, str]]:

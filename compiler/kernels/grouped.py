@@ -4,7 +4,6 @@ The counts of groups stay on the device: a program that finds no rows of its gro
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from specc.compiler.kernels.kernel import POINTERS
 from specc.compiler.kernels.made import Entry, Made, Setting
-from specc.compiler.kernels.source import plain
+from specc.compiler.kernels.template import filled
 from specc.compiler.lower.local import Impl, Local
 from specc.compiler.program import Body
 
@@ -162,15 +161,8 @@ class Grouped:
 
 def make_grouped(g: Grouped, dtype: torch.dtype) -> Made:
     """The file of a grouped product."""
-    text = TEXT
-    for word, meaning in {"IN": g.n_in, "OUT": g.n_out, "DTYPE": dtype, "TILES": TILES}.items():
-        text = text.replace(f"<{word}>", str(meaning))
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    name = f"grouped_{digest[:10]}"
-    head = (
-        f"# {name}: made by specc, never changed by hand. Build again after a change of the spec.\n#\n"
-        f"#   {plain(g.place)}\n#\n# sha256 of what follows: {digest}\n\n"
-    )
+    words = {"IN": g.n_in, "OUT": g.n_out, "DTYPE": dtype, "TILES": TILES}
+    name, source = filled("grouped", TEXT, words, g.place)
     x, o = POINTERS[dtype], "*i64"
     as_is = {"n_in": g.n_in, "n_out": g.n_out, "stride_in": g.n_out, "stride_out": 1}
     turned = {"n_in": g.n_out, "n_out": g.n_in, "stride_in": 1, "stride_out": g.n_out}
@@ -182,7 +174,7 @@ def make_grouped(g: Grouped, dtype: torch.dtype) -> Made:
         Entry("forward_kernel", forward, _settings(turned), narrow),
         Entry("weight_kernel", weight, _settings({"n_in": g.n_in, "n_out": g.n_out}), narrow),
     )
-    return Made(name, head + text.replace("<NAME>", name), entries)
+    return Made(name, source, entries)
 
 
 def _settings(sizes: Mapping[str, int]) -> tuple[Setting, ...]:
