@@ -28,7 +28,7 @@ from specc.compiler.lower.placed_bodies import lower_placed
 from specc.compiler.lower.user import user_impls
 from specc.compiler.ops.row import Op
 from specc.compiler.ops.user import op_files, user_ops
-from specc.compiler.order import Lowered, fitted, order, write_order
+from specc.compiler.order import Lowered, Ordered, fitted, order
 from specc.compiler.partition import build_graphs, clean
 from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
 from specc.compiler.passes.prune import prune
@@ -39,6 +39,7 @@ from specc.compiler.placement.placed import Placed
 from specc.compiler.placement.types import Mesh
 from specc.compiler.positions import check_positions
 from specc.compiler.program import Call, Program
+from specc.compiler.schedule.files import write_schedules
 from specc.compiler.work import graph_work
 from specc.spec.errors import Diagnostic, SpecError
 from specc.spec.plan import PlanSpec
@@ -101,7 +102,7 @@ def build_stage(
         out / "calls.json", {"calls": [vars(c) for c in calls], "graphs": {n: layout(g) for n, g in lowered.items()}}
     )
     write_json(out / "params.json", [param_facts(program, p, placed) for p in program.params])
-    write_order(out, ordered)
+    write_order(ordered, out)
     decoding = build_decoding(whole, stage, compute, out / "decode", own, rows)
     write(out / "decode.txt", decoding + "\n")
     result = facts_of(name, stage, spec.plan, program, sizes, lowered, calls, ordered.actions, ordered.fullest)
@@ -202,6 +203,18 @@ def write_graphs(lowered: Mapping[str, Graphs], out: Path) -> None:
         for part, gm in graphs.parts().items():
             write(out / f"{name}.{part}.json", to_json(gm))
             write(out / f"{name}.{part}.txt", to_text(gm))
+
+
+def write_order(made: Ordered, out: Path) -> None:
+    """Actions as text, bytes alive behind each; with a pipeline its slots, and what the runtime needs beside them."""
+    write_schedules(out, made.actions)
+    live = [[moment.left for moment in memory.moments] for memory in made.memories]
+    write(out / "live.json", json.dumps(live) + "\n")
+    if made.pipe:
+        pipe = made.pipe
+        write(out / "slots.txt", str(pipe.table))
+        described = {"values": pipe.values, "params": pipe.params, "loss": pipe.loss, "stages": pipe.stages.of_call}
+        write_json(out / "pipeline.json", {**described, "where": pipe.stages.where})
 
 
 def lower_body(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from specc.compiler.facts import call_work
 from specc.compiler.graphs import Graphs
@@ -18,7 +16,6 @@ from specc.compiler.program import Call, Program
 from specc.compiler.rank_memory import rank_memories, widths_of
 from specc.compiler.schedule.actions import Action, one_of_mesh, one_rank
 from specc.compiler.schedule.assemble import Order, Pipeline, assemble
-from specc.compiler.schedule.files import write_schedules
 from specc.compiler.schedule.footprint import footprints
 from specc.compiler.schedule.memory import Memory
 from specc.compiler.schedule.recompute import Recompute, choose, recomputed
@@ -104,18 +101,4 @@ def pipelined(
         plan.schedule.kind, mesh.stages, plan.schedule.chunks, stage.batch.microbatches, placed is not None,
         placed is not None and placed.gather_each_use, placed is not None and placed.reduce_each_microbatch,
     )  # fmt: skip
-    trainable = frozenset(n for n, p in program.params.items() if p.trainable)
-    return assemble(asked, calls, graphs, costs, program.loss or "", trainable)
-
-
-def write_order(out: Path, made: Ordered) -> None:
-    """Actions as text, bytes alive behind each; with a pipeline its slots, and what the runtime needs beside them."""
-    write_schedules(out, made.actions)
-    live = [[moment.left for moment in memory.moments] for memory in made.memories]
-    (out / "live.json").write_text(json.dumps(live) + "\n", encoding="utf-8")
-    if made.pipe:
-        pipe = made.pipe
-        (out / "slots.txt").write_text(str(pipe.table), encoding="utf-8")
-        described = {"values": pipe.values, "params": pipe.params, "loss": pipe.loss, "stages": pipe.stages.of_call,
-                     "where": pipe.stages.where}  # fmt: skip
-        (out / "pipeline.json").write_text(json.dumps(described, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return assemble(asked, calls, graphs, costs, program.loss or "", program.trainable)

@@ -117,6 +117,11 @@ class Program:
     outputs: Mapping[str, str]
     loss: str | None
 
+    @property
+    def trainable(self) -> frozenset[str]:
+        """The paths of the parameters that are trained."""
+        return frozenset(n for n, p in self.params.items() if p.trainable)
+
     def value_types(self) -> dict[str, TensorType]:
         """The type of every value between calls."""
         known = dict(self.inputs)

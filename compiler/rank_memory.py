@@ -39,14 +39,13 @@ def rank_memories(
     ema: bool = False,
 ) -> list[Memory]:  # fmt: skip
     """The memory of a step of each rank of the pipeline; ranks that differ in other axes have the same."""
-    trainable = frozenset(n for n, p in program.params.items() if p.trainable)
     numbers = {n: local_numel(p.type, n, placed, {}) for n, p in program.params.items()}
     inputs = {n: input_bytes(t, n, placed, sizes, widths.compute) for n, t in program.inputs.items()}
     found: list[Memory] = []
     for actions in schedules:
         used = {path for a in actions if a.kind == "F" for path in calls[a.call].params}
         params = {n: x for n, x in numbers.items() if n in used}
-        kept = Kept(params, trainable, widths.master, widths.compute, widths.reduce, ema, placed is not None)
+        kept = Kept(params, program.trainable, widths.master, widths.compute, widths.reduce, ema, placed is not None)
         found.append(memory_of(actions, calls, graphs, feet, kept, program.loss, inputs))
     return found
 

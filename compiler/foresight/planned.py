@@ -10,7 +10,8 @@ from specc.spec.stage import StageSpec
 
 
 def recipe_of(plan: PlanSpec, stage: StageSpec) -> Recipe:
-    """`recompute: auto` counts as none: it does something where memory is short alone."""
+    """`recompute: auto` counts as none, for it does something where memory is short alone; and so does a share, which
+    is not priced."""
     sizes = {a.name: a.size for a in mesh_of(plan).axes}
     pp, ep, tp = (sizes.get(axis, 1) for axis in ("pp", "ep", "tp"))
     cp, shared = sizes.get("cp", 1) * sizes.get("ring", 1), sizes.get("dp", 1) * ep

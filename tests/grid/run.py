@@ -21,7 +21,7 @@ from specc.compiler.passes.sink_masks import sink_masks
 from specc.compiler.placement.place import place
 from specc.compiler.placement.placed import Placed
 from specc.compiler.placement.types import Layout, Mesh, R
-from specc.compiler.program import Call, Program
+from specc.compiler.program import Call
 from specc.compiler.rank_memory import Widths, rank_memories
 from specc.compiler.schedule.actions import Action
 from specc.compiler.schedule.assemble import Order, Pipeline, assemble
@@ -93,7 +93,7 @@ class Sent:
 def artifact(case: Case) -> Artifact:
     tracer, plan = TRACERS[case.model], PLANS[case.plan]
     program = sink_masks(tracer.program()) if plan.sunk else tracer.program()
-    mesh, names = plan.mesh(case.ranks), trained(program)
+    mesh, names = plan.mesh(case.ranks), program.trainable
     placed = place(program, mesh.inner, tracer.sizes, plan.options) if mesh.inner.axes else None
     if placed:
         graphs, calls = lower_placed(placed, case.dtype, share=plan.share)
@@ -135,10 +135,6 @@ def pipelined(
     return assemble(order, calls, graphs, costs, loss, names)
 
 
-def trained(program: Program) -> frozenset[str]:
-    return frozenset(n for n, p in program.params.items() if p.trainable)
-
-
 def texts_of(graphs: Mapping[str, Graphs]) -> dict[str, tuple[dict[str, object], dict[str, str]]]:
     return {n: (facts(g), {p: to_json(gm) for p, gm in g.parts().items()}) for n, g in graphs.items()}
 
@@ -149,7 +145,7 @@ def reference(model: str, dtype: torch.dtype, microbatches: int) -> Outcome:
     program = tracer.program()
     graphs, calls = lower(program, tracer.sizes, dtype)
     bodies = {n: body_of(*each) for n, each in texts_of(graphs).items()}
-    names, actions = trained(program), in_turn(calls, graphs, microbatches, None)
+    names, actions = program.trainable, in_turn(calls, graphs, microbatches, None)
     executor = Executor(calls, bodies, actions, program.loss, {}, names, dtype, dtype)
     return train(executor, model, weights_of(program, dtype), Seat(), microbatches, names)
 
