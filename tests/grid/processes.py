@@ -1,4 +1,6 @@
-"""Real gloo processes on this machine, with a hard limit of time so that a hang is a failure."""
+"""Real gloo processes on this machine, with a hard limit of time so that a hang is a failure.
+
+They are forked, as those of the launcher are, from a process that has imported what they need."""
 
 from __future__ import annotations
 
@@ -16,11 +18,13 @@ import torch
 from torch import distributed as dist
 
 Work = Callable[..., Any]
+PRELOAD = ["pytest", "tests.grid.memory"]
 
 
 def spawn(work: Work, n: int, *args: Any, seconds: float = 120.0) -> list[Any]:
     """`work(rank, *args)` on n processes that know each other; their results in order of rank."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
     with tempfile.TemporaryDirectory() as folder:
         pipes = [context.Pipe(duplex=False) for _ in range(n)]
         started = [
