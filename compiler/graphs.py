@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 NAMESPACES = ("aten", "prims", "specc", "_c10d_functional")
+CARRIED = ("unshard_start", "unshard_finish", "reduce_start", "reduce_finish")  # the graphs of parameters
 NAME = re.compile(r"[a-z]\d+")
 _DTYPES = {str(d).removeprefix("torch."): d for d in (
     torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.int16, torch.int8,
@@ -29,18 +30,20 @@ _FORMATS = {"contiguous_format": torch.contiguous_format, "preserve_format": tor
 class Carry:
     """How a call's parameters come from where they are kept to where they are used, and their gradients back.
 
-    `start(*kept, *coordinates) -> (*pending)` begins the collectives and `finish(*pending, *kept, *coordinates) ->
-    (*used)` waits for them; `reduce(*gradients, *coordinates) -> (*kept gradients)`. `gathered` and `reduced` are the
-    places among the call's parameters of those that these graphs take; others are used as they are kept."""
+    `unshard_start(*kept, *coordinates) -> (*pending)` begins collectives, `unshard_finish(*pending) -> (*used)` waits
+    for them; `reduce_start(*gradients, *coordinates) -> (*pending)`, `reduce_finish(*pending) -> (*kept gradients)`.
+    `gathered` and `reduced` are the places among the call's parameters of those that these graphs take; others are used
+    as they are kept."""
 
-    start: fx.GraphModule | None
-    finish: fx.GraphModule | None
-    reduce: fx.GraphModule | None
-    gathered: tuple[int, ...]
-    reduced: tuple[int, ...]
+    gathered: tuple[int, ...] = ()
+    reduced: tuple[int, ...] = ()
+    unshard_start: fx.GraphModule | None = None
+    unshard_finish: fx.GraphModule | None = None
+    reduce_start: fx.GraphModule | None = None
+    reduce_finish: fx.GraphModule | None = None
 
     def parts(self) -> dict[str, fx.GraphModule | None]:
-        return {"unshard_start": self.start, "unshard_finish": self.finish, "reduce": self.reduce}
+        return {name: getattr(self, name) for name in CARRIED}
 
 
 @dataclass(frozen=True)

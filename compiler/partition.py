@@ -108,16 +108,19 @@ def cut(joint: fx.GraphModule, n_outs: int, share: float) -> tuple[fx.GraphModul
 
 
 def split_at_waits(gm: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """gm(*xs) -> ys   becomes   start(*xs) -> pending   and   finish(*pending, *xs) -> ys.
+    """gm(*xs) -> ys   becomes   start(*xs) -> pending   and   finish(*pending) -> ys.
 
-    The first collectives begin in `start`; those that need another's result are part of `finish`."""
+    The first collectives begin in `start`; those that need another's result are part of `finish`. What waits beside
+    them are operands that `finish` reads."""
     placeholders = gm.graph.find_nodes(op="placeholder")
     waits = gm.graph.find_nodes(op="call_function", target=WAIT)
     begun = [w.args[0] for w in waits if not ancestors([w.args[0]], set()) & set(waits)]
     outputs: Any = gm.graph.output_node().args[0]
-    nothing: list[Any] = [None] * max(len(begun), len(outputs))  # no descriptions of outputs
-    first = extract(gm.graph, placeholders, begun, nothing[: len(begun)])
-    second = extract(gm.graph, [*begun, *placeholders], list(outputs), nothing[: len(outputs)])
+    read = ancestors(outputs, set(begun))
+    pending = [*begun, *(x for x in placeholders if x in read)]
+    nothing: list[Any] = [None] * max(len(pending), len(outputs))  # no descriptions of outputs
+    first = extract(gm.graph, placeholders, pending, nothing[: len(pending)])
+    second = extract(gm.graph, pending, list(outputs), nothing[: len(outputs)])
     return fx.GraphModule(gm, first), fx.GraphModule(gm, second)
 
 

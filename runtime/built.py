@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specc.compiler.graphs import from_json
+from specc.compiler.graphs import CARRIED, from_json
 from specc.compiler.lower.exchange import exchange  # registers ops that graphs may name
 from specc.compiler.lower.grouped import grouped_mm  # and this one
 from specc.compiler.program import Call
@@ -41,10 +41,8 @@ def body_of(layout: Mapping[str, Any], texts: Mapping[str, str], compiled: bool 
     ins, params, outs = (tuple(layout[k]) for k in ("in_grads", "param_grads", "out_grads"))
     return Compiled(
         parts["fwd"], parts.get("bwd"), parts.get("bwd_input"), parts.get("bwd_weight"), layout["n_outs"], ins, params,
-        outs, saved_from=tuple(layout.get("saved_from", ())),
-        start=parts.get("unshard_start"), finish=parts.get("unshard_finish"),
-        reduce=parts.get("reduce"), gathered=tuple(layout.get("gathered", ())),
-        reduced=tuple(layout.get("reduced", ())),
+        outs, saved_from=tuple(layout.get("saved_from", ())), gathered=tuple(layout.get("gathered", ())),
+        reduced=tuple(layout.get("reduced", ())), **{name: parts.get(name) for name in CARRIED},
     )  # fmt: skip
 
 

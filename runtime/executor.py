@@ -107,9 +107,10 @@ class Executor:
                 self._receive(a, state)
             case "SHARE":
                 assert self.wire is not None
+                state.weights.arrive()
                 state.weights.grads[a.value] = self.wire.share(a.value, state.weights.grads[a.value])
             case "STEP":
-                pass  # the trainer steps the optimizer
+                state.weights.arrive()  # the trainer steps the optimizer
 
     def _send(self, a: Action, state: _State) -> None:
         assert self.wire is not None

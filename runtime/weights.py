@@ -6,7 +6,7 @@ after it, and gradients are brought to where their parameters are kept."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, Protocol, TypeVar
 
@@ -32,11 +32,12 @@ class Compiled:
     param_grads: tuple[bool, ...]
     out_grads: tuple[bool, ...]
     saved_from: tuple[int, ...] = ()
-    start: Function | None = None
-    finish: Function | None = None
-    reduce: Function | None = None
     gathered: tuple[int, ...] = ()
     reduced: tuple[int, ...] = ()
+    unshard_start: Function | None = None
+    unshard_finish: Function | None = None
+    reduce_start: Function | None = None
+    reduce_finish: Function | None = None
 
     @cached_property
     def again(self) -> dict[int, int]:
@@ -54,6 +55,7 @@ class Weights(Protocol):
     def free(self, call: int) -> None: ...
     def add(self, call: int, grads: Sequence[Tensor], beside: Sequence[Tensor]) -> None: ...
     def reduce(self, call: int) -> None: ...
+    def arrive(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -128,13 +130,25 @@ class Whole:
     def reduce(self, call: int) -> None:
         """Nothing: gradients are complete."""
 
+    def arrive(self) -> None:
+        """Nothing: they are here."""
+
 
 @dataclass
 class _Coming:
     """Parameters of a call on their way: collectives that began, and the parts that they began with."""
 
     pending: Sequence[Tensor]
-    kept: list[Tensor] = field(default_factory=list)
+    kept: list[Tensor]
+
+
+@dataclass
+class _Leaving:
+    """Gradients of a call on their way: collectives that began, and gradients that stay where they are, by place."""
+
+    call: int
+    pending: Sequence[Tensor]
+    found: dict[int, Tensor]
 
 
 class Carried:
@@ -144,6 +158,7 @@ class Carried:
         self.wiring, self.params = wiring, params
         self.coming: dict[int, _Coming] = {}
         self.used: dict[int, list[Tensor]] = {}
+        self.leaving: _Leaving | None = None
         self.partial = Sums[tuple[int, int]](wiring.reduce)  # by call and place of the parameter, as it is used
         self.sums = Sums[str](wiring.reduce)
         self.grads = self.sums.of
@@ -155,16 +170,15 @@ class Carried:
         body = self.wiring.body(call)
         kept = [self.wiring.cast(self.params[p]) for p in self.wiring.calls[call].params]
         moved = [kept[i] for i in body.gathered]
-        self.coming[call] = _Coming(body.start(*moved, *self.wiring.coordinates) if body.start else [], kept)
+        pending = body.unshard_start(*moved, *self.wiring.coordinates) if body.unshard_start else []
+        self.coming[call] = _Coming(pending, kept)
 
     def operands(self, call: int) -> list[Tensor]:
         coming = self.coming.pop(call, None)
         if coming:
             body, used = self.wiring.body(call), coming.kept
-            if body.finish:
-                moved = [used[i] for i in body.gathered]
-                whole = body.finish(*coming.pending, *moved, *self.wiring.coordinates)
-                for i, x in zip(body.gathered, whole, strict=True):
+            if body.unshard_finish:
+                for i, x in zip(body.gathered, body.unshard_finish(*coming.pending), strict=True):
                     used[i] = x
             self.used[call] = used
         return [*self.used[call], *self.wiring.coordinates]
@@ -179,14 +193,31 @@ class Carried:
                 self.partial.add((call, i), d, seen)
 
     def reduce(self, call: int) -> None:
-        """Bring the call's gradients to where their parameters are kept, and add them to those of other calls."""
-        body, paths = self.wiring.body(call), self.wiring.calls[call].params
+        """Begin to bring the call's gradients to where their parameters are kept; those that left before arrive."""
+        body = self.wiring.body(call)
+        pending: Sequence[Tensor] = []
         found = {
             i: self.partial.of.pop((call, i)) for i, _ in self.wiring.trained(call) if (call, i) in self.partial.of
         }
-        if body.reduce:
-            given = [found[i].contiguous() for i in body.reduced]
-            found |= zip(body.reduced, body.reduce(*given, *self.wiring.coordinates), strict=True)
+        if body.reduce_start:
+            given = [found.pop(i).contiguous() for i in body.reduced]
+            pending = body.reduce_start(*given, *self.wiring.coordinates)
+            del given
+        before, self.leaving = self.leaving, _Leaving(call, pending, found)
+        self._add(before)
+
+    def arrive(self) -> None:
+        """Wait for all gradients that are on their way."""
+        before, self.leaving = self.leaving, None
+        self._add(before)
+
+    def _add(self, come: _Leaving | None) -> None:
+        """Add gradients of a call to those of other calls."""
+        if come is None:
+            return
+        body, paths, found = self.wiring.body(come.call), self.wiring.calls[come.call].params, come.found
+        if body.reduce_finish:
+            found |= zip(body.reduced, body.reduce_finish(*come.pending), strict=True)
         seen: set[int] = set()
-        for i, d in found.items():
-            self.sums.add(paths[i], d, seen)
+        for i in sorted(found):
+            self.sums.add(paths[i], found[i], seen)

@@ -25,4 +25,4 @@ def test_parameters_come_once_and_gradients_go_once_otherwise() -> None:
 def test_a_schedule_survives_its_text_and_names_its_graphs() -> None:
     actions = one_of_mesh(3, 2, {1, 2}, True, False)
     assert parse("\n".join(map(str, actions))) == actions
-    assert parts_of(actions) == {"fwd", "bwd", "unshard_start", "unshard_finish", "reduce"}
+    assert parts_of(actions) == {"fwd", "bwd", "unshard_start", "unshard_finish", "reduce_start", "reduce_finish"}

@@ -67,7 +67,7 @@ def test_a_build_says_how_its_mesh_keeps_parameters_and_takes_inputs(tmp_path: P
     assert embed["shape"] == [512, 16]
     assert embed["layout"] == ["S0", "R"]
     assert (folder / "placed.txt").read_text().startswith("placed tiny on dp=2 cp=2")
-    assert {"layers.unshard_start.json", "layers.reduce.json"} <= {p.name for p in (folder / "graphs").iterdir()}
+    assert {"layers.unshard_start.json", "layers.reduce_start.json"} <= {p.name for p in (folder / "graphs").iterdir()}
 
 
 def test_a_stage_is_the_same_on_any_mesh(tmp_path: Path) -> None:

@@ -77,16 +77,17 @@ def test_zero_3_gathers_parameters_at_each_use_and_scatters_gradients() -> None:
     assert placed.gather_each_use
     assert collectives(g.fwd) == collectives(g.bwd) == {}
     assert g.carry
-    assert collectives(g.carry.start) == {"all_gather": 9}
-    assert collectives(g.carry.finish) == {}
-    assert collectives(g.carry.reduce) == {"reduce_scatter": 9}
+    assert collectives(g.carry.unshard_start) == {"all_gather": 9}
+    assert collectives(g.carry.unshard_finish) == {}
+    assert collectives(g.carry.reduce_start) == {"reduce_scatter": 9}
+    assert collectives(g.carry.reduce_finish) == {}
 
 
 def test_data_parallel_only_adds_gradients() -> None:
     g = layer(llama(Mesh((dp(4),)), Options()))
     assert g.carry
-    assert (g.carry.start, g.carry.gathered) == (None, ())
-    assert collectives(g.carry.reduce) == {"all_reduce": 9}
+    assert (g.carry.unshard_start, g.carry.gathered) == (None, ())
+    assert collectives(g.carry.reduce_start) == {"all_reduce": 9}
 
 
 @pytest.mark.parametrize("plan", ["tp+sp", "ulysses", "ring", "zero3"])

@@ -97,10 +97,11 @@ def carry(
         with mode:
             return clean(make_fx(fn)(xs, list(setting.coordinates)))  # type: ignore[arg-type]
 
-    start = finish = back = None
-    if gathered:
-        start, finish = split_at_waits(traced(gather, [kept[i] for i in gathered]))
-        verify(start), verify(finish)
-    if reduced:
-        back = verify(traced(reduce, [used[i] for i in reduced]))
-    return Carry(start, finish, back, gathered, reduced)
+    forth = halves(traced(gather, [kept[i] for i in gathered])) if gathered else ()
+    back = halves(traced(reduce, [used[i] for i in reduced])) if reduced else ()
+    return Carry(gathered, reduced, *(forth or (None, None)), *back)
+
+
+def halves(gm: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
+    start, finish = split_at_waits(gm)
+    return verify(start), verify(finish)

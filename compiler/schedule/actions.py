@@ -1,9 +1,10 @@
 """The schedule: what a rank does in one step, as a list of actions in order.
 
 `F` runs a call forward, `B` backward (`I` and `W` are its input and weight halves), `RECOMPUTE` runs it forward again
-for what its backward reads, `UNSHARD` begins to make the parameters that a call's graphs compute with, `REDUCE` brings
-its gradients together, `STEP` runs the optimizer. Parameters of a call go after their last use before they are made
-again. In a pipeline, `SEND` and `RECV` begin to move a value (`%v2`) or its gradient (`d%v2`) between ranks, and
+for what its backward reads, `UNSHARD` begins to make the parameters that a call's graphs compute with, `REDUCE` begins
+to bring its gradients together, `STEP` runs the optimizer. Parameters of a call go after their last use before they are
+made again; gradients of a call arrive when those of the next one have set out, the last ones before `SHARE` and `STEP`.
+In a pipeline, `SEND` and `RECV` begin to move a value (`%v2`) or its gradient (`d%v2`) between ranks, and
 `SHARE` adds up the gradient of what several ranks have."""
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ Kind = Literal["UNSHARD", "F", "RECOMPUTE", "B", "I", "W", "REDUCE", "SEND", "RE
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PARTS: dict[Kind, str] = {"F": "fwd", "RECOMPUTE": "fwd", "B": "bwd", "I": "bwd_input", "W": "bwd_weight"}
-CARRY: dict[Kind, tuple[str, ...]] = {"UNSHARD": ("unshard_start", "unshard_finish"), "REDUCE": ("reduce",)}
+CARRY: dict[Kind, tuple[str, ...]] = {
+    "UNSHARD": ("unshard_start", "unshard_finish"),
+    "REDUCE": ("reduce_start", "reduce_finish"),
+}
 READS: tuple[Kind, ...] = ("F", "RECOMPUTE", "B", "I")  # the actions whose graphs take a call's parameters
 GRADIENT = "d%"
 

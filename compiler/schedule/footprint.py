@@ -6,15 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 
 from specc.compiler.graphs import Graphs
 from specc.compiler.work import peak_bytes, storages
 
+WAIT = torch.ops._c10d_functional.wait_tensor.default
+ALL_REDUCE = torch.ops._c10d_functional.all_reduce.default
+
 
 @dataclass(frozen=True)
 class Footprint:
-    """For each result the operand whose memory it lies in, or -1 - i for the i-th memory of the call's own.
+    """For each result the operand whose memory it lies in, or -1 - i for the i-th memory of the call's own. Behind the
+    results comes what collectives that begin in the graph, and are not waited for there, read.
 
     `own` are the bytes of these; `peak` is the most that the call has alive beyond its operands."""
 
@@ -32,13 +37,21 @@ def footprint(gm: fx.GraphModule) -> Footprint:
     own: list[int] = []
     results: list[int] = []
     outputs: Any = gm.graph.output_node().args[0]
-    for node in outputs:
+    for node in (*outputs, *read_later(gm)):
         ((key, nbytes),) = storages([node]).items()
         if key not in operands and key not in found:
             found[key] = -1 - len(own)
             own.append(nbytes)
         results.append(operands[key] if key in operands else found[key])
     return Footprint(tuple(results), tuple(own), peak_bytes(gm))
+
+
+def read_later(gm: fx.GraphModule) -> list[fx.Node]:
+    """What collectives read until somebody else waits for them; an all-reduce has a copy."""
+    nodes = gm.graph.nodes
+    begun = [n for n in nodes if str(n.target).startswith("_c10d_functional.") and n.target != WAIT]
+    left = [n for n in begun if not any(user.target == WAIT for user in n.users)]
+    return [n.args[0] for n in left if n.target != ALL_REDUCE]
 
 
 Feet = Mapping[str, Mapping[str, Footprint]]  # by body and part

@@ -88,6 +88,19 @@ def memory_of(
     return Memory(tuple(moments))
 
 
+@dataclass
+class _Leaving:
+    """Gradients on their way: memories of collectives that began, and of gradients that stay where they are."""
+
+    action: Action
+    pending: list[int]
+    found: dict[int, int]  # by place of the parameter
+
+    @property
+    def key(self) -> Key:
+        return ("leaving", self.action.call, self.action.microbatch)
+
+
 class _Walk:
     """What each action does to the books."""
 
@@ -103,6 +116,7 @@ class _Walk:
         self.saved: dict[tuple[int, int], Sequence[int]] = {}
         self.later = recomputed_later(actions)
         self.peers: dict[tuple[int, str], list[int]] = {}  # where a value was sent
+        self.leaving: _Leaving | None = None
 
     def begin(self, inputs: Mapping[str, int], n_microbatches: int) -> None:
         """Weights, the optimizer's state and the batch."""
@@ -136,8 +150,9 @@ class _Walk:
                 self.receive(a)
             case "SEND":
                 self.send(a)
-            case _:
-                pass
+            case "SHARE" | "STEP":
+                before, self.leaving = self.leaving, None
+                self.arrive(before)
 
     def call(self, a: Action, part: str, operands: Sequence[int], kinds: Mapping[int, str], rest: str) -> list[int]:
         """Run a graph: the memories of its results. Its own are of the kind `rest`, or that of the result's place.
@@ -186,7 +201,7 @@ class _Walk:
         parts = [self.part(path) for path in self.calls[a.call].params]
         self.ledger.hold(("parts", a.call), parts)
         carry = self.graphs_of(a).carry
-        if carry and carry.start:
+        if carry and carry.unshard_start:
             moved = [parts[i] for i in carry.gathered]
             self.ledger.hold(("coming", a.call), self.call(a, "unshard_start", moved, {}, "weights"))
 
@@ -200,8 +215,8 @@ class _Walk:
         """Wait for the parameters of a call."""
         used = list(self.ledger.held["parts", a.call])
         carry = self.graphs_of(a).carry
-        if carry and carry.finish:
-            given = [*self.ledger.held.get(("coming", a.call), ()), *(used[i] for i in carry.gathered)]
+        if carry and carry.unshard_finish:
+            given = self.ledger.held["coming", a.call]
             for i, memory in zip(carry.gathered, self.call(a, "unshard_finish", given, {}, "weights"), strict=True):
                 used[i] = memory
         self.ledger.hold(("used", a.call), used)
@@ -307,20 +322,32 @@ class _Walk:
         seen.add(memory)
 
     def reduce(self, a: Action) -> None:
-        """Bring the call's gradients together, and to where their parameters are kept."""
+        """Begin to bring the call's gradients together, and to where their parameters are kept."""
         if not self.kept.in_parts:
             return
-        paths, carry = self.calls[a.call].params, self.graphs_of(a).carry
-        keys = {i: ("partial", a.call, i) for i, _ in self.trained(a) if ("partial", a.call, i) in self.ledger.held}
+        carry, before, pending = self.graphs_of(a).carry, self.leaving, []
+        keys = {i: key for i, _ in self.trained(a) if (key := ("partial", a.call, i)) in self.ledger.held}
         found = {i: self.ledger.held[key][0] for i, key in keys.items()}
-        if carry and carry.reduce:
-            given = [found[i] for i in carry.reduced]
-            found |= zip(carry.reduced, self.call(a, "reduce", given, {}, "gradients"), strict=True)
-        self.ledger.hold(("results",), found.values())
+        if carry and carry.reduce_start:
+            pending = self.call(a, "reduce_start", [found.pop(i) for i in carry.reduced], {}, "gradients")
+        self.leaving = _Leaving(a, pending, found)
+        self.ledger.hold(self.leaving.key, [*pending, *found.values()])
         for key in keys.values():
             self.ledger.drop(key)
+        self.arrive(before)
+
+    def arrive(self, come: _Leaving | None) -> None:
+        """Gradients of a call that were on their way, added to those of other calls."""
+        if come is None:
+            return
+        a, found = come.action, come.found
+        paths, carry = self.calls[a.call].params, self.graphs_of(a).carry
+        if carry and carry.reduce_finish:
+            found |= zip(carry.reduced, self.call(a, "reduce_finish", come.pending, {}, "gradients"), strict=True)
+        self.ledger.hold(("results",), found.values())
+        self.ledger.drop(come.key)
         seen: set[int] = set()
-        for i, memory in found.items():
+        for i, memory in sorted(found.items()):
             self.reduced(("gradient", paths[i]), memory, seen)
         self.ledger.drop(("results",))
 
