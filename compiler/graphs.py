@@ -115,8 +115,10 @@ def to_json(gm: fx.GraphModule) -> str:
     return "[\n" + ",\n".join(json.dumps(r, separators=(",", ":")) for r in rows) + "\n]\n"
 
 
-def from_json(text: str) -> fx.GraphModule:
-    """The graph of a JSON text; raises ValueError on anything that to_json does not write."""
+def from_json(text: str, device: torch.device | None = None) -> fx.GraphModule:
+    """The graph of a JSON text; raises ValueError on anything that to_json does not write.
+
+    What it makes without an operand (a range, say) is made on `device`, by default where it was lowered."""
     graph, nodes = fx.Graph(), dict[str, fx.Node]()
     for row in json.loads(text):
         if row["op"] == "output":
@@ -129,6 +131,8 @@ def from_json(text: str) -> fx.GraphModule:
             node = graph.placeholder(name)
         elif row["op"] == "call_function":
             kwargs = {k: _decode(v, nodes) for k, v in row.get("kwargs", {}).items()}
+            if device and isinstance(kwargs.get("device"), torch.device):
+                kwargs["device"] = device
             if not all(k.isidentifier() and k.isascii() for k in kwargs):
                 raise ValueError(f"bad argument names in {name}")
             node = graph.call_function(resolve(row["target"]), tuple(_decode(row["args"], nodes)), kwargs)

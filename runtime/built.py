@@ -20,6 +20,7 @@ from specc.compiler.schedule.actions import Action, parts_of
 from specc.compiler.schedule.files import calls_of, read_schedules
 from specc.compiler.work import Work
 from specc.runtime.compile import Decision, callable_of, decide
+from specc.runtime.device import CPU
 from specc.runtime.errors import RunError
 from specc.runtime.executor import Compiled, Executor
 from specc.runtime.kernels import load_kernels
@@ -33,11 +34,13 @@ assert grouped_mm is not None
 assert exchange is not None
 
 
-def body_of(layout: Mapping[str, Any], texts: Mapping[str, str], compiled: bool = False) -> Compiled:
+def body_of(
+    layout: Mapping[str, Any], texts: Mapping[str, str], compiled: bool = False, device: torch.device = CPU
+) -> Compiled:  # fmt: skip
     """A body's graphs as callables; those of its parameters stay as they are, since they hardly compute."""
     parts: dict[str, Function] = {}
     for name, text in texts.items():
-        parts[name] = callable_of(from_json(text), compiled and name in BODY_PARTS)
+        parts[name] = callable_of(from_json(text, device), compiled and name in BODY_PARTS, device)
     ins, params, outs = (tuple(layout[k]) for k in ("in_grads", "param_grads", "out_grads"))
     return Compiled(
         parts["fwd"], parts.get("bwd"), parts.get("bwd_input"), parts.get("bwd_weight"), layout["n_outs"], ins, params,
@@ -78,29 +81,32 @@ class Stage:
         """Of all parameters, whole."""
         return {p["path"]: p["shape"] for p in self.params}
 
-    def decide(self) -> Decision:
+    def decide(self, device: torch.device = CPU) -> Decision:
         """Whether a run of this stage on this machine should compile its graphs."""
         step, graphs = Work(**self.work["step"]), Work(**self.work["graphs"])
-        return decide(self.plan["compile"], step, graphs, self.work["n"], self.spec.steps(), self.compute)
+        return decide(self.plan["compile"], step, graphs, self.work["n"], self.spec.steps(), self.compute, device)
 
     def executor(
-        self, compiled: bool = False, coordinates: Sequence[Tensor] = (), wire: Wire | None = None
+        self, compiled: bool = False, coordinates: Sequence[Tensor] = (), wire: Wire | None = None,
+        device: torch.device = CPU,
     ) -> Executor:  # fmt: skip
         """The stage's graphs, loaded; those that a step runs as C++ if `compiled`. `coordinates` are a rank's place."""
         if self.plan.get("kernels") == "triton":
             load_kernels(self.path.parents[1], self.spec, self.compute)
         actions = self.schedules[wire.rank if wire else 0]
         run = {self.calls[a.call].body for a in actions if a.call >= 0}
-        bodies = {n: self._body(n, at, actions, compiled and n in run) for n, at in self.graphs.items()}
+        bodies = {n: self._body(n, at, actions, compiled and n in run, device) for n, at in self.graphs.items()}
         return Executor(
             self.calls, bodies, actions, self.facts["loss"], {}, frozenset(self.trainable()), self.compute,
             torch.float64 if self.compute == torch.float64 else torch.float32, coordinates, wire,
         )  # fmt: skip
 
-    def _body(self, name: str, layout: Mapping[str, Any], actions: list[Action], compiled: bool) -> Compiled:
+    def _body(
+        self, name: str, layout: Mapping[str, Any], actions: list[Action], compiled: bool, device: torch.device
+    ) -> Compiled:  # fmt: skip
         used = parts_of(actions)
         text = {p: (self.path / "graphs" / f"{name}.{p}.json").read_text() for p in layout["parts"] if p in used}
-        return body_of(layout, text, compiled)
+        return body_of(layout, text, compiled, device)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch import SymInt, Tensor, fx
 from specc.compiler.graphs import dtype_named
 from specc.compiler.units import duration
 from specc.compiler.work import Work
+from specc.runtime.device import CPU
 from specc.runtime.products import with_fast_products
 from specc.runtime.rates import measured
 
@@ -35,9 +36,11 @@ class Decision:
     step_seconds: float
 
 
-def decide(mode: Mode, step: Work, graphs: Work, n_graphs: int, steps: int, compute: torch.dtype) -> Decision:
+def decide(
+    mode: Mode, step: Work, graphs: Work, n_graphs: int, steps: int, compute: torch.dtype, device: torch.device = CPU
+) -> Decision:  # fmt: skip
     """Compile if that takes less time than it saves in all steps, by this machine's measured rates."""
-    rates = measured(compute)
+    rates = measured(compute, device)
     plain, compiled = rates.seconds(step), rates.seconds(step, compiled=True)
     cost = n_graphs * SECONDS_A_GRAPH + graphs.nodes * SECONDS_A_NODE
     pays = (plain - compiled) * steps > cost
@@ -57,26 +60,27 @@ def decided(path: Path, make: Callable[[], Decision]) -> Decision:
     return made
 
 
-def callable_of(gm: fx.GraphModule, compiled: bool) -> Function:
+def callable_of(gm: fx.GraphModule, compiled: bool, device: torch.device = CPU) -> Function:
     """The graph with this machine's fastest products, through Inductor or as it is."""
-    gm = with_fast_products(gm)
-    return compile_graph(gm) if compiled else gm
+    if device == CPU:
+        gm = with_fast_products(gm)
+    return compile_graph(gm, device) if compiled else gm
 
 
-def compile_graph(gm: fx.GraphModule) -> Function:
+def compile_graph(gm: fx.GraphModule, device: torch.device = CPU) -> Function:
     """The graph through Inductor; its operands' types are those that it was built with."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(private_cache()))
     made: list[Tensor | int | SymInt | None] = [
-        example(node.meta["type"]) for node in gm.graph.find_nodes(op="placeholder")
+        example(node.meta["type"], device) for node in gm.graph.find_nodes(op="placeholder")
     ]
     compiled: Any = import_module("torch._inductor").compile(gm, made)  # imported late: it takes a second
     return lambda *args: compiled(*args)
 
 
-def example(type_: tuple[str, list[int], list[int]]) -> Tensor:
+def example(type_: tuple[str, list[int], list[int]], device: torch.device = CPU) -> Tensor:
     """A tensor of a recorded type, with its strides."""
     name, shape, strides = type_
-    return torch.empty_strided(shape, strides, dtype=dtype_named(name)).zero_()
+    return torch.empty_strided(shape, strides, dtype=dtype_named(name), device=device).zero_()
 
 
 def private_cache() -> Path:

@@ -12,9 +12,10 @@ from torch import distributed as dist
 from specc.compiler.lower.collectives import all_gather, all_reduce, group_name
 from specc.compiler.lower.named_groups import register
 from specc.compiler.placement.types import Layout, Mesh, part
+from specc.runtime.device import CPU
 
 
-def join(mesh: Mesh, rank: int) -> list[Tensor]:
+def join(mesh: Mesh, rank: int, device: torch.device = CPU) -> list[Tensor]:
     """Make this rank's group along each axis known by its name; the rank's coordinates as graphs take them: those along
     axes that split dims.
 
@@ -22,12 +23,12 @@ def join(mesh: Mesh, rank: int) -> list[Tensor]:
     for a, axis in enumerate(mesh.axes):
         group = dist.new_group(mesh.group(a, rank), use_local_synchronization=True)  # only its members meet
         register(group_name(axis), group)
-    return coordinates(mesh, rank)
+    return coordinates(mesh, rank, device)
 
 
-def coordinates(mesh: Mesh, rank: int) -> list[Tensor]:
+def coordinates(mesh: Mesh, rank: int, device: torch.device = CPU) -> list[Tensor]:
     at = zip(mesh.coordinates(rank), mesh.axes, strict=True)
-    return [torch.tensor([c]) for c, axis in at if axis.role != "stages"]
+    return [torch.tensor([c], device=device) for c, axis in at if axis.role != "stages"]
 
 
 def cut(x: Tensor, layout: Layout, mesh: Mesh, rank: int) -> Tensor:

@@ -107,7 +107,7 @@ class AdamW:
         """Take over what `state` gave."""
         for key, value in state.items():
             name, path = key.split("/", 1)
-            self.optimizer.state[self.params[path]][name] = value.clone()
+            self.optimizer.state[self.params[path]][name] = value.to(self.params[path].device, copy=True)
 
 
 def squares(grads: Mapping[str, Tensor], owned: Iterable[str]) -> float:

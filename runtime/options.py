@@ -39,6 +39,10 @@ STAGE = option("--stage", metavar="NAME", help="only this stage")
 JSON = option("--json", action="store_true", help="print JSON on standard output")
 BUILD_OUT = option("-o", "--out", metavar="DIR", help="where a spec's build goes (default: build/NAME)")
 ALLOW_OPS = option("--allow-ops", action="store_true", help="trust the Python files under the spec's 'ops:', run them")
+DEVICE = option(
+    "--device", choices=("auto", "cpu", "cuda"),
+    help="where to compute (default: what SPECC_DEVICE says, or auto: a GPU for each process where torch sees any)",
+)  # fmt: skip
 EMIT = ("tree", "program", "spec", "graphs", "schedule")
 
 JOBS = {
@@ -80,6 +84,7 @@ COMMANDS: dict[str, Command] = {
             ALLOW_OPS,
             STAGE,
             option("--nproc", metavar="N", type=int, help="processes on this machine (default: as the build's mesh)"),
+            DEVICE,
             option(
                 "--max-restarts",
                 metavar="K",
@@ -184,6 +189,7 @@ COMMANDS: dict[str, Command] = {
             BUILD_OUT,
             ALLOW_OPS,
             STAGE,
+            DEVICE,
             option("--steps", metavar="N", type=int, default=3, help="steps that count (default: 3)"),
             option("--trace", metavar="FILE", help="write all spans as Chrome's trace events"),
             JSON,

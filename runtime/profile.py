@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from specc.compiler.schedule.actions import PARTS, Action
 from specc.compiler.work import Work
 from specc.runtime.built import Build, Stage, open_build
+from specc.runtime.device import settle
 from specc.runtime.heartbeat import STARTING, Pulse
 from specc.runtime.launch import Job, launch
 from specc.runtime.optimizer import AdamW, scale, squares
@@ -114,8 +115,9 @@ def profiled(build: Build, name: str, steps: int, team: Team, pulse: Pulse) -> P
     stage = build.stages[name]
     if isinstance(stage.plan["threads"], int):
         torch.set_num_threads(stage.plan["threads"])
-    decision = stage.decide()
-    clocked = Clocked(stage, take_seat(stage, team, pulse), decision.compiled)
+    seat = take_seat(stage, team, pulse)
+    decision = stage.decide(seat.device)
+    clocked = Clocked(stage, seat, decision.compiled)
     for _ in range(WARM):
         clocked.step()
     found = [clocked.step() for _ in range(steps)]
@@ -124,7 +126,7 @@ def profiled(build: Build, name: str, steps: int, team: Team, pulse: Pulse) -> P
         clocked.step()
     memory = json.loads((stage.path / "memory.json").read_text())
     return Profile(
-        team.rank, found, dict(predictions(stage, decision.compiled)), list(longest(watched)),
+        team.rank, found, dict(predictions(stage, decision.compiled, seat.device)), list(longest(watched)),
         before + most_allocated(watched), memory["peak"],
     )  # fmt: skip
 
@@ -135,7 +137,7 @@ class Clocked:
     def __init__(self, stage: Stage, seat: Seat, compiled: bool) -> None:
         self.stage, self.seat = stage, seat
         self.params = first_values(stage, seat, master(stage))
-        self.executor = stage.executor(compiled, seat.coordinates, seat.wire)
+        self.executor = stage.executor(compiled, seat.coordinates, seat.wire, seat.device)
         own = {p: self.params[p] for p in stage.trainable() if p in self.params}
         self.optimizer = AdamW(stage.spec.optimizer, own)
         n = stage.spec.batch.microbatches
@@ -146,16 +148,21 @@ class Clocked:
 
     def step(self) -> list[Span]:
         begins: list[float] = []
-        self.executor.tell = lambda action: begins.append(time.monotonic())
+        self.executor.tell = lambda action: begins.append(self.clock())
         shares = [1.0 / len(self.batches)] * len(self.batches)
         grads = self.executor.step(self.params, self.batches, shares).grads
-        begins.append(time.monotonic())
+        begins.append(self.clock())
         norm = float(self.seat.team.numbers([squares(grads, self.seat.owned(grads))]).sum().sqrt())
         scale(grads, norm, self.stage.spec.optimizer.clip)
         self.optimizer.step(grads, self.stage.spec.optimizer.lr)
-        end = time.monotonic()
+        end = self.clock()
         actions = zip(self.executor.actions, begins, begins[1:], strict=False)
         return [*(self.span(a, x, y) for a, x, y in actions), Span(OPTIMIZER, begins[-1], end - begins[-1])]
+
+    def clock(self) -> float:
+        """Seconds, when the device has done all that it was told."""
+        settle(self.seat.device)
+        return time.monotonic()
 
     def span(self, a: Action, begin: float, end: float) -> Span:
         call = self.stage.calls[a.call] if a.call >= 0 else None
@@ -168,9 +175,9 @@ class Clocked:
         return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in kept}.values())
 
 
-def predictions(stage: Stage, compiled: bool) -> Iterator[tuple[str, float]]:
+def predictions(stage: Stage, compiled: bool, device: torch.device) -> Iterator[tuple[str, float]]:
     """Seconds of each action that computes, from the work of its graph and this machine's measured rates."""
-    rates = measured(stage.compute)
+    rates = measured(stage.compute, device)
     for body, parts in stage.work["parts"].items():
         for kind, part in PARTS.items():
             if part in parts:

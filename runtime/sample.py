@@ -36,8 +36,12 @@ class Decoder:
         for name in self.wiring["bodies"]:
             for width in self.wiring["widths"]:
                 text = (self.stage.path / "decode" / f"{name}.{width}.json").read_text()
-                self.graphs[name, width] = from_json(text)
+                self.graphs[name, width] = from_json(text, self.device)
         self.params = {n: p.to(self.stage.compute) for n, p in self.params.items()}
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.params.values())).device
 
     @property
     def room(self) -> int:
@@ -56,22 +60,24 @@ class Decoder:
 
     def _run(self, tokens: list[int], width: int) -> Tensor:
         start, n = self.length, len(tokens)
-        at = torch.arange(start, start + width)[None]
-        given = {"tokens": torch.tensor([tokens + [0] * (width - n)]), "pos": at}
+        at = torch.arange(start, start + width, device=self.device)[None]
+        given = {"tokens": torch.tensor([tokens + [0] * (width - n)], device=self.device), "pos": at}
         values = {name: given.get(name, torch.zeros_like(at)) for name in self.wiring["inputs"]}
-        everything = torch.arange(int(self.wiring["capacity"]))[None]
-        scalars = [torch.tensor(start), torch.tensor(start + n)]
+        everything = torch.arange(int(self.wiring["capacity"]), device=self.device)[None]
+        scalars = [torch.tensor(start, device=self.device), torch.tensor(start + n, device=self.device)]
         for i, call in enumerate(self.wiring["calls"]):
             body = self.wiring["bodies"][call["body"]]
             keys = [everything if call["ins"][k] == "pos" else torch.zeros_like(everything) for k in body["keys"]]
-            caches = self.caches.get(i) or [torch.zeros(s, dtype=self.stage.compute) for s in body["caches"]]
+            caches = self.caches.get(i) or [
+                torch.zeros(s, dtype=self.stage.compute, device=self.device) for s in body["caches"]
+            ]
             results = self.graphs[call["body"], width](
                 *(values[v] for v in call["ins"]), *(self.params[p] for p in call["params"]), *scalars, *keys, *caches
             )
             values |= zip(call["outs"], results[: len(call["outs"])], strict=True)
             self.caches[i] = list(results[len(call["outs"]) :])
         self.length += n
-        logits: Tensor = values[self.wiring["logits"]][0, n - 1].float()
+        logits: Tensor = values[self.wiring["logits"]][0, n - 1].float().cpu()
         return logits
 
 

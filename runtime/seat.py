@@ -13,6 +13,7 @@ from specc.compiler.lower.collectives import group_name
 from specc.compiler.placement.types import Axis, Layout, Mesh, R, place_named
 from specc.compiler.schedule.timeline import depths
 from specc.runtime.built import Stage
+from specc.runtime.device import CPU, here
 from specc.runtime.errors import RunError
 from specc.runtime.groups import InputLayout, cut_inputs, join, whole
 from specc.runtime.heartbeat import Pulse
@@ -37,6 +38,7 @@ class Seat:
     wire: Wire | None = None
     makes_loss: int = 0
     depths: tuple[int, ...] = ()
+    device: torch.device = CPU
 
     @property
     def leads(self) -> bool:
@@ -44,9 +46,13 @@ class Seat:
         return self.team.rank == 0
 
     def cut(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """This rank's part of a batch that every rank has made alike."""
+        """This rank's part of a batch that every rank has made alike, on its device."""
         mesh = self.sharding.mesh
-        return cut_inputs(batch, self.inputs, mesh, self.sharding.rank) if mesh.axes else batch
+        return self.moved(cut_inputs(batch, self.inputs, mesh, self.sharding.rank) if mesh.axes else batch)
+
+    def moved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of the host on this rank's device."""
+        return {n: x.to(self.device) for n, x in tensors.items()}
 
     def owned(self, tensors: Mapping[str, Tensor]) -> list[str]:
         """Those that this rank counts, so that every element of the model is counted once."""
@@ -71,7 +77,7 @@ class Seat:
             assert t is not None
             x = whole(t.to(kind[0]), self.sharding.layout(name, t.ndim), mesh)
         if holder:
-            return to_first(x, holder * mesh.inner.size, self.sharding.rank, kind)
+            return to_first(x, holder * mesh.inner.size, self.sharding.rank, kind, self.device)
         return x if self.leads else None
 
     def of_loss(self, x: float) -> float:
@@ -100,8 +106,9 @@ def take_seat(stage: Stage, team: Team = ALONE, pulse: Pulse | None = None) -> S
     mesh = mesh_of_stage(stage)
     if mesh.size != team.size:
         raise RunError(f"'{stage.name}' was built for {mesh.size} processes ({mesh}), and this run has {team.size}")
+    device = here()
     if not mesh.axes:
-        return Seat(team, Sharding(mesh, {}), {}, (), pulse or Pulse())
+        return Seat(team, Sharding(mesh, {}), {}, (), pulse or Pulse(), device=device)
     outer = (R,) * (len(mesh.axes) - len(mesh.inner.axes))  # every rank of a pipeline would have the same
     layouts = {p["path"]: outer + layout_of(p.get("layout", [])) for p in stage.params}
     inputs = {
@@ -109,22 +116,22 @@ def take_seat(stage: Stage, team: Team = ALONE, pulse: Pulse | None = None) -> S
         for name, at in stage.facts["input_layouts"].items()
     }
     sharding = Sharding(mesh, layouts, team.rank, stage.pipeline.get("params", {}))
-    seat = Seat(team, sharding, inputs, tuple(join(mesh, team.rank)), pulse or Pulse())
+    seat = Seat(team, sharding, inputs, tuple(join(mesh, team.rank, device)), pulse or Pulse(), device=device)
     if mesh.stages == 1:
         return seat
-    wire = wire_of(stage, sharding)
+    wire = wire_of(stage, sharding, device)
     far = tuple(depths(stage.schedules, stage.calls)[wire.rank])
     return replace(seat, wire=wire, makes_loss=stage.pipeline["loss"] * mesh.inner.size, depths=far)
 
 
-def wire_of(stage: Stage, sharding: Sharding) -> Wire:
+def wire_of(stage: Stage, sharding: Sharding, device: torch.device = CPU) -> Wire:
     """This rank's end of the pipeline's lines."""
     mesh = sharding.mesh
     values = {n: (dtype_named(dtype), tuple(shape)) for n, (dtype, shape) in stage.pipeline["values"].items()}
     axis = next(a for a in mesh.axes if a.role == "stages")
     shared = {path: ranks for path, ranks in sharding.holders.items() if len(ranks) > 1}
     rank = sharding.rank // mesh.inner.size
-    return Wire(group_name(axis), rank, values, shared, stage.spec.batch.microbatches)
+    return Wire(group_name(axis), rank, values, shared, stage.spec.batch.microbatches, device)
 
 
 def layout_of(words: list[str]) -> Layout:
@@ -133,7 +140,7 @@ def layout_of(words: list[str]) -> Layout:
 
 
 def first_values(stage: Stage, seat: Seat, dtype: torch.dtype) -> dict[str, Tensor]:
-    """This rank's parts of the first values of all parameters; they depend on no mesh."""
+    """This rank's parts of the first values of all parameters, on its device; they depend on no mesh."""
     found: dict[str, Tensor] = {}
     for p in stage.params:
         if not seat.sharding.holds(p["path"]):
@@ -141,6 +148,6 @@ def first_values(stage: Stage, seat: Seat, dtype: torch.dtype) -> dict[str, Tens
         region = seat.sharding.region(p["path"], p["shape"])
         init = p["init"]
         made = initial(p["path"], p["shape"], init["kind"], init["args"], stage.spec.seed, p["fan_in"], region)
-        found[p["path"]] = made.to(dtype)
+        found[p["path"]] = made.to(seat.device, dtype)
         seat.pulse.touch()
     return found

@@ -71,7 +71,7 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
     for note in data.notes:
         say(f"{stage.name}: {note}")
     if loaded:
-        params, step = loaded.tensors["weights"], loaded.step
+        params, step = seat.moved(loaded.tensors["weights"]), loaded.step
     else:
         params, step = parent_weights(build, stage, seat) or first_values(stage, seat, master(stage)), 0
         entropy = unigram_entropy(data.validation)
@@ -84,14 +84,14 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
     optimizer = AdamW(stage.spec.optimizer, {p: params[p] for p in stage.trainable() if p in params})
     ema = {n: t.clone() for n, t in params.items()} if stage.spec.ema else {}
     metrics = Metrics(folder, step, open_events(folder / "tensorboard", step)) if seat.leads else None
-    decision = first(seat.team, lambda: decided(folder / "compile.json", stage.decide))
+    decision = first(seat.team, lambda: decided(folder / "compile.json", lambda: stage.decide(seat.device)))
     say(f"{stage.name}: {decision.why}; a step takes about {duration(decision.step_seconds)}")
-    executor = stage.executor(decision.compiled, seat.coordinates, seat.wire)
+    executor = stage.executor(decision.compiled, seat.coordinates, seat.wire, seat.device)
     run = Run(stage, folder, tokenizer, data, executor, params, optimizer, ema, metrics, say, step, seat)
     if loaded:
         run.guard = Guard(int(loaded.facts["skipped"]), int(loaded.facts["in_a_row"]))
         optimizer.load(loaded.tensors["optimizer"])
-        run.ema = loaded.tensors.get("ema", {})
+        run.ema = seat.moved(loaded.tensors.get("ema", {}))
     return run
 
 
@@ -119,9 +119,10 @@ def resume(stage: Stage, folder: Path, say: Say, seat: Seat) -> checkpoint.Loade
     if loaded.skipped and seat.leads:
         checkpoint.set_aside(root, loaded.skipped)
     say(f"{stage.name}: goes on from step {loaded.step}")
-    now = {"threads": torch.get_num_threads(), "torch": torch.__version__, "mesh": str(seat.sharding.mesh)}
+    now = {"threads": torch.get_num_threads(), "torch": torch.__version__, "mesh": str(seat.sharding.mesh),
+           "device": seat.device.type}  # fmt: skip
     for name, value in now.items():
-        if loaded.facts[name] != value:
+        if loaded.facts.get(name, value) != value:
             say(f"{stage.name}: saved with {name} {loaded.facts[name]}, now {value}: the last bits may differ")
     return loaded
 
@@ -178,4 +179,4 @@ def parent_weights(build: Build, stage: Stage, seat: Seat) -> dict[str, Tensor] 
     missing = [path for path in wanted if path not in weights]
     if missing:
         raise RunError(f"'{parent.name}' has no parameter '{missing[0]}', which '{stage.name}' needs")
-    return {path: weights[path] for path in wanted}
+    return seat.moved({path: weights[path] for path in wanted})

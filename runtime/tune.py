@@ -16,6 +16,7 @@ import torch
 from torch import distributed as dist
 from torch.nn.functional import scaled_dot_product_attention
 
+from specc.runtime.device import ON_CPU
 from specc.runtime.heartbeat import Pulse
 from specc.runtime.launch import Job, launch
 from specc.runtime.products import product
@@ -37,7 +38,9 @@ def tune(ranks: int, name: str) -> str:
     with tempfile.TemporaryDirectory(prefix="specc-tune-") as temporary:
         folder = Path(temporary)
         argument = {"folder": str(folder)}
-        launch(Job("specc.runtime.tune:rank", argument, ranks, folder / "logs", 0, (__name__,)), print)
+        launch(
+            Job("specc.runtime.tune:rank", argument, ranks, folder / "logs", 0, (__name__,), environment=ON_CPU), print
+        )
         found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     return dump({"devices": {name: device_row(found, name, ranks)}, "links": {name: found["link"]}})
 

@@ -20,6 +20,7 @@ from specc.compiler.placement.mesh import BATCH, ROLES, mesh_of
 from specc.compiler.placement.types import Mesh
 from specc.compiler.schedule.schedules import SCHEDULES
 from specc.runtime.built import Stage, open_build
+from specc.runtime.device import ON_CPU
 from specc.runtime.heartbeat import Pulse
 from specc.runtime.init import initial
 from specc.runtime.launch import Job, launch
@@ -71,7 +72,9 @@ def verify(spec: Spec, ranks: int = 4, name: str | None = None, allow_ops: bool 
         build_spec(small.changed("plan.mesh={}"), folder / "one", allow_ops)
         mesh = mesh_of(small.plan)
         argument = {"folder": str(folder), "stage": stage}
-        launch(Job("specc.runtime.verify:rank", argument, mesh.size, folder / "logs", 0, (*MODULES, __name__)), print)
+        modules = (*MODULES, __name__)
+        job = Job("specc.runtime.verify:rank", argument, mesh.size, folder / "logs", 0, modules, environment=ON_CPU)
+        launch(job, print)
         found = json.loads((folder / RESULT).read_text())
     return Verdict(str(mesh), dims, found["loss"], found["grads"])
 

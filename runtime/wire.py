@@ -21,10 +21,11 @@ class Arrival:
     buffer: Tensor
     work: dist.Work
     peer: int
+    device: torch.device
 
     def take(self) -> Tensor:
         self.work.wait()
-        return self.buffer
+        return self.buffer.to(self.device)
 
 
 @dataclass
@@ -32,13 +33,15 @@ class Wire:
     """This rank's end of a pipeline's lines. `rank` is its place along the axis whose group is called `group`, `values`
     are those that are sent, with their types, `shared` the ranks of each parameter that several have.
 
-    A message has a tag of its own in a step, so that the order in which ends speak and listen need not be the same."""
+    A message has a tag of its own in a step, so that the order in which ends speak and listen need not be the same;
+    NCCL has no tags, and so what GPUs send goes through the memory of their hosts."""
 
     group: str
     rank: int
     values: Mapping[str, Sent]
     shared: Mapping[str, Sequence[int]]
     microbatches: int
+    device: torch.device
     leaving: dict[tuple[int, int], tuple[dist.Work, Tensor]] = field(default_factory=dict)  # by rank and tag
 
     def send(self, name: str, is_gradient: bool, microbatch: int, peer: int, x: Tensor) -> None:
@@ -74,6 +77,7 @@ class Wire:
         self.leaving.clear()
 
     def _send(self, x: Tensor, peer: int, tag: int) -> None:
+        x = x.cpu()
         work = dist.isend(x, group=resolve(self.group), tag=tag, group_dst=peer)
         assert work is not None
         self.leaving[peer, tag] = (work, x)
@@ -82,20 +86,20 @@ class Wire:
         buffer = torch.empty(kind[1], dtype=kind[0])
         work = dist.irecv(buffer, group=resolve(self.group), tag=tag, group_src=peer)
         assert work is not None
-        return Arrival(buffer, work, peer)
+        return Arrival(buffer, work, peer, self.device)
 
     def _tag(self, name: str, is_gradient: bool, microbatch: int) -> int:
         return (list(self.values).index(name) * self.microbatches + microbatch) * 2 + is_gradient
 
 
-def to_first(x: Tensor | None, source: int, rank: int, kind: Sent) -> Tensor | None:
+def to_first(x: Tensor | None, source: int, rank: int, kind: Sent, device: torch.device) -> Tensor | None:
     """The tensor that the rank `source` of the whole run has, on rank 0; None on the others."""
     if rank == source:
         assert x is not None
-        dist.send(x.contiguous(), 0)
+        dist.send(x.contiguous().cpu(), 0)
     if rank:
         return None
     dtype, shape = kind
     found = torch.empty(shape, dtype=dtype)
     dist.recv(found, source)
-    return found
+    return found.to(device)

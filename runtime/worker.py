@@ -12,6 +12,7 @@ import torch
 from torch import distributed as dist
 from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 
+from specc.runtime.device import backend, here
 from specc.runtime.errors import RunError
 from specc.runtime.heartbeat import Page, Pulse
 from specc.runtime.launch import ATTEMPT, ERROR, PULSE, STORE
@@ -63,7 +64,7 @@ def meet(me: Rank) -> Processes:
         master = me.rank == 0 and not me.has_store
         store = PrefixStore(f"specc/{me.meeting}", TCPStore(me.address, me.port, me.ranks, master))
     timeout = PATIENCE if me.attempt else None
-    dist.init_process_group("gloo", store=store, rank=me.rank, world_size=me.ranks, timeout=timeout)
+    dist.init_process_group(backend(here()), store=store, rank=me.rank, world_size=me.ranks, timeout=timeout)
     return Processes()
 
 

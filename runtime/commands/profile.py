@@ -11,10 +11,12 @@ from pathlib import Path
 
 from specc.compiler.units import size
 from specc.runtime.api import build_files
+from specc.runtime.device import ask
 from specc.runtime.profile import Profile, profiles, trace
 
 
 def run(args: argparse.Namespace) -> int:
+    ask(args.device)
     target = Path(args.target)
     path = target if target.is_dir() else build_files(target, args.out, args.overrides, args.allow_ops)[1]
     found = profiles(path, args.stage, args.steps)

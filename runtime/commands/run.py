@@ -9,12 +9,14 @@ from pathlib import Path
 
 from specc.runtime.api import build_files
 from specc.runtime.commands.report import read_runs, write_page
+from specc.runtime.device import ask
 from specc.runtime.start import start, under_torchrun
 from specc.runtime.terminal import has_progress
 from specc.spec.errors import Diagnostic, SpecError
 
 
 def run(args: argparse.Namespace) -> int:
+    ask(args.device)
     target = Path(args.target)
     if (code := under_torchrun(target, args.stage)) is not None:
         return code
