@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from specc.runtime.api import build
 from specc.runtime.metrics import METRICS, SAMPLES, VOLATILE
 
 SPEC = """
@@ -110,10 +111,7 @@ def prepare(folder: Path, spec: str) -> None:
     for name in MODULES:
         shutil.copy(library / f"{name}.py", texts)
     (folder / "chaos.yaml").write_text(spec)
-    subprocess.run(
-        [sys.executable, "-m", "specc", "build", "chaos.yaml"], cwd=folder, env=environment(), check=True,
-        timeout=3 * LIMIT, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    build(folder / "chaos.yaml", folder / "build" / "chaos")
 
 
 def environment() -> dict[str, str]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from specc.runtime import api
 from specc.runtime.built import open_build
+from specc.runtime.cli import main
 from specc.runtime.loop import one_step
 from specc.runtime.seat import take_seat
 from specc.runtime.team import Processes
@@ -39,7 +41,7 @@ def test_killed_and_stopped_ranks_change_nothing(plan: str, kills: int, stops: i
     assert result["orphans"] == 0
 
 
-def specc(folder: Path, *args: str, **options: str) -> subprocess.Popen[str]:
+def specc(folder: Path, *args: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "specc", *args]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -53,47 +55,46 @@ def finished(process: subprocess.Popen[str], code: int = 0) -> str:
     return out
 
 
-def sets(changes: Sequence[str]) -> list[str]:
-    return [word for change in changes for word in ("--set", change)]
-
-
 def losses(folder: Path) -> dict[int, float]:
-    lines = [json.loads(x) for x in next(folder.glob("*.runs/*/metrics.jsonl")).read_text().splitlines()]
-    assert [x["step"] for x in lines] == list(range(1, len(lines) + 1))
-    return {x["step"]: x["loss"] for x in lines}
+    rows = [json.loads(x) for x in next(folder.glob("*.runs/*/metrics.jsonl")).read_text().splitlines()]
+    assert [x["step"] for x in rows] == list(range(1, len(rows) + 1))
+    return {x["step"]: x["loss"] for x in rows}
+
+
+def lines(folder: Path) -> int:
+    """Steps that are in the metrics."""
+    return sum(f.read_text().count("\n") for f in folder.glob("*.runs/*/metrics.jsonl"))
+
+
+MESHES = (("plan.mesh={tp: 2}",), ("plan.mesh={pp: 2}", "plan.schedule.kind=zb-v"),
+          ("plan.mesh={dp: 2}", "plan.zero=1"), ("plan.mesh={tp: 2}",))  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("before", "after", "told"),
-    [
-        (("plan.mesh={dp: 2}", "plan.zero=1"), ("plan.mesh={tp: 2}",), "mesh dp=2, now tp=2"),
-        (("plan.mesh={pp: 2}", "plan.schedule.kind=zb-v"), ("plan.mesh={dp: 2}",), "mesh pp=2, now dp=2"),
-        (("plan.mesh={tp: 2}",), ("plan.mesh={pp: 2}",), "mesh tp=2, now pp=2"),
-    ],
-)
-def test_a_run_goes_on_under_another_mesh(
-    before: tuple[str, ...], after: tuple[str, ...], told: str, tmp_path: Path
-) -> None:
-    """On two ranks until a signal, then on two of another mesh: the samples and losses of one process."""
-    write_spec(tmp_path)
-    long = ["--set", "stages.pretrain.budget.steps=60", "--set", "stages.pretrain.checkpoint.every=1000"]
-    finished(specc(tmp_path, "build", "tiny.yaml", "-o", "one/tiny", *long))
-    finished(specc(tmp_path, "run", "one/tiny"))
-    finished(specc(tmp_path, "build", "tiny.yaml", "-o", "two/tiny", *long, *sets(before)))
-    process = specc(tmp_path, "run", "two/tiny")
-    end = time.monotonic() + 120
-    while not any(f.stat().st_size for f in tmp_path.glob("two/*.runs/*/metrics.jsonl")) and time.monotonic() < end:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    assert "saved at step" in finished(process, 128 + signal.SIGTERM)
-    assert list(tmp_path.glob("two/*.runs/*/checkpoints/step_*/optimizer.rank00001.safetensors"))
-    finished(specc(tmp_path, "build", "tiny.yaml", "-o", "two/tiny", *long, *sets(after)))
-    out = finished(specc(tmp_path, "run", "two/tiny"))
-    assert f"saved with {told}: the last bits may differ" in out
+def test_a_run_goes_on_under_another_mesh(tmp_path: Path) -> None:
+    """On two ranks until a signal, then on two of another mesh, and so on: the samples and losses of one process."""
+    spec = write_spec(tmp_path)
+    long = ("stages.pretrain.budget.steps=90", "stages.pretrain.checkpoint.every=1000")
+    api.run(api.build(spec, tmp_path / "one" / "tiny", long), say=lambda _: None)
+    told: list[str] = []
+    for i, mesh in enumerate(MESHES):
+        api.build(spec, tmp_path / "two" / "tiny", [*long, *mesh])
+        before, process = lines(tmp_path / "two"), specc(tmp_path, "run", "two/tiny")
+        if i < len(MESHES) - 1:
+            end = time.monotonic() + 120
+            while lines(tmp_path / "two") == before and time.monotonic() < end:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGTERM)
+            out = finished(process, 128 + signal.SIGTERM)
+            assert "saved at step" in out
+            assert list(tmp_path.glob("two/*.runs/*/checkpoints/step_*/optimizer.rank00001.safetensors"))
+        else:
+            out = finished(process)
+        told += re.findall(r"saved with (.*): the last bits may differ", out)
+    assert told == ["mesh tp=2, now pp=2", "mesh pp=2, now dp=2", "mesh dp=2, now tp=2"]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
     for build in ("one", "two"):
-        assert finished(specc(tmp_path, "sample", f"{build}/tiny", "--prompt", "the", "--tokens", "2"))
+        assert api.sample(tmp_path / build / "tiny", "the", tokens=2)
 
 
 def poisoned(rank: int, path: str) -> tuple[bool, list[str], bool]:
@@ -125,10 +126,10 @@ def test_numbers_of_one_rank_that_are_not_finite_stop_all(plan: str, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("plan", ["{mesh: {tp: 2}}", "{mesh: {pp: 2}, schedule: {kind: zb-v}}"])
-def test_a_plan_is_verified_on_real_processes(plan: str, tmp_path: Path) -> None:
-    write_spec(tmp_path, f"plan: {plan}")
-    out = finished(specc(tmp_path, "verify", "tiny.yaml", "--ranks", "2", "--json"))
-    found = json.loads(out)
+def test_a_plan_is_verified_on_real_processes(plan: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = write_spec(tmp_path, f"plan: {plan}")
+    assert main(["verify", str(spec), "--ranks", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
     assert found["agrees"]
     assert found["worst"] < 1e-12
     assert len(found["grads"]) == 21

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,9 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+
+from specc.runtime import api
+from specc.runtime.cli import main
 
 SPEC = """
 specc: 1
@@ -41,6 +45,11 @@ def write_spec(folder: Path, steps: int) -> Path:
         (folder / "texts" / f"{i:02d}.txt").write_text(" ".join(draw.choices(words, k=200)))
     (folder / "tiny.yaml").write_text(SPEC % steps)
     return folder / "tiny.yaml"
+
+
+def built(folder: Path, steps: int) -> Path:
+    """The build of the spec, made in this process."""
+    return api.build(write_spec(folder, steps), folder / "build" / "tiny").path
 
 
 def specc(folder: Path, *args: str) -> subprocess.Popen[str]:
@@ -83,10 +92,8 @@ def test_a_run_trains_skips_and_samples(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_kills_do_not_change_the_result(tmp_path: Path) -> None:
     (tmp_path / "calm").mkdir()
-    (tmp_path / "rough").mkdir()
-    for folder in (tmp_path / "calm", tmp_path / "rough"):
-        write_spec(folder, 40)
-        finished(specc(folder, "build", "tiny.yaml"))
+    built(tmp_path / "calm", 40)
+    shutil.copytree(tmp_path / "calm", tmp_path / "rough")
     finished(specc(tmp_path / "calm", "run", "build/tiny"))
     draw = random.Random(1)
     kills = 0
@@ -102,8 +109,7 @@ def test_kills_do_not_change_the_result(tmp_path: Path) -> None:
 
 
 def test_a_signal_saves_and_a_second_run_goes_on(tmp_path: Path) -> None:
-    write_spec(tmp_path, 4000)
-    finished(specc(tmp_path, "build", "tiny.yaml"))
+    built(tmp_path, 4000)
     process = specc(tmp_path, "run", "build/tiny")
     end = time.monotonic() + 120
     while not list(tmp_path.glob("build/tiny.runs/*/checkpoints/step_*")) and time.monotonic() < end:
@@ -112,9 +118,9 @@ def test_a_signal_saves_and_a_second_run_goes_on(tmp_path: Path) -> None:
     assert "saved at step" in finished(process, 128 + signal.SIGTERM)
 
 
-def test_a_changed_build_is_refused(tmp_path: Path) -> None:
-    write_spec(tmp_path, 3)
-    finished(specc(tmp_path, "build", "tiny.yaml"))
-    graph = next(tmp_path.glob("build/tiny/stages/pretrain/graphs/*.fwd.json"))
+def test_a_changed_build_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build = built(tmp_path, 3)
+    graph = next(build.glob("stages/pretrain/graphs/*.fwd.json"))
     graph.write_text(graph.read_text() + " ")
-    assert "was changed since the build" in finished(specc(tmp_path, "run", "build/tiny"), 1)
+    assert main(["run", str(build)]) == 1
+    assert "was changed since the build" in capsys.readouterr().err
