@@ -23,10 +23,12 @@ from tests.grid.models import TRACERS, Tracer
 # Rows are odd in number, and rows of 40, 72 or 12 numbers fill no block.
 ODD: Mapping[str, Tracer] = {
     "llama": replace(TRACERS["llama"], dims={"D": 40, "L": 1, "H": 4, "K": 2, "F": 72, "V": 64}),
-    "deepseek_v2": replace(TRACERS["deepseek_v2"], dims={**TRACERS["deepseek_v2"].dims, "D": 40, "KR": 12, "L": 2}),
-    "t5": replace(TRACERS["t5"], dims={**TRACERS["t5"].dims, "D": 40, "F": 72}),
+    "deepseek_v2": replace(
+        TRACERS["deepseek_v2"], dims={**TRACERS["deepseek_v2"].dims, "D": 40, "H": 2, "KR": 12, "L": 2}
+    ),
+    "t5": replace(TRACERS["t5"], dims={**TRACERS["t5"].dims, "D": 40, "H": 2, "F": 72}),
     "cogvlm_expert": replace(TRACERS["cogvlm_expert"], dims={"D": 24, "L": 1, "H": 4, "F": 56}),
-    "sd3": TRACERS["sd3"],
+    "sd3": replace(TRACERS["sd3"], dims={**TRACERS["sd3"].dims, "H": 2, "E": 16}),
     "gpt2": Tracer("gpt2", {"D": 40, "L": 1, "H": 4, "V": 64, "P": 64}, {}, "causal_lm"),
     "normed queries": replace(
         TRACERS["llama"],
