@@ -10,10 +10,11 @@ import torch
 from tests.parity.case import run_case, tables
 from tests.parity.cases_multimodal import CASES, write
 
-KINDS = [(torch.float32, 0), (torch.float32, 1), (torch.float64, 0), (torch.float64, 1)]
+# The smaller size in fp64 alone: what is wrong there in fp32 shows at the larger one or in fp64.
+KINDS = [(torch.float32, 1), (torch.float64, 0), (torch.float64, 1)]
 
 
-@pytest.mark.parametrize(("dtype", "size"), KINDS, ids=["fp32-0", "fp32-1", "fp64-0", "fp64-1"])
+@pytest.mark.parametrize(("dtype", "size"), KINDS, ids=["fp32-1", "fp64-0", "fp64-1"])
 @pytest.mark.parametrize("name", CASES)
 def test_model_equals_its_reference(name: str, dtype: torch.dtype, size: int, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
