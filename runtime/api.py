@@ -8,6 +8,7 @@ from typing import TextIO
 
 from specc.compiler.build import build_spec
 from specc.compiler.facts import StageFacts
+from specc.compiler.foresight.choose import chosen
 from specc.compiler.placement.mesh import mesh_mistakes
 from specc.compiler.report import render
 from specc.compiler.report.gather import read_build
@@ -44,6 +45,7 @@ def build_files(
         found = spec.changed(*overrides)
     if mistakes := mesh_mistakes(found):
         raise SpecError(*in_order(mistakes))
+    found = chosen(found)
     target = Path(out or f"build/{found.name}")
     facts = build_spec(found, target, allow_ops)
     (target / "report.html").write_text(render(read_build(target)), encoding="utf-8")

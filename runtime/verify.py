@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from specc.compiler.build import build_spec
+from specc.compiler.foresight.choose import chosen
 from specc.compiler.placement.mesh import BATCH, ROLES, mesh_of
 from specc.compiler.placement.types import Mesh
 from specc.compiler.schedule.schedules import SCHEDULES
+from specc.compiler.stated import stated
 from specc.runtime.built import Stage, open_build
 from specc.runtime.device import ON_CPU
 from specc.runtime.heartbeat import Pulse
@@ -29,7 +31,6 @@ from specc.runtime.pieces import WHOLE, Sharding
 from specc.runtime.seat import Seat, take_seat
 from specc.runtime.start import MODULES
 from specc.runtime.team import Team
-from specc.runtime.whereabouts import stated
 from specc.runtime.worker import as_rank, own_rank
 from specc.spec.errors import SpecError
 from specc.spec.expr import parse
@@ -64,6 +65,7 @@ class Verdict:
 
 def verify(spec: Spec, ranks: int = 4, name: str | None = None, allow_ops: bool = False) -> Verdict:
     """Build a stage (default: the first) in small, and run a step of it on at most so many processes."""
+    spec = chosen(spec)
     stage = name or next(iter(spec.stages))
     with tempfile.TemporaryDirectory(prefix="specc-verify-") as temporary:
         folder = Path(temporary)

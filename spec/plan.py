@@ -44,7 +44,8 @@ class PlanSpec(Node):
     mesh: Literal["auto"] | dict[str, AxisSize] = Field(
         "auto",
         description="axes and their sizes, outermost first: pp (stages), dp_replicate, dp (batch), cp, ring "
-        "(sequence), ep (experts), tp (weights); one may be auto: what is left of the devices",
+        "(sequence), ep (experts), tp (weights); one may be auto: what is left of the devices; all of it auto: the "
+        "fastest plan for cluster.devices",
     )
     schedule: ScheduleSpec = ScheduleSpec()
     zero: Literal[0, 1, 2, 3] = Field(

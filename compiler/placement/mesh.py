@@ -31,6 +31,11 @@ def mesh_of(plan: PlanSpec) -> Mesh:
     return Mesh(tuple(Axis(name, n, ROLES[name]) for name, n in sizes.items() if n > 1))
 
 
+def is_open(plan: PlanSpec) -> bool:
+    """Whether the mesh of several devices is to be searched for (compiler.foresight.choose)."""
+    return plan.mesh == "auto" and plan.cluster.devices not in ("auto", 1)
+
+
 def options_of(plan: PlanSpec) -> Options:
     """What the plan asks of the placer. A pin `layers.*.attention.q: {tp: H}` says that the step splits H over tp."""
     sequence = {"auto": None, "on": True, "off": False}[plan.sequence_parallel]
@@ -52,7 +57,7 @@ def _strategy(pin: str) -> str:
 def mesh_mistakes(spec: Spec) -> list[Diagnostic]:
     """Names that do not exist, sizes that do not fit the devices, and microbatches that do not divide over the mesh."""
     found = [*_axes(spec), *_device(spec)]
-    if not found:
+    if not found and not is_open(spec.plan):
         try:
             mesh = mesh_of(spec.plan)
         except SpecError as e:
@@ -90,7 +95,8 @@ def _sizes(plan: PlanSpec) -> dict[str, int]:
     """The size of each axis, with `auto` filled in."""
     devices = None if plan.cluster.devices == "auto" else plan.cluster.devices
     if plan.mesh == "auto":
-        return {"dp": devices or 1}
+        assert not is_open(plan), "a plan is chosen before its mesh is asked for"
+        return {"dp": 1}
     given = {name: n for name, n in plan.mesh.items() if n != "auto"}
     rest = [name for name, n in plan.mesh.items() if n == "auto"]
     product = math.prod(given.values())

@@ -5,27 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from specc.compiler.build import stage_sizes
 from specc.compiler.cost import n_params
-from specc.compiler.foresight.calls import Cluster
-from specc.compiler.foresight.model import Model
+from specc.compiler.foresight.ask import cluster, none_fits, question
 from specc.compiler.foresight.planned import recipe_of
 from specc.compiler.foresight.reasons import Reason, mesh_text, reasons
-from specc.compiler.foresight.recipe import ITEMSIZE
-from specc.compiler.foresight.search import Asked, Found, Plan, search
+from specc.compiler.foresight.search import Asked, Plan, search
 from specc.compiler.foresight.step import forecast
 from specc.compiler.foresight.tell import details, mfu, plan_text, table, told
-from specc.compiler.hardware.tables import hardware, row_of
-from specc.compiler.placement.mesh import mesh_of
+from specc.compiler.hardware.tables import hardware
+from specc.compiler.placement.mesh import is_open, mesh_of
+from specc.compiler.stated import Stated, stated
 from specc.compiler.units import count, size
-from specc.runtime.whereabouts import Stated, stated
 from specc.spec.errors import Diagnostic, SpecError
-from specc.spec.hardware import Hardware
 from specc.spec.plan import Cluster as ClusterSpec
 from specc.spec.spec import load
 
@@ -36,24 +32,23 @@ CLUSTER = re.compile(r"([1-9][0-9]*)x(.+)")
 def run(args: argparse.Namespace) -> int:
     spec = load(args.spec, args.overrides)
     found = stated(spec, args.stage)
-    name = args.stage or next(iter(spec.stages))
     devices, device = cluster_of(args.cluster, spec.plan.cluster)
     tables = hardware(Path(args.hardware) if args.hardware else None)
-    asked = question(found, name, devices, cluster(device, args.software, tables), pins_of(args.pins))
+    asked = question(found, devices, cluster(device, args.software, tables), pins_of(args.pins))
     plans = search(asked)
     if not plans.fit:
         raise none_fits(plans, asked)
     best, why = plans.fit[: args.top], list(reasons(plans, asked))
-    own = own_plan(found, name, asked)
+    own = own_plan(found, asked)
     if args.json:
         print(json.dumps(as_data(best, why, asked), indent=1))
         return 0
-    model = f"{spec.name}, stage {name}: {count(n_params(found.program))} parameters"
+    model = f"{spec.name}, stage {found.name}: {count(n_params(found.program))} parameters"
     print(f"{model}, {asked.sequences} sequences of {asked.tokens} tokens a step")
     print(f"{devices} x {device}, {size(asked.capacity)} each, with the software '{args.software}'")
     print(f"{len(plans.fit) + len(plans.over)} plans, of which {len(plans.fit)} fit", end="\n\n")
     print("\n".join([*table(best, own, asked), "", *details(best[0]), "", "why not", *map(told, why), ""]))
-    print("\n".join(plan_text(best[0], asked, device, name)))
+    print("\n".join(plan_text(best[0], asked, device, found.name)))
     return 0
 
 
@@ -70,13 +65,6 @@ def cluster_of(text: str | None, said: ClusterSpec) -> tuple[int, str]:
     return int(match[1]), match[2]
 
 
-def cluster(device: str, software: str, tables: Hardware) -> Cluster:
-    """The rows of the tables by name."""
-    row = row_of(tables.devices, device, "device")
-    near, far = (row_of(tables.links, link, "link") for link in (row.near, row.far))
-    return Cluster(row, near, far, row_of(tables.software, software, "software"))
-
-
 def pins_of(texts: Sequence[str]) -> dict[str, int]:
     """What the user holds fixed."""
     found = [(text, PIN.fullmatch(text)) for text in texts]
@@ -87,32 +75,13 @@ def pins_of(texts: Sequence[str]) -> dict[str, int]:
     return {match[1]: int(match[2]) for _, match in found if match}
 
 
-def question(found: Stated, name: str, devices: int, on: Cluster, pins: Mapping[str, int]) -> Asked:
-    """What to search for: a step of the stage."""
-    stage, form = found.spec.stages[name], found.spec.plan.precision.compute
-    lengths = stage.lengths()
-    model = Model(found.program, lambda n: stage_sizes(found.program, n, lengths), found.rows, ITEMSIZE[form])
-    limit = found.spec.plan.cluster.capacity
-    return Asked(model, on, devices, stage.batch.sequences, max(lengths.values()), form, pins, limit)
-
-
-def own_plan(found: Stated, name: str, asked: Asked) -> Plan | None:
+def own_plan(found: Stated, asked: Asked) -> Plan | None:
     """What the spec's own plan will take, if it is for as many devices."""
-    if mesh_of(found.spec.plan).size != asked.devices or asked.devices == 1:
+    plan = found.spec.plan
+    if is_open(plan) or mesh_of(plan).size != asked.devices or asked.devices == 1:
         return None
-    recipe = recipe_of(found.spec.plan, found.spec.stages[name])
+    recipe = recipe_of(plan, found.spec.stages[found.name])
     return Plan(recipe, forecast(asked.model, recipe, asked.cluster))
-
-
-def none_fits(plans: Found, asked: Asked) -> SpecError:
-    """Why there is no plan at all."""
-    if not plans.over:
-        text = f"{asked.devices} devices and {asked.sequences} sequences a step do not divide into a plan"
-        return SpecError(Diagnostic("S542", text, None, "batch.sequences: a multiple of the devices, say"))
-    least = plans.over[0]
-    takes = f"the smallest takes {size(least.forecast.nbytes)} of {size(asked.capacity)}"
-    text = f"no plan fits: {takes} ({mesh_text(least.recipe)})"
-    return SpecError(Diagnostic("S542", text, None, "more devices, or devices with more memory"))
 
 
 def as_data(plans: list[Plan], why: list[Reason], asked: Asked) -> dict[str, Any]:

@@ -1,0 +1,44 @@
+"""From a spec to what a search for plans is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from specc.compiler.build import stage_sizes
+from specc.compiler.foresight.calls import Cluster
+from specc.compiler.foresight.model import Model
+from specc.compiler.foresight.reasons import mesh_text
+from specc.compiler.foresight.recipe import ITEMSIZE
+from specc.compiler.foresight.search import Asked, Found
+from specc.compiler.hardware.tables import row_of
+from specc.compiler.stated import Stated
+from specc.compiler.units import size
+from specc.spec.errors import Diagnostic, SpecError
+from specc.spec.hardware import Hardware
+
+
+def cluster(device: str, software: str, tables: Hardware) -> Cluster:
+    """The rows of the tables by name."""
+    row = row_of(tables.devices, device, "device")
+    near, far = (row_of(tables.links, link, "link") for link in (row.near, row.far))
+    return Cluster(row, near, far, row_of(tables.software, software, "software"))
+
+
+def question(found: Stated, devices: int, on: Cluster, pins: Mapping[str, int]) -> Asked:
+    """What to search for: a step of the stage."""
+    stage, form = found.spec.stages[found.name], found.spec.plan.precision.compute
+    lengths = stage.lengths()
+    model = Model(found.program, lambda n: stage_sizes(found.program, n, lengths), found.rows, ITEMSIZE[form])
+    limit = found.spec.plan.cluster.capacity
+    return Asked(model, on, devices, stage.batch.sequences, max(lengths.values()), form, pins, limit)
+
+
+def none_fits(plans: Found, asked: Asked) -> SpecError:
+    """Why there is no plan at all."""
+    if not plans.over:
+        text = f"{asked.devices} devices and {asked.sequences} sequences a step do not divide into a plan"
+        return SpecError(Diagnostic("S542", text, None, "batch.sequences: a multiple of the devices, say"))
+    least = plans.over[0]
+    takes = f"the smallest takes {size(least.forecast.nbytes)} of {size(asked.capacity)}"
+    text = f"no plan fits: {takes} ({mesh_text(least.recipe)})"
+    return SpecError(Diagnostic("S542", text, None, "more devices, or devices with more memory"))
