@@ -53,6 +53,7 @@ def test_the_rates_are_those_of_a_computer() -> None:
     assert 1e8 < rates.bytes < 1e14
 
 
+@pytest.mark.slow
 def test_compiled_graphs_agree_with_plain_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     build_spec(Spec.from_yaml(TINY), tmp_path / "b")

@@ -23,6 +23,7 @@ from tests.grid.models import TRACERS
 from tests.grid.plans import PLANS
 from tests.grid.run import Case, artifact
 
+pytestmark = pytest.mark.slow
 TINY = Path(__file__).parent.parent / "examples" / "tiny.yaml"
 
 

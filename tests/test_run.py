@@ -77,7 +77,7 @@ def final_state(folder: Path) -> dict[str, bytes]:
     return {k: v.numpy().tobytes() for k, v in tensors.items()}
 
 
-def test_a_run_trains_skips_and_samples(tmp_path: Path) -> None:
+def test_a_run_trains_skips_and_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_spec(tmp_path, 30)
     assert "parameters" in finished(specc(tmp_path, "build", "tiny.yaml"))
     out = finished(specc(tmp_path, "run", "build/tiny"))
@@ -85,7 +85,8 @@ def test_a_run_trains_skips_and_samples(tmp_path: Path) -> None:
     assert [x["step"] for x in lines] == list(range(1, 31))
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
     assert "done, validation loss" in out
-    assert "skipped" in finished(specc(tmp_path, "run", "build/tiny"))
+    assert main(["run", str(tmp_path / "build" / "tiny")]) == 0
+    assert "skipped" in capsys.readouterr().out
     assert finished(specc(tmp_path, "sample", "build/tiny", "--prompt", "the cat", "--tokens", "4"))
 
 
