@@ -10,6 +10,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from specc.compiler.lower.named_groups import resolve
+from specc.runtime.device import CPU
 
 Sent = tuple[torch.dtype, tuple[int, ...]]
 
@@ -41,7 +42,7 @@ class Wire:
     values: Mapping[str, Sent]
     shared: Mapping[str, Sequence[int]]
     microbatches: int
-    device: torch.device
+    device: torch.device = CPU
     leaving: dict[tuple[int, int], tuple[dist.Work, Tensor]] = field(default_factory=dict)  # by rank and tag
 
     def send(self, name: str, is_gradient: bool, microbatch: int, peer: int, x: Tensor) -> None:
