@@ -49,7 +49,7 @@ from specc.spec.stage import StageSpec
 MANIFEST = "manifest.json"
 CHUNK = 32  # tokens of a prompt that are decoded at once
 # What of a plan says where and when things are computed, and not what: a run goes on under another mesh.
-MESH_WORDS = ("cluster", "mesh", "schedule", "zero", "sequence_parallel", "context", "pins", "recompute")
+MESH_WORDS = ("cluster", "mesh", "schedule", "zero", "sequence_parallel", "context", "pins", "recompute", "offload")
 
 
 def build_spec(spec: Spec, out: Path, allow_ops: bool = False) -> list[StageFacts]:

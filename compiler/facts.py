@@ -10,6 +10,7 @@ from specc.compiler.cost import n_params, program_cost
 from specc.compiler.graphs import Graphs
 from specc.compiler.program import Call, Program
 from specc.compiler.schedule.actions import PARTS, Action
+from specc.compiler.schedule.ledger import HOST
 from specc.compiler.schedule.memory import KINDS, MOMENTS, Memory
 from specc.compiler.work import Work, graph_work
 from specc.spec.plan import PlanSpec
@@ -45,10 +46,11 @@ def facts_of(
     tokens = program.inputs["tokens"].numel(sizes) if "tokens" in program.inputs else 1
     bodies = Counter(c.body for c in calls)
     n, trained = n_params(program), n_params(program, trainable=True)
-    optimizer = Work(0.0, memory.fullest.most.get("optimizer", 0) / MOMENTS * ADAM_BYTES, 1)
+    most = memory.fullest.most
+    optimizer = Work(0.0, most.get("optimizer", 0) / MOMENTS * ADAM_BYTES, 1)
     return StageFacts(
         name, n, trained, 3 * program_cost(program, sizes).flops / max(1, tokens),
-        {**{k: memory.fullest.most.get(k, 0) for k in KINDS}, "peak": memory.peak}, dict(bodies),
+        {**{k: most.get(k, 0) for k in KINDS if k in most or k != HOST}, "peak": memory.peak}, dict(bodies),
         stage.steps(), stage.steps() * stage.batch.sequences * stage.data.seq_len,
         step_work(lowered, calls, schedules) + optimizer, sum(map(call_work, lowered.values()), Work()),
         sum((g.bwd is not None) + 1 for g in lowered.values()), plan.precision.compute,

@@ -18,6 +18,7 @@ from specc.compiler.schedule.actions import Action, one_of_mesh, one_rank
 from specc.compiler.schedule.assemble import Order, Pipeline, assemble
 from specc.compiler.schedule.footprint import footprints
 from specc.compiler.schedule.memory import Memory
+from specc.compiler.schedule.offload import offloaded
 from specc.compiler.schedule.recompute import Recompute, choose, recomputed
 from specc.spec.plan import PlanSpec
 from specc.spec.stage import StageSpec
@@ -71,11 +72,14 @@ def order(
         widths=widths_of(plan.precision), ema=stage.ema is not None,
     )  # fmt: skip
 
+    def away(actions: Sequence[Action]) -> list[Action]:
+        return offloaded(actions, lambda c: graphs[calls[c].body].saved_bytes, plan.offload.activations)
+
     def peak(which: frozenset[int]) -> int:
-        return max(m.peak for m in memories_of([recomputed(a, which) for a in plain]))
+        return max(m.peak for m in memories_of([away(recomputed(a, which)) for a in plain]))
 
     again = choose(kind, calls, graphs, plan.cluster.capacity, peak)
-    actions = [recomputed(a, again) for a in plain]
+    actions = [away(recomputed(a, again)) for a in plain]
     return Ordered(actions, memories_of(actions), again, pipe)
 
 

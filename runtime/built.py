@@ -99,6 +99,7 @@ class Stage:
         return Executor(
             self.calls, bodies, actions, self.facts["loss"], {}, frozenset(self.trainable()), self.compute,
             torch.float64 if self.compute == torch.float64 else torch.float32, coordinates, wire,
+            device,
         )  # fmt: skip
 
     def _body(

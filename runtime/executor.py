@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from specc.compiler.program import Call
-from specc.compiler.schedule.actions import GRADIENT, Action
+from specc.compiler.schedule.actions import GRADIENT, Action, Kind
 from specc.compiler.schedule.lifetimes import frees, idle_outs, last_uses, recomputed_later
+from specc.runtime.device import CPU
+from specc.runtime.host import Away, Host
 from specc.runtime.weights import Carried, Compiled, Weights, Whole, Wiring
 from specc.runtime.wire import Arrival, Wire
 
@@ -38,6 +40,8 @@ class _State:
     live: dict[tuple[int, int], Sequence[Tensor]] = field(default_factory=dict)
     losses: list[Tensor] = field(default_factory=list)
     coming: dict[tuple[int, str], list[Arrival]] = field(default_factory=dict)  # of a value, or of parts of a gradient
+    stay: dict[tuple[int, int], set[int]] = field(default_factory=dict)  # memories that saved values share with weights
+    away: dict[tuple[int, int], Away] = field(default_factory=dict)
 
 
 class Executor:
@@ -50,6 +54,7 @@ class Executor:
         self, calls: Sequence[Call], bodies: Mapping[str, Compiled], actions: Sequence[Action], loss: str | None,
         outputs: Mapping[str, str], trainable: frozenset[str], compute: torch.dtype,
         reduce: torch.dtype = torch.float32, coordinates: Sequence[Tensor] = (), wire: Wire | None = None,
+        device: torch.device = CPU,
     ) -> None:  # fmt: skip
         self.calls, self.bodies, self.actions = calls, bodies, actions
         self.loss, self.outputs, self.trainable = loss, dict(outputs), trainable
@@ -61,6 +66,8 @@ class Executor:
         self.last_use = last_uses(actions, calls, self.kept)
         self.frees = frees(actions)
         self.later = recomputed_later(actions)
+        self.leaving = {(a.call, a.microbatch) for a in actions if a.kind == "OFFLOAD"}
+        self.host = Host(device)
 
     def weights_of(self, params: Mapping[str, Tensor]) -> Weights:
         return Carried(self.wiring, params) if self.wiring.coordinates else Whole(self.wiring, params)
@@ -86,31 +93,36 @@ class Executor:
         return StepResult(state.losses, state.weights.grads, outputs)
 
     def _run(self, a: Action, state: _State, weights: Sequence[float]) -> None:
-        match a.kind:
-            case "UNSHARD":
-                state.weights.unshard(a.call)
-            case "F":
-                self._forward(a, state, weights)
-            case "RECOMPUTE":
-                self._save(a, self._run_forward(a, state), state)
-            case "B":
-                self._backward(a, state)
-            case "I":
-                self._backward_input(a, state)
-            case "W":
-                self._backward_weight(a, state)
-            case "REDUCE":
-                state.weights.reduce(a.call)
-            case "SEND":
-                self._send(a, state)
-            case "RECV":
-                self._receive(a, state)
-            case "SHARE":
-                assert self.wire is not None
-                state.weights.arrive()
-                state.weights.grads[a.value] = self.wire.share(a.value, state.weights.grads[a.value])
-            case "STEP":
-                state.weights.arrive()  # the trainer steps the optimizer
+        if a.kind == "F":
+            self._forward(a, state, weights)
+        else:
+            STEPS[a.kind](self, a, state)
+
+    def _unshard(self, a: Action, state: _State) -> None:
+        state.weights.unshard(a.call)
+
+    def _recompute(self, a: Action, state: _State) -> None:
+        self._save(a, self._run_forward(a, state), state)
+
+    def _reduce(self, a: Action, state: _State) -> None:
+        state.weights.reduce(a.call)
+
+    def _offload(self, a: Action, state: _State) -> None:
+        key = a.call, a.microbatch
+        state.away[key] = self.host.away(state.saved.pop(key), state.stay.pop(key))
+
+    def _fetch(self, a: Action, state: _State) -> None:
+        key = a.call, a.microbatch
+        state.saved[key] = self.host.back(state.away.pop(key))
+
+    def _share(self, a: Action, state: _State) -> None:
+        assert self.wire is not None
+        state.weights.arrive()
+        state.weights.grads[a.value] = self.wire.share(a.value, state.weights.grads[a.value])
+
+    def _arrive(self, a: Action, state: _State) -> None:
+        """The trainer steps the optimizer."""
+        state.weights.arrive()
 
     def _send(self, a: Action, state: _State) -> None:
         assert self.wire is not None
@@ -145,8 +157,10 @@ class Executor:
 
     def _save(self, a: Action, results: Sequence[Tensor], state: _State) -> None:
         """Keep what the backward reads."""
-        body = self.bodies[self.calls[a.call].body]
-        state.saved[a.call, a.microbatch] = self._without(results[body.n_outs :], body)
+        body, key = self.bodies[self.calls[a.call].body], (a.call, a.microbatch)
+        state.saved[key] = self._without(results[body.n_outs :], body)
+        if key in self.leaving:
+            state.stay[key] = {x.untyped_storage().data_ptr() for x in state.weights.operands(a.call)}
 
     def _arrived(self, call: Call, m: int, state: _State) -> None:
         """Wait for what the call takes from other ranks."""
@@ -164,6 +178,14 @@ class Executor:
             return saved
         params = state.weights.operands(a.call)
         return [params[again[j]] if j in again else x for j, x in enumerate(saved)]
+
+    def _saved(self, a: Action, state: _State) -> Sequence[Tensor | None]:
+        """What the forward kept, here."""
+        key = a.call, a.microbatch
+        saved = state.saved.pop(key)
+        if key in self.leaving:
+            self.host.settle(saved)
+        return saved
 
     def _cotangents(self, a: Action, state: _State) -> list[Tensor]:
         """Gradients of the call's outs; an out that nothing used has a gradient of zeros."""
@@ -185,7 +207,7 @@ class Executor:
     def _backward(self, a: Action, state: _State) -> None:
         body = self.bodies[self.calls[a.call].body]
         assert body.bwd is not None
-        results = body.bwd(*self._with(state.saved.pop((a.call, a.microbatch)), a, state), *self._cotangents(a, state))
+        results = body.bwd(*self._with(self._saved(a, state), a, state), *self._cotangents(a, state))
         n = sum(body.in_grads)
         self._add_values(a, state, results[:n])
         state.weights.add(a.call, results[n:], results[:n])
@@ -193,7 +215,7 @@ class Executor:
     def _backward_input(self, a: Action, state: _State) -> None:
         body = self.bodies[self.calls[a.call].body]
         assert body.bwd_input is not None
-        saved = self._with(state.saved.pop((a.call, a.microbatch)), a, state)
+        saved = self._with(self._saved(a, state), a, state)
         results = body.bwd_input(*saved, *self._cotangents(a, state))
         n = sum(body.in_grads)
         self._add_values(a, state, results[:n])
@@ -259,5 +281,13 @@ class Executor:
         state.values |= {(0, v): t for v, t in zip(call.outs, outs, strict=True)}
         return outs
 
+
+# What each action but F does.
+STEPS: Mapping[Kind, Callable[[Executor, Action, _State], None]] = {
+    "UNSHARD": Executor._unshard, "RECOMPUTE": Executor._recompute, "B": Executor._backward,
+    "I": Executor._backward_input, "W": Executor._backward_weight, "REDUCE": Executor._reduce,
+    "OFFLOAD": Executor._offload, "FETCH": Executor._fetch, "SEND": Executor._send, "RECV": Executor._receive,
+    "SHARE": Executor._share, "STEP": Executor._arrive,
+}  # fmt: skip
 
 __all__ = ["Compiled", "Executor", "StepResult"]

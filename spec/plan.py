@@ -39,6 +39,12 @@ class ScheduleSpec(Node):
     chunks: PositiveInt | None = Field(None, description="stages of a rank; default: the fewest that the schedule has")
 
 
+class Offload(Node):
+    """What is kept in the host's memory while a device does not need it."""
+
+    activations: float = Field(0.0, ge=0, le=1, description="share of the bytes that blocks save for their backward")
+
+
 class PlanSpec(Node):
     cluster: Cluster = Cluster()
     mesh: Literal["auto"] | dict[str, AxisSize] = Field(
@@ -66,4 +72,5 @@ class PlanSpec(Node):
         description="what blocks save for their backward: all but what is cheap (none), a share of that, nothing "
         "(full: they run forward again); auto: as much as cluster.memory allows",
     )
+    offload: Offload = Offload()
     threads: int | Literal["auto"] = "auto"

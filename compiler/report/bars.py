@@ -14,12 +14,13 @@ MAX_CELLS = 1500
 COLOURS = {
     "weights": "c1", "gradients": "c2", "optimizer": "c3", "activations": "c4", "saved": "c4", "temporaries": "c5",
     "master": "c6", "ema": "c6", "F": "c1", "B": "c2", "I": "c2", "W": "c3", "STEP": "c4", "REDUCE": "c5",
-    "UNSHARD": "c6", "RECOMPUTE": "c5", "SEND": "c5", "RECV": "c5", "SHARE": "c5",
+    "UNSHARD": "c6", "RECOMPUTE": "c5", "SEND": "c5", "RECV": "c5", "SHARE": "c5", "OFFLOAD": "c6", "FETCH": "c6",
 }  # fmt: skip
 MEANING = {
     "F": "forward", "B": "backward", "I": "input gradient", "W": "weight gradient", "STEP": "optimizer step",
     "REDUCE": "gradient reduction", "UNSHARD": "parameter gathering and casts", "RECOMPUTE": "recomputed forward",
-    "SEND": "send", "RECV": "receive", "SHARE": "gradients of shared parameters",
+    "SEND": "send", "RECV": "receive", "SHARE": "gradients of shared parameters", "OFFLOAD": "to the host",
+    "FETCH": "from the host",
 }  # fmt: skip
 
 

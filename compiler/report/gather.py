@@ -17,6 +17,7 @@ from specc.compiler.report.text import flops
 from specc.compiler.schedule import actions as scheduled
 from specc.compiler.schedule.actions import PARTS
 from specc.compiler.schedule.files import calls_of, read_schedules
+from specc.compiler.schedule.ledger import HOST
 from specc.compiler.schedule.timeline import starts
 from specc.compiler.units import count, size
 from specc.spec.spec import Spec, load
@@ -104,7 +105,8 @@ def _stage(spec: Spec, name: str, facts: dict[str, Any]) -> Stage:
 
 def _memory(name: str, shares: dict[str, int]) -> Memory:
     order = ["weights", "gradients", "optimizer", "activations"]
-    names = sorted((n for n in shares if n != "peak"), key=lambda n: order.index(n) if n in order else len(order))
+    here = (n for n in shares if n not in ("peak", HOST))
+    names = sorted(here, key=lambda n: order.index(n) if n in order else len(order))
     return {
         "stage": name,
         "shares": [{"category": n, "bytes": shares[n]} for n in names],

@@ -4,8 +4,9 @@
 for what its backward reads, `UNSHARD` begins to make the parameters that a call's graphs compute with, `REDUCE` begins
 to bring its gradients together, `STEP` runs the optimizer. Parameters of a call go after their last use before they are
 made again; gradients of a call arrive when those of the next one have set out, the last ones before `SHARE` and `STEP`.
-In a pipeline, `SEND` and `RECV` begin to move a value (`%v2`) or its gradient (`d%v2`) between ranks, and
-`SHARE` adds up the gradient of what several ranks have."""
+`OFFLOAD` begins to move what a call saved to the host's memory, `FETCH` to bring it back. In a pipeline, `SEND` and
+`RECV` begin to move a value (`%v2`) or its gradient (`d%v2`) between ranks, and `SHARE` adds up the gradient of what
+several ranks have."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Kind = Literal["UNSHARD", "F", "RECOMPUTE", "B", "I", "W", "REDUCE", "SEND", "RECV", "SHARE", "STEP"]
+Kind = Literal["UNSHARD", "F", "RECOMPUTE", "B", "I", "W", "REDUCE", "OFFLOAD", "FETCH", "SEND", "RECV", "SHARE",
+               "STEP"]  # fmt: skip
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PARTS: dict[Kind, str] = {"F": "fwd", "RECOMPUTE": "fwd", "B": "bwd", "I": "bwd_input", "W": "bwd_weight"}

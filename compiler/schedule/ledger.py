@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 
 Key = tuple[Hashable, ...]
+HOST = "on the host"  # the kind of what is not on the device
+
+
+def on_device(nbytes: Mapping[str, int]) -> int:
+    """All bytes but those of the host."""
+    return sum(n for kind, n in nbytes.items() if kind != HOST)
 
 
 class Ledger:
@@ -54,6 +60,6 @@ class Ledger:
 
     def rise(self, work: int = 0) -> None:
         """A moment at which `work` bytes are alive beside what is held."""
-        if self.alive.total() + work > self.most.total():
+        if on_device(self.alive) + work > on_device(self.most):
             self.most = self.alive.copy()
             self.most["work space"] += work

@@ -14,10 +14,10 @@ from specc.compiler.graphs import Graphs, comes_again, node_type, tensor_bytes
 from specc.compiler.program import Call
 from specc.compiler.schedule.actions import Action
 from specc.compiler.schedule.footprint import Feet
-from specc.compiler.schedule.ledger import Key, Ledger
+from specc.compiler.schedule.ledger import HOST, Key, Ledger, on_device
 from specc.compiler.schedule.lifetimes import frees, idle_outs, last_uses, recomputed_later
 
-KINDS = ("weights", "gradients", "optimizer", "activations", "work space")
+KINDS = ("weights", "gradients", "optimizer", "activations", "work space", HOST)
 MOMENTS = 2  # of AdamW, for each number that is trained
 
 
@@ -38,7 +38,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Moment:
-    """An action, the bytes by kind at its fullest, and those that are alive when it is done."""
+    """An action, the bytes by kind at its fullest, and those that are alive when it is done; both beside the host's."""
 
     action: Action
     most: Mapping[str, int]
@@ -46,11 +46,11 @@ class Moment:
 
     @property
     def total(self) -> int:
-        return sum(self.most.values())
+        return on_device(self.most)
 
     @property
     def left(self) -> int:
-        return sum(self.after.values())
+        return on_device(self.after)
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,7 @@ class _Walk:
         self.saved: dict[tuple[int, int], Sequence[int]] = {}
         self.later = recomputed_later(actions)
         self.peers: dict[tuple[int, str], list[int]] = {}  # where a value was sent
+        self.away: dict[tuple[int, int], dict[int, int]] = {}  # memories of what is on the host, by those they had
         self.leaving: _Leaving | None = None
 
     def begin(self, inputs: Mapping[str, int], n_microbatches: int) -> None:
@@ -146,6 +147,10 @@ class _Walk:
                 self.backward_weight(a)
             case "REDUCE":
                 self.reduce(a)
+            case "OFFLOAD":
+                self.offload(a)
+            case "FETCH":
+                self.fetch(a)
             case "RECV":
                 self.receive(a)
             case "SEND":
@@ -258,6 +263,23 @@ class _Walk:
         saved = results[g.n_outs :]
         self.ledger.hold(("saved", a.call, a.microbatch), [x for j, x in enumerate(saved) if j not in self.again(g)])
         self.saved[a.call, a.microbatch] = saved
+
+    def offload(self, a: Action) -> None:
+        """What is saved, but for parameters, has a copy on the host in its place."""
+        key = a.call, a.microbatch
+        held = self.ledger.held["saved", *key]
+        moved = dict.fromkeys(x for x in held if self.ledger.sizes[x][0] != "weights")
+        self.away[key] = {x: self.ledger.new(HOST, self.ledger.sizes[x][1]) for x in moved}
+        self.ledger.hold(("host", *key), self.away[key].values())
+        self.ledger.hold(("saved", *key), [x for x in held if x not in moved])
+
+    def fetch(self, a: Action) -> None:
+        """Room for it on the device."""
+        key = a.call, a.microbatch
+        here = {x: self.ledger.new("activations", self.ledger.sizes[x][1]) for x in self.away.pop(key)}
+        self.saved[key] = [here.get(x, x) for x in self.saved[key]]
+        self.ledger.hold(("saved", *key), [*self.ledger.held["saved", *key], *here.values()])
+        self.ledger.drop(("host", *key))
 
     def again(self, g: Graphs) -> Mapping[int, int]:
         """Which saved values are parameters that come again for the backward."""

@@ -17,7 +17,7 @@ class Plan:
 
     With `sunk`, masks are made where they are used, from attributes of tokens. A pipeline has a `schedule`, and a step
     so many `microbatches`. With `recompute`, calls keep nothing for their backward; `share` is
-    that of the bytes that they keep otherwise."""
+    that of the bytes that they keep otherwise, `offload` that of those that wait on the host."""
 
     axes: MakeMesh
     options: Options = field(default_factory=Options)
@@ -29,6 +29,7 @@ class Plan:
     microbatches: int = 2
     recompute: bool = False
     share: float = 1.0
+    offload: float = 0.0
 
     def mesh(self, ranks: int) -> Mesh:
         return Mesh(self.axes(ranks))
@@ -120,4 +121,6 @@ PLANS: dict[str, Plan] = {
 }
 RECOMPUTED = ("zero3", "tp", "ring", "1f1b", "zb-h1", "pp+zero3")
 PLANS |= {f"{name}-recompute": replace(PLANS[name], recompute=True) for name in RECOMPUTED}
+OFFLOADED = ("alone", "zero1", "zero3", "tp", "ring", "ep", "1f1b", "zb-h1", "pp+zero3")
+PLANS |= {f"{name}-offload": replace(PLANS[name], offload=0.5) for name in OFFLOADED}
 PLANS |= {f"{name}-half": replace(PLANS[name], share=0.5) for name in RECOMPUTED}

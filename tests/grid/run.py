@@ -26,6 +26,7 @@ from specc.compiler.rank_memory import Widths, rank_memories
 from specc.compiler.schedule.actions import Action
 from specc.compiler.schedule.assemble import Order, Pipeline, assemble
 from specc.compiler.schedule.footprint import footprints
+from specc.compiler.schedule.offload import offloaded
 from specc.compiler.schedule.recompute import recomputed
 from specc.runtime.built import body_of
 from specc.runtime.executor import Executor
@@ -112,6 +113,7 @@ def artifact(case: Case) -> Artifact:
     actions: Sequence[Sequence[Action]] = pipe.actions if pipe else [in_turn(calls, graphs, plan.microbatches, placed)]
     if plan.recompute:
         actions = [recomputed(each, range(len(calls))) for each in actions]
+    actions = [offloaded(each, lambda c: graphs[calls[c].body].saved_bytes, plan.offload) for each in actions]
     width = case.dtype.itemsize
     memories = rank_memories(
         program, placed, tracer.sizes, calls, graphs, footprints(graphs), actions,
