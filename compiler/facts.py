@@ -47,7 +47,7 @@ def facts_of(
     bodies = Counter(c.body for c in calls)
     n, trained = n_params(program), n_params(program, trainable=True)
     most = memory.fullest.most
-    optimizer = Work(0.0, most.get("optimizer", 0) / MOMENTS * ADAM_BYTES, 1)
+    optimizer = Work(0.0, memory.optimizer / MOMENTS * ADAM_BYTES, 1)
     return StageFacts(
         name, n, trained, 3 * program_cost(program, sizes).flops / max(1, tokens),
         {**{k: most.get(k, 0) for k in KINDS if k in most or k != HOST}, "peak": memory.peak}, dict(bodies),

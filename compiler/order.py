@@ -70,6 +70,7 @@ def order(
     memories_of = partial(
         rank_memories, program, placed, sizes, calls, graphs, footprints(graphs),
         widths=widths_of(plan.precision), ema=stage.ema is not None,
+        moments_on_host=plan.offload.optimizer,
     )  # fmt: skip
 
     def away(actions: Sequence[Action]) -> list[Action]:

@@ -36,7 +36,7 @@ def widths_of(precision: Precision) -> Widths:
 def rank_memories(
     program: Program, placed: Placed | None, sizes: Mapping[str, int], calls: Sequence[Call],
     graphs: Mapping[str, Graphs], feet: Feet, schedules: Sequence[Sequence[Action]], *, widths: Widths,
-    ema: bool = False,
+    ema: bool = False, moments_on_host: bool = False,
 ) -> list[Memory]:  # fmt: skip
     """The memory of a step of each rank of the pipeline; ranks that differ in other axes have the same."""
     numbers = {n: local_numel(p.type, n, placed, {}) for n, p in program.params.items()}
@@ -45,7 +45,10 @@ def rank_memories(
     for actions in schedules:
         used = {path for a in actions if a.kind == "F" for path in calls[a.call].params}
         params = {n: x for n, x in numbers.items() if n in used}
-        kept = Kept(params, program.trainable, widths.master, widths.compute, widths.reduce, ema, placed is not None)
+        kept = Kept(
+            params, program.trainable, widths.master, widths.compute, widths.reduce, ema, placed is not None,
+            moments_on_host,
+        )  # fmt: skip
         found.append(memory_of(actions, calls, graphs, feet, kept, program.loss, inputs))
     return found
 

@@ -139,7 +139,7 @@ class Clocked:
         self.params = first_values(stage, seat, master(stage))
         self.executor = stage.executor(compiled, seat.coordinates, seat.wire, seat.device)
         own = {p: self.params[p] for p in stage.trainable() if p in self.params}
-        self.optimizer = AdamW(stage.spec.optimizer, own)
+        self.optimizer = AdamW(stage.spec.optimizer, own, stage.plan["offload"]["optimizer"])
         n = stage.spec.batch.microbatches
         self.batches = [seat.cut({k: self.cast(x) for k, x in inputs(stage, m).items()}) for m in range(n)]
 

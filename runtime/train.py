@@ -81,7 +81,8 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
         if seat.leads:
             (folder / "facts.json").write_text(json.dumps({"unigram_entropy": entropy}) + "\n")
     check_patterns(stage.spec.optimizer, stage.trainable())
-    optimizer = AdamW(stage.spec.optimizer, {p: params[p] for p in stage.trainable() if p in params})
+    own = {p: params[p] for p in stage.trainable() if p in params}
+    optimizer = AdamW(stage.spec.optimizer, own, stage.plan["offload"]["optimizer"])
     ema = {n: t.clone() for n, t in params.items()} if stage.spec.ema else {}
     metrics = Metrics(folder, step, open_events(folder / "tensorboard", step)) if seat.leads else None
     decision = first(seat.team, lambda: decided(folder / "compile.json", lambda: stage.decide(seat.device)))

@@ -43,6 +43,7 @@ class Offload(Node):
     """What is kept in the host's memory while a device does not need it."""
 
     activations: float = Field(0.0, ge=0, le=1, description="share of the bytes that blocks save for their backward")
+    optimizer: bool = Field(False, description="moments, but for those of the parameter that is updated")
 
 
 class PlanSpec(Node):

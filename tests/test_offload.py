@@ -17,10 +17,12 @@ from specc.runtime.built import open_build
 from specc.runtime.device import CPU
 from specc.runtime.executor import Executor
 from specc.runtime.host import Host
+from specc.runtime.loop import one_step
+from specc.runtime.optimizer import AdamW
 from specc.spec.spec import load
 from tests.grid.models import TRACERS, inputs_of, weights_of
 from tests.grid.run import Case, artifact, body_of
-from tests.training import write_spec
+from tests.training import begun, made, write_spec
 
 
 def text(actions: list[Action]) -> str:
@@ -86,3 +88,23 @@ def test_a_build_foretells_what_the_device_and_the_host_hold(tmp_path: Path) -> 
     assert found[1]["peak"] < found[0]["peak"]
     stages = [open_build(tmp_path / name).stages["pretrain"] for name in ("0", "1")]
     assert stages[0].hash == stages[1].hash  # a run may go on with what it did not begin with
+
+
+def test_moments_on_the_host_give_the_same_weights(tmp_path: Path) -> None:
+    write_spec(tmp_path)
+    runs = [begun(made(tmp_path, name=name)) for name in ("here", "there")]
+    runs[1].optimizer = AdamW(runs[1].stage.spec.optimizer, runs[1].optimizer.params, on_host=True)
+    for run in runs:
+        for run.step in range(3):
+            one_step(run, 3)
+    here, there = (run.params for run in runs)
+    assert all(torch.equal(x, there[n]) for n, x in here.items())
+    assert runs[0].optimizer.state().keys() == runs[1].optimizer.state().keys()
+
+
+def test_moments_on_the_host_are_not_the_devices(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path)
+    plain, moved = (
+        build_spec(load(spec, [f"plan.offload.optimizer={on}"]), tmp_path / on)[0].memory for on in ("false", "true")
+    )
+    assert moved["optimizer"] == 0 < plain["optimizer"] == moved[HOST]

@@ -6,13 +6,13 @@ when a thread of it comes to that."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from specc.compiler.graphs import Graphs, comes_again, node_type, tensor_bytes
 from specc.compiler.program import Call
-from specc.compiler.schedule.actions import Action
+from specc.compiler.schedule.actions import Action, Kind
 from specc.compiler.schedule.footprint import Feet
 from specc.compiler.schedule.ledger import HOST, Key, Ledger, on_device
 from specc.compiler.schedule.lifetimes import frees, idle_outs, last_uses, recomputed_later
@@ -34,6 +34,7 @@ class Kept:
     reduce: int
     ema: bool = False
     in_parts: bool = False
+    moments_on_host: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,10 @@ class Moment:
 
 @dataclass(frozen=True)
 class Memory:
-    """The moments of a step, in order."""
+    """The moments of a step, in order, and the bytes of what the optimizer keeps, wherever that is."""
 
     moments: tuple[Moment, ...]
+    optimizer: int = 0
 
     @property
     def fullest(self) -> Moment:
@@ -85,7 +87,8 @@ def memory_of(
         if done >= 0 and kept.in_parts:
             walk.ledger.drop(("used", done))
         moments.append(Moment(action, dict(walk.ledger.most), dict(walk.ledger.alive)))
-    return Memory(tuple(moments))
+    trained = sum(n for path, n in kept.params.items() if path in kept.trainable)
+    return Memory(tuple(moments), trained * kept.master * MOMENTS)
 
 
 @dataclass
@@ -126,7 +129,8 @@ class _Walk:
             trained = path in self.kept.trainable
             copies = 1 + self.kept.ema
             hold(("kept", path), [new("weights", n * self.kept.master * copies)])
-            hold(("state", path), [new("optimizer", n * self.kept.master * MOMENTS * trained)])
+            kind = HOST if self.kept.moments_on_host else "optimizer"
+            hold(("state", path), [new(kind, n * self.kept.master * MOMENTS * trained)])
         for m in range(n_microbatches):
             for name, nbytes in inputs.items():
                 memory = new("activations", nbytes)
@@ -134,30 +138,7 @@ class _Walk:
                 hold(("value", m, name), [memory])
 
     def run(self, a: Action) -> None:
-        match a.kind:
-            case "UNSHARD":
-                self.unshard(a)
-            case "F":
-                self.forward(a)
-            case "RECOMPUTE":
-                self.recompute(a)
-            case "B" | "I":
-                self.backward(a, "bwd" if a.kind == "B" else "bwd_input")
-            case "W":
-                self.backward_weight(a)
-            case "REDUCE":
-                self.reduce(a)
-            case "OFFLOAD":
-                self.offload(a)
-            case "FETCH":
-                self.fetch(a)
-            case "RECV":
-                self.receive(a)
-            case "SEND":
-                self.send(a)
-            case "SHARE" | "STEP":
-                before, self.leaving = self.leaving, None
-                self.arrive(before)
+        WALKS[a.kind](self, a)
 
     def call(self, a: Action, part: str, operands: Sequence[int], kinds: Mapping[int, str], rest: str) -> list[int]:
         """Run a graph: the memories of its results. Its own are of the kind `rest`, or that of the result's place.
@@ -285,7 +266,10 @@ class _Walk:
         """Which saved values are parameters that come again for the backward."""
         return comes_again(len(g.in_grads), g.carry.gathered, g.saved_from) if g.carry else {}
 
-    def backward(self, a: Action, part: str) -> None:
+    def backward_input(self, a: Action) -> None:
+        self.backward(a, "bwd_input")
+
+    def backward(self, a: Action, part: str = "bwd") -> None:
         call, m, g = self.calls[a.call], a.microbatch, self.graphs_of(a)
         if self.again(g):
             self.params(a)
@@ -358,6 +342,21 @@ class _Walk:
             self.ledger.drop(key)
         self.arrive(before)
 
+    def arrive_all(self, a: Action) -> None:
+        before, self.leaving = self.leaving, None
+        self.arrive(before)
+
+    def step(self, a: Action) -> None:
+        self.arrive_all(a)
+        if self.kept.moments_on_host:
+            self.ledger.rise(self.two_moments())
+
+    def two_moments(self) -> int:
+        """The moments of a parameter and of the next one, where they are most."""
+        own = [n for path, n in self.kept.params.items() if path in self.kept.trainable]
+        pairs = zip(own, [*own[1:], 0], strict=True)
+        return max((a + b for a, b in pairs), default=0) * self.kept.master * MOMENTS
+
     def arrive(self, come: _Leaving | None) -> None:
         """Gradients of a call that were on their way, added to those of other calls."""
         if come is None:
@@ -378,6 +377,13 @@ class _Walk:
         if key not in self.ledger.held:
             self.ledger.hold(key, [self.ledger.new(*self.ledger.sizes[memory]) if memory in seen else memory])
         seen.add(memory)
+
+
+WALKS: Mapping[Kind, Callable[[_Walk, Action], None]] = {
+    "UNSHARD": _Walk.unshard, "F": _Walk.forward, "RECOMPUTE": _Walk.recompute, "B": _Walk.backward,
+    "I": _Walk.backward_input, "W": _Walk.backward_weight, "REDUCE": _Walk.reduce, "OFFLOAD": _Walk.offload,
+    "FETCH": _Walk.fetch, "RECV": _Walk.receive, "SEND": _Walk.send, "SHARE": _Walk.arrive_all, "STEP": _Walk.step,
+}  # fmt: skip
 
 
 def value_bytes(calls: Sequence[Call], graphs: Mapping[str, Graphs]) -> dict[str, int]:
