@@ -18,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from specc.compiler.elaborate import elaborate
 from specc.compiler.facts import StageFacts, facts_of
 from specc.compiler.graphs import Graphs, to_json, to_text, verify
+from specc.compiler.kernels.coverage import coverage
 from specc.compiler.kernels.emit import Emitted, emit
 from specc.compiler.lower.bodies import DTYPES, Variant, as_function, operands, variants
 from specc.compiler.lower.decode import refusal
@@ -98,6 +99,10 @@ def build_stage(
     order_of = partial(order, spec.plan, stage, program, mesh, sizes, placed)
     lowered, calls, ordered = fitted(spec.plan, mesh, lower_with, order_of)
     write_graphs(lowered, out / "graphs")
+    if kernels.whole:
+        before = lower(apart, sizes, compute, own)[0]
+        after = lower(kernels.whole, sizes, compute, {**own, **kernels.made})[0]
+        write_json(out / "kernels.json", {n: vars(coverage(before[n], g, kernels.left[n])) for n, g in after.items()})
     write_json(
         out / "calls.json", {"calls": [vars(c) for c in calls], "graphs": {n: layout(g) for n, g in lowered.items()}}
     )

@@ -109,5 +109,9 @@ def report(steps: int = 200, hostile: str = "", microbatches: int = 2) -> Report
         "schedules": [{"stage": "pretrain" + hostile, "note": "widths are FLOPs" + hostile, "ranks": [actions]}],
         "compiled": [{"stage": "pretrain", "block": "layers" + hostile, "times": 2, "forward": 9, "backward": 20,
                       "saved": 12_000, "how": "graph"}],
+        "covers": [{"stage": "pretrain" + hostile, "block": "layers" + hostile, "ops": [214, 38], "bytes": [1235, 230],
+                    "left": {"alone, it gains nothing" + hostile: 1}}],
+        "kernels": [{"name": "expr_rms_norm_1a2b" + hostile, "places": ["llama.yaml:27:5" + hostile],
+                     "used": "aten" + hostile, "targets": ["sm90" + hostile], "registers": 112, "spilled": 0, "shared": 25_088}],
         "files": [{"path": "spec.yaml" + hostile, "sha256": "ab" * 32, "bytes": 321}],
     }  # fmt: skip

@@ -13,6 +13,8 @@ from specc.compiler.kernels import emit
 from specc.compiler.kernels.aot import DEVICES, TARGETS, Figures, gate, targets_of
 from specc.compiler.kernels.emit import summary
 from specc.compiler.kernels.load import load_kernel
+from specc.compiler.report import render
+from specc.compiler.report.gather import read_build
 from specc.runtime.built import Build, open_build
 from specc.runtime.errors import RunError
 from specc.runtime.kernels import load_kernels
@@ -47,6 +49,17 @@ def one_step(build: Build) -> tuple[list[float], dict[str, torch.Tensor]]:
 def test_a_build_for_a_cpu_has_no_kernels(folder: Path) -> None:
     assert not (folder / "aten" / "kernels").exists()
     assert summary(folder / "aten" / "kernels") == ""
+
+
+def test_the_build_says_what_kernels_replace(folder: Path) -> None:
+    covers = json.loads((folder / "triton" / "stages" / "pretrain" / "kernels.json").read_text())
+    assert set(covers) == {"stem", "layers", "head"}
+    for block, c in covers.items():
+        assert c["ops"][1] < c["ops"][0], block
+        assert c["bytes"][1] < c["bytes"][0], block
+    page = render(read_build(folder / "triton"))
+    assert "ops with kernels" in page
+    assert all(name in page for name in json.loads((folder / "triton" / "kernels" / "aot.json").read_text()))
 
 
 def test_graphs_that_call_kernels_give_the_same_gradients(folder: Path) -> None:

@@ -100,7 +100,7 @@ def test_no_text_becomes_markup(hostile: str) -> None:
 def test_every_section_is_there_and_linked() -> None:
     page = Page(render(report()))
     ids = {a["id"] for t, a in page.tags if t == "section" and "id" in a}
-    assert ids == {"stages", "training", "architecture", "memory", "schedule", "graphs", "files"}
+    assert ids == {"stages", "training", "architecture", "memory", "schedule", "graphs", "kernels", "files"}
     assert {a["href"] for t, a in page.tags if t == "a"} == {f"#{i}" for i in ids}
 
 

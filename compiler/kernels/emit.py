@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,16 @@ UNTUNED = "aten: not tuned on the device"
 
 @dataclass(frozen=True)
 class Emitted:
-    """The program that is lowered, and implementations of the kernels that it calls."""
+    """The program that is lowered, and implementations of the kernels that it calls.
+
+    `whole` is the program with all kernels that passed, called or not, `made` their implementations, and `left` says by
+    body which row-wise ops are in none of them, and why."""
 
     program: Program
     impls: Mapping[str, Impl]
+    whole: Program | None = None
+    made: Mapping[str, Impl] = field(default_factory=dict)
+    left: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def emit(
@@ -54,10 +60,10 @@ def emit(
         figures = gate(m, load_kernel(folder / f"{name}.py"), targets_of(plan.cluster.device, plan.kernels != "emit"))
         table[name] = _row(plan, figures, cuts, name)
     (folder / LIST).write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    if plan.kernels != "triton":
-        return Emitted(program, {})
-    refused = {n for n in made if table[n]["used"] != "triton"}
-    return Emitted(with_kernels(sunk, cuts, refused), {n: impl(n) for n in made})
+    whole = with_kernels(sunk, cuts, {n for n in made if table[n]["problems"]})
+    impls, left = {n: impl(n) for n in made}, {n: c.left for n, c in cuts.items()}
+    called = (whole, impls) if plan.kernels == "triton" else (program, {})
+    return Emitted(*called, whole, impls, left)
 
 
 def are_wanted(plan: PlanSpec) -> bool:

@@ -147,6 +147,30 @@ class Stage(TypedDict):
     notes: list[str]
 
 
+class Cover(TypedDict):
+    """What the kernels of a block replace: ops that run and bytes moved with ATen alone and with kernels, forward and
+    backward; row-wise ops in no kernel by why."""
+
+    stage: str
+    block: str
+    ops: list[int]
+    bytes: list[int]
+    left: dict[str, int]
+
+
+class Kernel(TypedDict):
+    """A generated file: where it comes from, what runs in its stead, and the most that one of its kernels takes on the
+    GPUs that it was compiled for (registers of a thread, bytes spilled, bytes shared)."""
+
+    name: str
+    places: list[str]
+    used: str
+    targets: list[str]
+    registers: int
+    spilled: int
+    shared: int
+
+
 class File(TypedDict):
     """A file of the build with its SHA-256."""
 
@@ -168,4 +192,6 @@ class Report(TypedDict):
     memory: list[Memory]
     schedules: list[Schedule]
     compiled: list[Compiled]
+    covers: list[Cover]
+    kernels: list[Kernel]
     files: list[File]

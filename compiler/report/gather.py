@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from specc.compiler.elaborate import elaborate
+from specc.compiler.kernels.emit import LIST
 from specc.compiler.program import Call, Program
-from specc.compiler.report.data import Action, Compiled, Memory, Model, Report, Schedule, Stage
+from specc.compiler.report.data import Action, Compiled, Cover, Kernel, Memory, Model, Report, Schedule, Stage
 from specc.compiler.report.program import model_data
 from specc.compiler.report.text import flops
 from specc.compiler.schedule import actions as scheduled
@@ -48,6 +49,8 @@ def read_build(build: Path) -> Report:
         "memory": memory,
         "schedules": [_schedule(build, name) for name in spec.stages],
         "compiled": [row for name in spec.stages for row in _graphs(build, name)],
+        "covers": [row for name in spec.stages for row in _covers(build, name)],
+        "kernels": _kernels(build),
         "files": [
             {"path": path, "sha256": sha, "bytes": (build / path).stat().st_size}
             for path, sha in manifest["files"].items()
@@ -164,6 +167,30 @@ def _graphs(build: Path, name: str) -> list[Compiled]:
         }
         for block, g in layout["graphs"].items()
     ]
+
+
+def _covers(build: Path, name: str) -> list[Cover]:
+    path = build / "stages" / name / "kernels.json"
+    found = read_json(path) if path.is_file() else {}
+    return [
+        {"stage": name, "block": block, "ops": row["ops"], "bytes": row["bytes"], "left": row["left"]}
+        for block, row in found.items()
+    ]
+
+
+def _kernels(build: Path) -> list[Kernel]:
+    path = build / "kernels" / LIST
+    rows = read_json(path) if path.is_file() else {}
+    return [_kernel(name, row) for name, row in rows.items()]
+
+
+def _kernel(name: str, row: Mapping[str, Any]) -> Kernel:
+    most = {k: max((f[k] for f in row["figures"]), default=0) for k in ("registers", "spilled", "shared")}
+    return {
+        "name": name, "places": row["from"], "used": row["used"],
+        "targets": sorted({f["target"] for f in row["figures"]}),
+        "registers": most["registers"], "spilled": most["spilled"], "shared": most["shared"],
+    }  # fmt: skip
 
 
 def _nodes(path: Path) -> int:

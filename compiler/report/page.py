@@ -10,6 +10,7 @@ from pathlib import Path
 from specc.compiler.report.architecture import architecture
 from specc.compiler.report.bars import memory_bars, schedule_chart
 from specc.compiler.report.data import Compiled, File, Report
+from specc.compiler.report.kernels import kernel_tables
 from specc.compiler.report.stages import stage_chips, stage_page
 from specc.compiler.report.text import esc
 from specc.compiler.units import size
@@ -59,6 +60,7 @@ def _parts(report: Report) -> list[tuple[str, str, str]]:
         ("memory", "Memory", memory_bars(report["memory"])),
         ("schedule", "Schedule", "".join(schedule_chart(s) for s in report["schedules"])),
         ("graphs", "Graphs", _compiled(report["compiled"])),
+        ("kernels", "Kernels", kernel_tables(report["covers"], report["kernels"])),
         ("files", "Files", _files(report["files"])),
     ]
 
