@@ -87,8 +87,8 @@ def kept(home: Path) -> dict[str, str]:
 def costs(a: Path, b: Path) -> Iterator[str]:
     """Memory of the fullest rank, work, and what is sent, where they differ."""
     memory = [read_json(home / "memory.json") for home in (a, b)]
-    for kind in memory[0]:
-        yield from changed(f"memory, {kind}", memory[0][kind], memory[1].get(kind, 0), size)
+    for kind in dict.fromkeys([*memory[0], *memory[1]]):
+        yield from changed(f"memory, {kind}", memory[0].get(kind, 0), memory[1].get(kind, 0), size)
     work = [read_json(home / "work.json")["step"] for home in (a, b)]
     yield from changed("FLOPs of a step and rank", work[0]["flops"], work[1]["flops"], count)
     sent = [collectives(home) for home in (a, b)]

@@ -46,11 +46,11 @@ def facts_of(
     tokens = program.inputs["tokens"].numel(sizes) if "tokens" in program.inputs else 1
     bodies = Counter(c.body for c in calls)
     n, trained = n_params(program), n_params(program, trainable=True)
-    most = memory.fullest.most
+    most = {**memory.fullest.most, HOST: memory.on_host}
     optimizer = Work(0.0, memory.optimizer / MOMENTS * ADAM_BYTES, 1)
     return StageFacts(
         name, n, trained, 3 * program_cost(program, sizes).flops / max(1, tokens),
-        {**{k: most.get(k, 0) for k in KINDS if k in most or k != HOST}, "peak": memory.peak}, dict(bodies),
+        {**{k: most.get(k, 0) for k in KINDS if most.get(k) or k != HOST}, "peak": memory.peak}, dict(bodies),
         stage.steps(), stage.steps() * stage.batch.sequences * stage.data.seq_len,
         step_work(lowered, calls, schedules) + optimizer, sum(map(call_work, lowered.values()), Work()),
         sum((g.bwd is not None) + 1 for g in lowered.values()), plan.precision.compute,

@@ -15,6 +15,11 @@ from typing import Any
 import torch
 from torch import fx
 
+# What is the CPU's alone, and what stands for it on other devices (compiler.lower.flash).
+ELSEWHERE = {
+    "aten._scaled_dot_product_flash_attention_for_cpu.default": "specc.flash_attention.default",
+    "aten._scaled_dot_product_flash_attention_for_cpu_backward.default": "specc.flash_attention_backward.default",
+}
 NAMESPACES = ("aten", "prims", "specc", "_c10d_functional")
 CARRIED = ("unshard_start", "unshard_finish", "reduce_start", "reduce_finish")  # the graphs of parameters
 NAME = re.compile(r"[a-z]\d+")
@@ -118,7 +123,8 @@ def to_json(gm: fx.GraphModule) -> str:
 def from_json(text: str, device: torch.device | None = None) -> fx.GraphModule:
     """The graph of a JSON text; raises ValueError on anything that to_json does not write.
 
-    What it makes without an operand (a range, say) is made on `device`, by default where it was lowered."""
+    What it makes without an operand (a range, say) is made on `device`, by default the CPU, where it was lowered."""
+    is_elsewhere = device is not None and device.type != "cpu"
     graph, nodes = fx.Graph(), dict[str, fx.Node]()
     for row in json.loads(text):
         if row["op"] == "output":
@@ -131,11 +137,12 @@ def from_json(text: str, device: torch.device | None = None) -> fx.GraphModule:
             node = graph.placeholder(name)
         elif row["op"] == "call_function":
             kwargs = {k: _decode(v, nodes) for k, v in row.get("kwargs", {}).items()}
-            if device and isinstance(kwargs.get("device"), torch.device):
+            if device is not None and isinstance(kwargs.get("device"), torch.device):
                 kwargs["device"] = device
             if not all(k.isidentifier() and k.isascii() for k in kwargs):
                 raise ValueError(f"bad argument names in {name}")
-            node = graph.call_function(resolve(row["target"]), tuple(_decode(row["args"], nodes)), kwargs)
+            target = ELSEWHERE.get(row["target"], row["target"]) if is_elsewhere else row["target"]
+            node = graph.call_function(resolve(target), tuple(_decode(row["args"], nodes)), kwargs)
         else:
             raise ValueError(f"'{row['op']}' is not an operation of a graph")
         node.meta["type"] = row["type"]

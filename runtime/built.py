@@ -14,7 +14,8 @@ from torch import Tensor
 
 from specc.compiler.graphs import CARRIED, from_json
 from specc.compiler.lower.exchange import exchange  # registers ops that graphs may name
-from specc.compiler.lower.grouped import grouped_mm  # and this one
+from specc.compiler.lower.flash import flash_attention  # and these
+from specc.compiler.lower.grouped import grouped_mm
 from specc.compiler.program import Call
 from specc.compiler.schedule.actions import Action, parts_of
 from specc.compiler.schedule.files import calls_of, read_schedules
@@ -32,6 +33,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 BODY_PARTS = {"fwd", "bwd", "bwd_input", "bwd_weight"}
 assert grouped_mm is not None
 assert exchange is not None
+assert flash_attention is not None
 
 
 def body_of(

@@ -34,6 +34,7 @@ class Decision:
     compiled: bool
     why: str
     step_seconds: float
+    device: str = "cpu"
 
 
 def decide(
@@ -48,13 +49,15 @@ def decide(
     verb = "pays" if pays else "does not pay"
     note = f"compiling {n_graphs} graphs (about {duration(cost)}) {verb} in a run of {duration(plain * steps)}"
     why = note if mode == "auto" else f"compile: {mode}"
-    return Decision(chosen, why, compiled if chosen else plain)
+    return Decision(chosen, why, compiled if chosen else plain, device.type)
 
 
-def decided(path: Path, make: Callable[[], Decision]) -> Decision:
-    """The decision of a run, made once: a run that goes on computes as it began."""
+def decided(path: Path, make: Callable[[], Decision], device: torch.device = CPU) -> Decision:
+    """The decision of a run, made once: a run that goes on computes as it began, unless on another kind of device."""
     if path.is_file():
-        return Decision(**json.loads(path.read_text(encoding="utf-8")))
+        known = Decision(**json.loads(path.read_text(encoding="utf-8")))
+        if known.device == device.type:
+            return known
     made = make()
     path.write_text(json.dumps(asdict(made)) + "\n", encoding="utf-8")
     return made

@@ -35,16 +35,23 @@ def here(environment: Mapping[str, str] = os.environ) -> torch.device:
         return CPU
     place = int(environment.get("LOCAL_RANK", environment.get("RANK", "0")))
     if place >= gpus:
-        text = f"this machine has {gpus} GPUs, and rank {place} of it would need one more"
-        raise RunError(f"{text}; --device cpu runs without them")
+        text = f"rank {place} of this machine has no GPU of its own: there are {gpus}"
+        raise RunError(f"{text}; --device cpu runs without")
     device = torch.device("cuda", place)
     torch.cuda.set_device(device)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # fp32 is fp32
     return device
 
 
 def backend(device: torch.device) -> str:
     """What ranks talk with: on GPUs also for tensors of the host."""
     return "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+
+
+def forget_peak(device: torch.device) -> None:
+    """Count the most bytes that the device holds anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def settle(device: torch.device) -> None:

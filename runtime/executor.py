@@ -12,7 +12,7 @@ from specc.compiler.program import Call
 from specc.compiler.schedule.actions import GRADIENT, Action, Kind
 from specc.compiler.schedule.lifetimes import frees, idle_outs, last_uses, recomputed_later
 from specc.runtime.device import CPU
-from specc.runtime.host import Away, Host
+from specc.runtime.host import Away, Coming, Host
 from specc.runtime.weights import Carried, Compiled, Weights, Whole, Wiring
 from specc.runtime.wire import Arrival, Wire
 
@@ -42,6 +42,7 @@ class _State:
     coming: dict[tuple[int, str], list[Arrival]] = field(default_factory=dict)  # of a value, or of parts of a gradient
     stay: dict[tuple[int, int], set[int]] = field(default_factory=dict)  # memories that saved values share with weights
     away: dict[tuple[int, int], Away] = field(default_factory=dict)
+    back: dict[tuple[int, int], Coming] = field(default_factory=dict)
 
 
 class Executor:
@@ -113,7 +114,8 @@ class Executor:
 
     def _fetch(self, a: Action, state: _State) -> None:
         key = a.call, a.microbatch
-        state.saved[key] = self.host.back(state.away.pop(key))
+        state.back[key] = self.host.back(state.away.pop(key))
+        state.saved[key] = state.back[key].saved
 
     def _share(self, a: Action, state: _State) -> None:
         assert self.wire is not None
@@ -183,8 +185,8 @@ class Executor:
         """What the forward kept, here."""
         key = a.call, a.microbatch
         saved = state.saved.pop(key)
-        if key in self.leaving:
-            self.host.settle(saved)
+        if key in state.back:
+            self.host.settle(state.back.pop(key))
         return saved
 
     def _cotangents(self, a: Action, state: _State) -> list[Tensor]:

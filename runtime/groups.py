@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor
@@ -15,13 +16,14 @@ from specc.compiler.placement.types import Layout, Mesh, part
 from specc.runtime.device import CPU
 
 
-def join(mesh: Mesh, rank: int, device: torch.device = CPU) -> list[Tensor]:
+def join(mesh: Mesh, rank: int, device: torch.device = CPU, patience: timedelta | None = None) -> list[Tensor]:
     """Make this rank's group along each axis known by its name; the rank's coordinates as graphs take them: those along
     axes that split dims.
 
-    Every rank of the mesh calls it, after `init_process_group`."""
+    Every rank of the mesh calls it, after `init_process_group`. `patience` is a collective's (default: torch's)."""
     for a, axis in enumerate(mesh.axes):
-        group = dist.new_group(mesh.group(a, rank), use_local_synchronization=True)  # only its members meet
+        # Only its members meet.
+        group = dist.new_group(mesh.group(a, rank), timeout=patience, use_local_synchronization=True)
         register(group_name(axis), group)
     return coordinates(mesh, rank, device)
 

@@ -8,11 +8,13 @@ import mmap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 STEP, ACTION, TIME, LONGEST, ALLOWED, FAILED, SAVED = range(7)
 WIDTH = 8  # numbers of a rank, each eight bytes at a multiple of eight: written and read at once
 SHORTEST, TIMES = 10.0, 5.0  # a rank may be silent for ten seconds, or five times its longest step
+PATIENCE = timedelta(days=1)  # of a collective under a launcher that finds who hangs: rank 0 may write a long sample
 STARTING = 900.0  # seconds without a sign until the first step is done: imports, data, compilation
 
 

@@ -34,51 +34,92 @@ class Away:
     memories: dict[int, Tensor]
 
 
-class Host:
-    """The way to the host and back. On a GPU copies run beside what computes, in order; on a CPU at once."""
+@dataclass(frozen=True)
+class Coming:
+    """Values on their way back; `here` is when they have come."""
+
+    saved: list[Tensor | None]
+    here: torch.cuda.Event | None
+
+
+class Lane:
+    """Copies between a device and its host, beside what computes; on a CPU they are done at once.
+
+    Memory of the device is taken and given back where the computing stands, so that no other stream holds it up."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
+    def room(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Memory of the host that the device can copy to."""
+        return torch.empty(shape, dtype=dtype, pin_memory=self.stream is not None)
+
+    def copy(self, into: Tensor, of: Tensor) -> torch.cuda.Event | None:
+        """Begin; the event is when it is done. Both are to be kept until then."""
+        if self.stream is None:
+            into.copy_(of)
+            return None
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            into.copy_(of, non_blocking=True)
+            done: torch.cuda.Event = self.stream.record_event()
+            return done
+
+    def settle(self, done: torch.cuda.Event | None) -> None:
+        """What computes from now on waits for a copy."""
+        if done is not None:
+            torch.cuda.current_stream(self.device).wait_event(done)
+
+    def finish(self) -> None:
+        """Wait for all copies, here."""
+        if self.stream is not None:
+            self.stream.synchronize()
+
+
+class Host:
+    """The way of saved values to the host and back."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.lane = Lane(device)
+        self.leaving: list[Tensor] = []  # what is copied from, until the next transfer
+        self.left: torch.cuda.Event | None = None
+
     def away(self, saved: Saved, stay: Collection[int]) -> Away:
         """Begin to move values; those in the memories `stay` (parameters, by address) are left where they are."""
+        self._let_go()
         memories: dict[int, Tensor] = {}
         kept: list[Tensor | View | None] = []
-        if self.stream is not None:
-            self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream):
-            for x in saved:
-                at = x.untyped_storage().data_ptr() if x is not None else 0
-                if x is None or not at or at in stay:
-                    kept.append(x)
-                    continue
-                if at not in memories:
-                    memories[at] = self._copied(x)
-                kept.append(View(at, x.dtype, int(x.storage_offset()), x.shape, x.stride()))
+        for x in saved:
+            at = x.untyped_storage().data_ptr() if x is not None else 0
+            if x is None or not at or at in stay:
+                kept.append(x)
+                continue
+            if at not in memories:
+                whole = torch.empty(0, dtype=torch.uint8, device=x.device).set_(x.untyped_storage())
+                memories[at] = self.lane.room(whole.shape, torch.uint8)
+                self.left = self.lane.copy(memories[at], whole)
+                self.leaving.append(whole)
+            kept.append(View(at, x.dtype, int(x.storage_offset()), x.shape, x.stride()))
+        if self.left is None:
+            self.leaving.clear()
         return Away(kept, memories)
 
-    def back(self, away: Away) -> list[Tensor | None]:
+    def back(self, away: Away) -> Coming:
         """Begin to bring them back; `settle` before they are used."""
-        with torch.cuda.stream(self.stream):
-            here = {at: x.to(self.device, non_blocking=True) for at, x in away.memories.items()}
-        return [x.of(here[x.at]) if isinstance(x, View) else x for x in away.saved]
+        self._let_go()
+        here: dict[int, Tensor] = {}
+        done: torch.cuda.Event | None = None
+        for at, x in away.memories.items():
+            here[at] = torch.empty(x.shape, dtype=x.dtype, device=self.lane.device)
+            done = self.lane.copy(here[at], x)
+        return Coming([x.of(here[x.at]) if isinstance(x, View) else x for x in away.saved], done)
 
-    def settle(self, saved: Saved) -> None:
-        """What computes waits for what is on its way."""
-        if self.stream is not None:
-            current = torch.cuda.current_stream(self.device)
-            current.wait_stream(self.stream)
-            for x in saved:
-                if x is not None:
-                    x.record_stream(current)
+    def settle(self, coming: Coming) -> None:
+        self.lane.settle(coming.here)
 
-    def _copied(self, x: Tensor) -> Tensor:
-        """The whole memory of a value on the host."""
-        whole = torch.empty(0, dtype=torch.uint8, device=self.device).set_(x.untyped_storage())
-        if self.stream is None:
-            return whole.clone()
-        host = torch.empty(whole.shape, dtype=torch.uint8, pin_memory=True)
-        host.copy_(whole, non_blocking=True)
-        whole.record_stream(self.stream)
-        return host
+    def _let_go(self) -> None:
+        """Free on the device what has left it."""
+        self.lane.settle(self.left)
+        self.leaving.clear()
+        self.left = None

@@ -149,7 +149,8 @@ def birth(job: Job, rank: int, folder: Path, log: Path) -> Birth:
     threads = str(max(1, (os.cpu_count() or 1) // job.ranks))
     environment = {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(job.ranks), "LOCAL_WORLD_SIZE": str(job.ranks),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "GLOO_SOCKET_IFNAME": "lo", ATTEMPT: str(folder),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo",
+        ATTEMPT: str(folder),
         **job.environment,
     }  # fmt: skip
     defaults = {"OMP_NUM_THREADS": threads}

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from specc.runtime.device import CPU
+from specc.runtime.host_moments import HostMoments
 from specc.spec.errors import Diagnostic, SpecError, did_you_mean
 from specc.spec.stage import Optimizer, Schedule
 
@@ -77,54 +77,35 @@ def matches(patterns: Iterable[str], paths: Iterable[str]) -> set[str]:
 
 
 class AdamW:
-    """torch's fused AdamW over named tensors; weights are updated in place.
-
-    With `on_host` the moments lie in the host's memory, and those of a parameter are on its device for its update
-    alone: the next one's come while one is updated (arXiv:2101.06840)."""
+    """torch's fused AdamW over named tensors; weights are updated in place. `on_host` keeps moments on the host."""
 
     def __init__(self, spec: Optimizer, params: Mapping[str, Tensor], on_host: bool = False) -> None:
-        self.spec, self.params, self.on_host = spec, dict(params), on_host
+        self.spec, self.params = spec, dict(params)
         self.groups = groups(spec, params)
+        self.host = HostMoments(spec, self.params) if on_host else None
         self.optimizer = torch.optim.AdamW(
             [{"params": [self.params[p] for p in g.paths], "weight_decay": g.weight_decay} for g in self.groups],
             lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=True,
         )  # fmt: skip
 
+    @torch.no_grad()
     def step(self, grads: Mapping[str, Tensor], lr: float) -> None:
         """One update at the learning rate `lr`, times each group's scale."""
+        if self.host:
+            lrs = {p: lr * g.lr_scale for g in self.groups for p in g.paths}
+            self.host.step(grads, lrs, {p: g.weight_decay for g in self.groups for p in g.paths})
+            return
         for group, made in zip(self.groups, self.optimizer.param_groups, strict=True):
             made["lr"] = lr * group.lr_scale
-        if self.on_host:
-            self._one_by_one(grads)
-            return
         for path, tensor in self.params.items():
             tensor.grad = grads[path].to(tensor.dtype).contiguous()  # the fused kernel reads it in the order of memory
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _one_by_one(self, grads: Mapping[str, Tensor]) -> None:
-        """Update a parameter after the other; torch's optimizer passes over those that have no gradient."""
-        paths = list(self.params)
-        self._move(paths[:1], fetch=True)
-        for i, path in enumerate(paths):
-            self._move(paths[i + 1 : i + 2], fetch=True)
-            tensor = self.params[path]
-            tensor.grad = grads[path].to(tensor.dtype).contiguous()
-            self.optimizer.step()
-            tensor.grad = None
-            self._move([path], fetch=False)
-
-    def _move(self, paths: Iterable[str], fetch: bool) -> None:
-        """Bring moments of parameters to their device, or back to the host."""
-        for path in paths:
-            tensor = self.params[path]
-            state = self.optimizer.state[tensor]
-            for name, value in state.items():
-                if name != "step":
-                    state[name] = value.to(tensor.device if fetch else CPU, non_blocking=fetch)
-
     def state(self) -> dict[str, Tensor]:
         """Moments and counts by `name/path`."""
+        if self.host:
+            return self.host.state()
         found: dict[str, Tensor] = {}
         for path, tensor in self.params.items():
             for name, value in self.optimizer.state[tensor].items():
@@ -133,10 +114,12 @@ class AdamW:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state` gave."""
+        if self.host:
+            self.host.load(state)
+            return
         for key, value in state.items():
             name, path = key.split("/", 1)
-            device = CPU if self.on_host and name != "step" else self.params[path].device
-            self.optimizer.state[self.params[path]][name] = value.to(device, copy=True)
+            self.optimizer.state[self.params[path]][name] = value.to(self.params[path].device, copy=True)
 
 
 def squares(grads: Mapping[str, Tensor], owned: Iterable[str]) -> float:

@@ -10,7 +10,7 @@ from functools import cache
 import torch
 
 from specc.compiler.work import Work
-from specc.runtime.device import CPU, settle
+from specc.runtime.device import CPU, forget_peak, settle
 from specc.runtime.products import product
 
 SIDE = 1024  # of the square matrices; on GPUs four times that, and sixteen times the elements
@@ -36,7 +36,9 @@ def measured(compute: torch.dtype, device: torch.device = CPU) -> Rates:
     x, y = torch.randn(side, side, device=device).to(compute), torch.randn(elements, device=device)
     by = product if device == CPU else torch.mm
     flops = 2.0 * side**3 / best(lambda: by(x, x), device)
-    return Rates(flops, 8.0 * elements / best(lambda: y + 1.0, device))
+    found = Rates(flops, 8.0 * elements / best(lambda: y + 1.0, device))
+    forget_peak(device)
+    return found
 
 
 def best(run: Callable[[], object], device: torch.device = CPU, times: int = 5) -> float:

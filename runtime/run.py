@@ -62,6 +62,6 @@ def no_memory(stage: Stage) -> str:
     batch = stage.spec.batch
     return (
         f"'{stage.name}' is out of memory: a microbatch has {batch.size} sequences of "
-        f"{stage.spec.data.seq_len} tokens; lower batch.microbatch (the results stay the same), data.seq_len or the "
-        "model's dims, build again and run"
+        f"{stage.spec.data.seq_len} tokens; lower batch.microbatch, or say plan.recompute: full, plan.offload or a "
+        "mesh (the results stay the same); or lower data.seq_len or the model's dims; build again and run"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from specc.runtime.built import Stage
 from specc.runtime.device import CPU, here
 from specc.runtime.errors import RunError
 from specc.runtime.groups import InputLayout, cut_inputs, join, whole
-from specc.runtime.heartbeat import Pulse
+from specc.runtime.heartbeat import PATIENCE, Pulse
 from specc.runtime.init import initial
 from specc.runtime.pieces import WHOLE, Sharding
 from specc.runtime.team import ALONE, Team, say
@@ -116,12 +117,18 @@ def take_seat(stage: Stage, team: Team = ALONE, pulse: Pulse | None = None) -> S
         for name, at in stage.facts["input_layouts"].items()
     }
     sharding = Sharding(mesh, layouts, team.rank, stage.pipeline.get("params", {}))
-    seat = Seat(team, sharding, inputs, tuple(join(mesh, team.rank, device)), pulse or Pulse(), device=device)
+    at = tuple(join(mesh, team.rank, device, patience(pulse)))
+    seat = Seat(team, sharding, inputs, at, pulse or Pulse(), device=device)
     if mesh.stages == 1:
         return seat
     wire = wire_of(stage, sharding, device)
     far = tuple(depths(stage.schedules, stage.calls)[wire.rank])
     return replace(seat, wire=wire, makes_loss=stage.pipeline["loss"] * mesh.inner.size, depths=far)
+
+
+def patience(pulse: Pulse | None) -> timedelta | None:
+    """Of a collective: our launcher finds a rank that hangs, with others torch does."""
+    return PATIENCE if pulse is not None and pulse.page is not None else None
 
 
 def wire_of(stage: Stage, sharding: Sharding, device: torch.device = CPU) -> Wire:

@@ -85,7 +85,9 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
     optimizer = AdamW(stage.spec.optimizer, own, stage.plan["offload"]["optimizer"])
     ema = {n: t.clone() for n, t in params.items()} if stage.spec.ema else {}
     metrics = Metrics(folder, step, open_events(folder / "tensorboard", step)) if seat.leads else None
-    decision = first(seat.team, lambda: decided(folder / "compile.json", lambda: stage.decide(seat.device)))
+    decision = first(
+        seat.team, lambda: decided(folder / "compile.json", lambda: stage.decide(seat.device), seat.device)
+    )
     say(f"{stage.name}: {decision.why}; a step takes about {duration(decision.step_seconds)}")
     executor = stage.executor(decision.compiled, seat.coordinates, seat.wire, seat.device)
     run = Run(stage, folder, tokenizer, data, executor, params, optimizer, ema, metrics, say, step, seat)

@@ -46,7 +46,9 @@ class Compiled:
 
 
 class Weights(Protocol):
-    """What the executor asks of the parameters of a step; a call of -1 means all of them."""
+    """What the executor asks of the parameters of a step; a call of -1 means all of them.
+
+    `reduce` lets gradients set out; `grads` has all of them behind `arrive`."""
 
     grads: dict[str, Tensor]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -14,12 +13,11 @@ from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 
 from specc.runtime.device import backend, here
 from specc.runtime.errors import RunError
-from specc.runtime.heartbeat import Page, Pulse
+from specc.runtime.heartbeat import PATIENCE, Page, Pulse
 from specc.runtime.launch import ATTEMPT, ERROR, PULSE, STORE
 from specc.runtime.team import Processes
 from specc.spec.errors import SpecError
 
-PATIENCE = timedelta(days=1)  # of a collective: the launcher finds a rank that hangs, rank 0 may write a long sample
 WRONG_SPEC = 2
 
 

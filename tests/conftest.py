@@ -3,6 +3,7 @@ which two processes take tests."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,11 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite the golden files")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests are of the CPU, wherever they run, but for those that say otherwise."""
+    os.environ.setdefault("SPECC_DEVICE", "cpu")
 
 
 @pytest.hookimpl(trylast=True)

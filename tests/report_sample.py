@@ -112,6 +112,7 @@ def report(steps: int = 200, hostile: str = "", microbatches: int = 2) -> Report
         "covers": [{"stage": "pretrain" + hostile, "block": "layers" + hostile, "ops": [214, 38], "bytes": [1235, 230],
                     "left": {"alone, it gains nothing" + hostile: 1}}],
         "kernels": [{"name": "expr_rms_norm_1a2b" + hostile, "places": ["llama.yaml:27:5" + hostile],
-                     "used": "aten" + hostile, "targets": ["sm90" + hostile], "registers": 112, "spilled": 0, "shared": 25_088}],
+                     "used": "aten" + hostile, "targets": ["sm90" + hostile], "registers": 112, "spilled": 0,
+                     "shared": 25_088}],
         "files": [{"path": "spec.yaml" + hostile, "sha256": "ab" * 32, "bytes": 321}],
     }  # fmt: skip

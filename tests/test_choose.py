@@ -56,5 +56,7 @@ def test_a_tight_memory_changes_the_plan() -> None:
 def test_no_plan_at_all_is_said_with_what_is_missing() -> None:
     with pytest.raises(specc.SpecError, match="no plan fits: the smallest takes"):
         chosen(spec("plan.cluster.memory=1"))
+    with pytest.raises(specc.SpecError, match="plans that fit is as the spec says"):
+        chosen(spec("plan.cluster.devices=2", "stages.pretrain.batch.microbatch=64"))
     with pytest.raises(specc.SpecError, match="do not divide into a plan"):
         chosen(spec("stages.pretrain.batch.sequences=2", "plan.cluster.devices=7"))

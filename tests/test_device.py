@@ -10,11 +10,12 @@ from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError, FakeTen
 from specc.compiler.build import lower
 from specc.compiler.graphs import from_json, to_json
 from specc.compiler.schedule.actions import one_rank
-from specc.runtime import device
+from specc.runtime import built, device
 from specc.runtime.errors import RunError
 from specc.runtime.executor import Compiled, Executor, StepResult
 from tests.grid.models import TRACERS, inputs_of
 
+assert built.flash_attention is not None  # registers ops that graphs on GPUs call
 CUDA = torch.device("cuda", 0)
 
 
@@ -47,6 +48,33 @@ def test_a_step_on_a_gpu_stays_there(name: str) -> None:
     assert made.grads
 
 
+@pytest.mark.parametrize("name", ["llama", "deepseek_v2", "t5", "cogvlm_expert", "sd3"])
+def test_no_op_of_the_cpu_alone_is_loaded_for_a_gpu(name: str) -> None:
+    tracer = TRACERS[name]
+    graphs, _ = lower(tracer.program(), tracer.sizes, torch.float32)
+    texts = [to_json(gm) for g in graphs.values() for gm in g.parts().values()]
+    targets = {str(n.target) for text in texts for n in from_json(text, CUDA).graph.nodes if n.op == "call_function"}
+    assert not {t for t in targets if "_for_cpu" in t or "mkldnn" in t}
+
+
+@pytest.mark.parametrize(("is_causal", "is_masked"), [(True, False), (False, True), (False, False)])
+def test_attention_of_any_device_is_that_of_the_cpu_and_lies_as_it_does(is_causal: bool, is_masked: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    q, k, v, grad = (torch.randn(2, 40, 3, 16, generator=draw).transpose(1, 2) for _ in range(4))
+    mask = torch.randn(2, 1, 40, 40, generator=draw) if is_masked else None
+    theirs = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    ours = torch.ops.specc.flash_attention.default, torch.ops.specc.flash_attention_backward.default
+    out, sums = theirs(q, k, v, 0.0, is_causal, attn_mask=mask)
+    found, place = ours[0](q, k, v, 0.0, is_causal, attn_mask=mask)
+    assert (place.shape, place.stride()) == (sums.shape, sums.stride())
+    expected = [out, *back(grad, q, k, v, out, sums, 0.0, is_causal, attn_mask=mask)]
+    given = [found, *ours[1](grad, q, k, v, found, place, 0.0, is_causal, attn_mask=mask)]
+    for x, y in zip(expected, given, strict=True):
+        assert x.stride() == y.stride()
+        torch.testing.assert_close(x, y)
+
+
 def test_graphs_of_another_device_are_found_out() -> None:
     with pytest.raises(FakeTensorDeviceMismatchError):
         step("llama", device.CPU, CUDA)
@@ -67,5 +95,5 @@ def test_each_rank_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     assert device.here({"RANK": "9", "LOCAL_RANK": "1"}) == torch.device("cuda", 1)
     assert device.here({"RANK": "1", device.ASKED: "cpu"}) == device.CPU
-    with pytest.raises(RunError, match="this machine has 2 GPUs"):
+    with pytest.raises(RunError, match="rank 2 of this machine has no GPU of its own"):
         device.here({"LOCAL_RANK": "2"})

@@ -11,6 +11,7 @@ from specc.compiler.foresight.search import search
 from specc.compiler.hardware.tables import hardware
 from specc.compiler.placement.mesh import is_open, mesh_mistakes
 from specc.compiler.stated import stated
+from specc.spec.errors import Diagnostic, SpecError, in_order
 from specc.spec.spec import Spec
 from specc.spec.stage import StageSpec
 
@@ -30,11 +31,20 @@ def chosen(spec: Spec) -> Spec:
     on = cluster(plan.cluster.device, SOFTWARE, hardware())
     asked = question(stated(spec, name), plan.cluster.devices, on, pins)
     found = search(asked)
+    mistakes: list[Diagnostic] = []
     for each in found.fit:
         if _holds(each.recipe, spec, stage):
             made = spec.changed(*_said(each.recipe, name))
-            if not mesh_mistakes(made):
+            mistakes = mesh_mistakes(made)
+            if not mistakes:
                 return made
+    if mistakes:
+        raise SpecError(*in_order(mistakes))
+    if found.fit:
+        text = (
+            f"none of the {len(found.fit)} plans that fit is as the spec says (zero, schedule, recompute, microbatch)"
+        )
+        raise SpecError(Diagnostic("S542", text, spec.mark(("plan",)), "leave one of these out, or say plan.mesh"))
     raise none_fits(found, asked)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
-from specc.compiler.graphs import Graphs
+from specc.compiler.graphs import Graphs, node_type, tensor_bytes
+from specc.compiler.program import Call
 from specc.compiler.work import peak_bytes, storages
 
 WAIT = torch.ops._c10d_functional.wait_tensor.default
@@ -60,3 +61,12 @@ Feet = Mapping[str, Mapping[str, Footprint]]  # by body and part
 def footprints(graphs: Mapping[str, Graphs]) -> Feet:
     """Those of all graphs."""
     return {name: {part: footprint(gm) for part, gm in g.parts().items()} for name, g in graphs.items()}
+
+
+def value_bytes(calls: Sequence[Call], graphs: Mapping[str, Graphs]) -> dict[str, int]:
+    """Bytes of the values between calls."""
+    found: dict[str, int] = {}
+    for call in calls:
+        outs: Any = graphs[call.body].fwd.graph.output_node().args[0]
+        found |= {name: tensor_bytes(node_type(node)) for name, node in zip(call.outs, outs, strict=False)}
+    return found

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from specc.compiler.graphs import Graphs, comes_again, node_type, tensor_bytes
+from specc.compiler.graphs import Graphs, comes_again
 from specc.compiler.program import Call
 from specc.compiler.schedule.actions import Action, Kind
-from specc.compiler.schedule.footprint import Feet
+from specc.compiler.schedule.footprint import Feet, value_bytes
 from specc.compiler.schedule.ledger import HOST, Key, Ledger, on_device
 from specc.compiler.schedule.lifetimes import frees, idle_outs, last_uses, recomputed_later
 
@@ -64,6 +63,11 @@ class Memory:
     @property
     def fullest(self) -> Moment:
         return max(self.moments, key=lambda m: m.total)
+
+    @property
+    def on_host(self) -> int:
+        """The most bytes of the rank in the host's memory."""
+        return max(m.most.get(HOST, 0) for m in self.moments)
 
     @property
     def peak(self) -> int:
@@ -252,11 +256,13 @@ class _Walk:
         moved = dict.fromkeys(x for x in held if self.ledger.sizes[x][0] != "weights")
         self.away[key] = {x: self.ledger.new(HOST, self.ledger.sizes[x][1]) for x in moved}
         self.ledger.hold(("host", *key), self.away[key].values())
+        self.ledger.hold(("on its way",), moved)  # until the next transfer
         self.ledger.hold(("saved", *key), [x for x in held if x not in moved])
 
     def fetch(self, a: Action) -> None:
         """Room for it on the device."""
         key = a.call, a.microbatch
+        self.ledger.drop(("on its way",))
         here = {x: self.ledger.new("activations", self.ledger.sizes[x][1]) for x in self.away.pop(key)}
         self.saved[key] = [here.get(x, x) for x in self.saved[key]]
         self.ledger.hold(("saved", *key), [*self.ledger.held["saved", *key], *here.values()])
@@ -384,12 +390,3 @@ WALKS: Mapping[Kind, Callable[[_Walk, Action], None]] = {
     "I": _Walk.backward_input, "W": _Walk.backward_weight, "REDUCE": _Walk.reduce, "OFFLOAD": _Walk.offload,
     "FETCH": _Walk.fetch, "RECV": _Walk.receive, "SEND": _Walk.send, "SHARE": _Walk.arrive_all, "STEP": _Walk.step,
 }  # fmt: skip
-
-
-def value_bytes(calls: Sequence[Call], graphs: Mapping[str, Graphs]) -> dict[str, int]:
-    """Bytes of the values between calls."""
-    found: dict[str, int] = {}
-    for call in calls:
-        outs: Any = graphs[call.body].fwd.graph.output_node().args[0]
-        found |= {name: tensor_bytes(node_type(node)) for name, node in zip(call.outs, outs, strict=False)}
-    return found

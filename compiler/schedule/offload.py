@@ -16,8 +16,9 @@ ROOM = 3  # actions that compute from a forward on to its backward: one to leave
 
 def offloaded(actions: Sequence[Action], saved: Callable[[int], int], share: float) -> list[Action]:
     """The actions of a rank with OFFLOAD and FETCH; `saved` are bytes that a call saves."""
-    spans = _spans(actions)
-    wanted = share * sum(saved(a.call) for a in actions if a.kind == "F")
+    spans, again = _spans(actions), recomputed_later(actions)
+    keeps = [a.call for a in actions if a.kind == "F" and (a.call, a.microbatch) not in again]
+    wanted = share * sum(map(saved, keeps))
     which: set[int] = set()
     moved = 0.0
     for call in dict.fromkeys(call for call, _ in spans):
