@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import fx
 
-from specc.compiler.graphs import Graphs, from_json, to_json
+from specc.compiler.graphs import CARRIED, Graphs, from_json, to_json
 from specc.compiler.lower.collectives import WAIT
 from specc.compiler.lower.placed_bodies import lower_placed
 from specc.compiler.passes.sink_masks import sink_masks
@@ -81,6 +81,8 @@ def test_zero_3_gathers_parameters_at_each_use_and_scatters_gradients() -> None:
     assert collectives(g.carry.unshard_finish) == {}
     assert collectives(g.carry.reduce_start) == {"reduce_scatter": 9}
     assert collectives(g.carry.reduce_finish) == {}
+    parts = {name: str(gm.graph).count("wait_tensor") for name, gm in g.parts().items() if name in CARRIED}
+    assert parts["unshard_start"] == parts["reduce_start"] == 0 < parts["unshard_finish"] == parts["reduce_finish"]
 
 
 def test_data_parallel_only_adds_gradients() -> None:
