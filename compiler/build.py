@@ -99,7 +99,7 @@ def build_stage(
     order_of = partial(order, spec.plan, stage, program, mesh, sizes, placed)
     lowered, calls, ordered = fitted(spec.plan, mesh, lower_with, order_of)
     write_graphs(lowered, out / "graphs")
-    if kernels.whole:
+    if kernels.whole and spec.plan.kernels != "auto":  # lowering twice more takes its time: it is to be asked for
         before = lower(apart, sizes, compute, own)[0]
         after = lower(kernels.whole, sizes, compute, {**own, **kernels.made})[0]
         write_json(out / "kernels.json", {n: vars(coverage(before[n], g, kernels.left[n])) for n, g in after.items()})
