@@ -120,8 +120,9 @@ def split_at_waits(gm: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
     pending = [*begun, *(x for x in placeholders if x in read)]
     nothing: list[Any] = [None] * max(len(pending), len(outputs))  # no descriptions of outputs
     first = extract(gm.graph, placeholders, pending, nothing[: len(pending)])
-    for wait in reversed(first.find_nodes(op="call_function", target=WAIT)):  # torch drops none by itself
-        first.erase_node(wait)
+    for node in reversed(first.nodes):  # torch drops no collective by itself, used or not
+        if node.op == "call_function" and not node.users:
+            first.erase_node(node)
     second = extract(gm.graph, pending, list(outputs), nothing[: len(outputs)])
     return fx.GraphModule(gm, first), fx.GraphModule(gm, second)
 
