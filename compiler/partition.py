@@ -118,13 +118,17 @@ def split_at_waits(gm: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
     outputs: Any = gm.graph.output_node().args[0]
     read = ancestors(outputs, set(begun))
     pending = [*begun, *(x for x in placeholders if x in read)]
-    nothing: list[Any] = [None] * max(len(pending), len(outputs))  # no descriptions of outputs
-    first = extract(gm.graph, placeholders, pending, nothing[: len(pending)])
-    for node in reversed(first.nodes):  # torch drops no collective by itself, used or not
+    return cut_out(gm, placeholders, pending), cut_out(gm, pending, list(outputs))
+
+
+def cut_out(gm: fx.GraphModule, operands: Sequence[fx.Node], results: Sequence[Any]) -> fx.GraphModule:
+    """What makes some nodes of a graph from others, and nothing else: torch keeps collectives that nobody uses."""
+    undescribed: list[Any] = [None] * len(results)
+    graph = extract(gm.graph, list(operands), list(results), undescribed)
+    for node in reversed(graph.nodes):
         if node.op == "call_function" and not node.users:
-            first.erase_node(node)
-    second = extract(gm.graph, pending, list(outputs), nothing[: len(outputs)])
-    return fx.GraphModule(gm, first), fx.GraphModule(gm, second)
+            graph.erase_node(node)
+    return fx.GraphModule(gm, graph)
 
 
 def saved_operands(fwd: fx.GraphModule, n_outs: int) -> tuple[int, ...]:
@@ -147,10 +151,7 @@ def split_backward(bwd: fx.GraphModule, n_in_grads: int) -> tuple[fx.GraphModule
     needed |= {user for node in needed for user in node.users if user.target is operator.getitem}  # tensors, no tuples
     reached = ancestors(d_params, needed | set(placeholders))
     live = [node for node in bwd.graph.nodes if node in reached and (node in needed or node.op == "placeholder")]
-    nothing: list[Any] = [None] * (len(d_ins) + len(live) + len(d_params))  # no descriptions of outputs
-    first = extract(bwd.graph, placeholders, [*d_ins, *live], nothing[: len(d_ins) + len(live)])
-    second = extract(bwd.graph, live, d_params, nothing[: len(d_params)])
-    return fx.GraphModule(bwd, first), fx.GraphModule(bwd, second)
+    return cut_out(bwd, placeholders, [*d_ins, *live]), cut_out(bwd, live, d_params)
 
 
 def ancestors(nodes: Sequence[fx.Node | None], stop: set[fx.Node]) -> set[fx.Node]:

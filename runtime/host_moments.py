@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from specc.runtime.device import CPU
 from specc.runtime.host import Lane
 from specc.spec.stage import Optimizer
 
@@ -30,7 +31,7 @@ class HostMoments:
 
     def __init__(self, spec: Optimizer, params: Mapping[str, Tensor]) -> None:
         self.spec, self.params = spec, params
-        device = next(iter(params.values())).device if params else torch.device("cpu")
+        device = next(iter(params.values())).device if params else CPU
         self.lane = Lane(device)
         self.moments = {n: [self.lane.room(p.shape, p.dtype).zero_() for _ in MOMENTS] for n, p in params.items()}
         self.steps = {n: torch.zeros((), dtype=torch.float32, device=p.device) for n, p in params.items()}

@@ -16,7 +16,7 @@ from specc.compiler.lower.placed_bodies import lower_placed
 from specc.compiler.passes.sink_masks import sink_masks
 from specc.compiler.placement.place import Options, place
 from specc.compiler.placement.placed import Placed
-from specc.compiler.placement.types import Mesh
+from specc.compiler.placement.types import Axis, Mesh
 from specc.compiler.program import check
 from tests.grid.models import TRACERS
 from tests.grid.plans import PLANS, cp, dp, tp
@@ -104,6 +104,18 @@ def test_the_backward_recomputes_no_collective_and_saves_no_view_of_a_parameter(
         while source not in places and len(source.all_input_nodes) == 1 and "view" in str(source.target):
             (source,) = source.all_input_nodes
         assert source is node or source not in places, f"{node} is a view of an operand"
+
+
+@pytest.mark.parametrize(
+    ("axes", "options"),
+    [((tp(2),), Options(sequence_parallel=True)), ((dp(2), tp(2)), Options(zero=3, sequence_parallel=True))],
+    ids=["tp+sp", "zero3+tp+sp"],
+)
+def test_no_graph_computes_what_nobody_uses(axes: tuple[Axis, ...], options: Options) -> None:
+    for body, g in lower_placed(llama(Mesh(axes), options), torch.float32)[0].items():
+        for part, gm in g.parts().items():
+            idle = [str(n.target) for n in gm.graph.nodes if n.op == "call_function" and not n.users]
+            assert not idle, f"{body}.{part}: {idle}"
 
 
 def test_graphs_with_collectives_survive_their_file() -> None:

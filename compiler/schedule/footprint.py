@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx
 
 from specc.compiler.graphs import Graphs, node_type, tensor_bytes
+from specc.compiler.lower.collectives import WAIT, c10d
 from specc.compiler.program import Call
 from specc.compiler.work import peak_bytes, storages
 
-WAIT = torch.ops._c10d_functional.wait_tensor.default
-ALL_REDUCE = torch.ops._c10d_functional.all_reduce.default
+ALL_REDUCE = c10d.all_reduce.default
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from specc.compiler.schedule.actions import Action
+from specc.compiler.schedule.actions import PARTS, Action
 from specc.compiler.schedule.lifetimes import recomputed_later
 
-COMPUTES = ("F", "RECOMPUTE", "B", "I", "W")
 ROOM = 3  # actions that compute from a forward on to its backward: one to leave beside, one to come back beside
 
 
 def offloaded(actions: Sequence[Action], saved: Callable[[int], int], share: float) -> list[Action]:
     """The actions of a rank with OFFLOAD and FETCH; `saved` are bytes that a call saves."""
-    spans, again = _spans(actions), recomputed_later(actions)
+    again = recomputed_later(actions)
+    spans = _spans(actions, again)
     keeps = [a.call for a in actions if a.kind == "F" and (a.call, a.microbatch) not in again]
     wanted = share * sum(map(saved, keeps))
     which: set[int] = set()
@@ -34,13 +34,12 @@ def offloaded(actions: Sequence[Action], saved: Callable[[int], int], share: flo
     return done
 
 
-def _spans(actions: Sequence[Action]) -> dict[tuple[int, int], tuple[int, int]]:
+def _spans(actions: Sequence[Action], again: set[tuple[int, int]]) -> dict[tuple[int, int], tuple[int, int]]:
     """Of each call and microbatch that keeps something long enough: the place of its forward, and that of the action
-    that computes right before its backward."""
-    computing = [i for i, a in enumerate(actions) if a.kind in COMPUTES]
+    that computes right before its backward. Those that run forward `again` keep nothing."""
+    computing = [i for i, a in enumerate(actions) if a.kind in PARTS]
     forwards: dict[tuple[int, int], int] = {}
     found: dict[tuple[int, int], tuple[int, int]] = {}
-    again = recomputed_later(actions)
     for n, i in enumerate(computing):
         a = actions[i]
         key = a.call, a.microbatch
