@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
+from specc.runtime import gloo
 from specc.runtime.errors import RunError
 
 ASKED = "SPECC_DEVICE"  # `auto` (a GPU where there is one), `cpu` or `cuda`; ranks have it from who starts them
@@ -45,7 +46,7 @@ def here(environment: Mapping[str, str] = os.environ) -> torch.device:
 
 def backend(device: torch.device) -> str:
     """What ranks talk with: on GPUs also for tensors of the host."""
-    return "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    return gloo.NAME if device.type == "cpu" else f"cpu:{gloo.NAME},cuda:nccl"
 
 
 def forget_peak(device: torch.device) -> None:

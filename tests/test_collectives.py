@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from specc.compiler.lower.collectives import WAIT, reshard, reshard_gradient
+from specc.compiler.lower.collectives import WAIT, group_name, reshard, reshard_gradient
 from specc.compiler.lower.exchange import exchange, shift
 from specc.compiler.placement.reshard import moves
 from specc.compiler.placement.types import Axis, Layout, Mesh, P, R, S, V, gradient
@@ -18,6 +18,7 @@ from tests.grid.processes import spawn
 
 LINE = Mesh((Axis("a", 2),))
 MESH = Mesh((Axis("a", 2), Axis("b", 2)))
+GATHER = torch.ops._c10d_functional.all_gather_into_tensor
 TYPES = (R, V, P, S(0), S(1))
 pytestmark = pytest.mark.dist
 
@@ -56,6 +57,21 @@ def try_all(rank: int, dtype: torch.dtype) -> tuple[int, list[str]]:
 def test_every_legal_move_has_the_right_value_and_gradient(dtype: torch.dtype) -> None:
     for n, bad in spawn(try_all, 4, dtype):
         assert (n, bad) == (441, [])
+
+
+def gather_much(rank: int, rounds: int) -> int:
+    """Rounds in which six all-gathers are in flight at a time and all of them come right."""
+    join(LINE, rank)
+    shares = [torch.arange(2 * 16 * n).reshape(32, n).float() for n in range(8, 14)]
+    fine = 0
+    for _ in range(rounds):
+        going = [GATHER(2.0 * x[rank * 16 : rank * 16 + 16], 2, group_name(LINE.axes[0])) for x in shares]
+        fine += all(torch.equal(WAIT(y), 2.0 * x) for x, y in zip(shares, going, strict=True))
+    return fine
+
+
+def test_many_gathers_of_a_group_may_be_in_flight() -> None:
+    assert spawn(gather_much, 2, 1000) == [1000, 1000]
 
 
 def exchanged(rank: int) -> tuple[list[float], list[float], list[float]]:

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError, FakeTen
 from specc.compiler.build import lower
 from specc.compiler.graphs import from_json, to_json
 from specc.compiler.schedule.actions import one_rank
-from specc.runtime import built, device
+from specc.runtime import built, device, gloo
 from specc.runtime.errors import RunError
 from specc.runtime.executor import Compiled, Executor, StepResult
 from tests.grid.models import TRACERS, inputs_of
@@ -83,7 +83,7 @@ def test_graphs_of_another_device_are_found_out() -> None:
 def test_without_a_gpu_ranks_compute_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert device.here({}) == device.CPU
-    assert device.backend(device.CPU) == "gloo"
+    assert device.backend(device.CPU) == gloo.NAME
     with pytest.raises(RunError, match="torch sees no GPU"):
         device.here({device.ASKED: "cuda"})
     with pytest.raises(RunError, match="it may be auto, cpu, cuda"):

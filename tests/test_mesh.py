@@ -28,7 +28,7 @@ def plan(text: str) -> PlanSpec:
     ("text", "shown"),
     [
         ("{}", "one process"),
-        ("{mesh: auto, cluster: {devices: 4}}", "dp=4"),
+        ("{mesh: auto, cluster: {devices: 1}}", "one process"),
         ("{mesh: {tp: 2, dp: 3}}", "tp=2 dp=3"),
         ("{mesh: {dp: 2, tp: 1}}", "dp=2"),
         ("{mesh: {dp: auto, tp: 2}, cluster: {devices: 8}}", "dp=4 tp=2"),

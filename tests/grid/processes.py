@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
+from specc.runtime import gloo
+
 Work = Callable[..., Any]
 PRELOAD = ["pytest", "tests.grid.memory"]
 
@@ -61,7 +63,7 @@ def _enter(rank: int, n: int, folder: str, writer: Connection, work: Work, args:
     torch.set_num_threads(1)
     try:
         store = dist.FileStore(str(Path(folder) / "store"), n)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=n)
+        dist.init_process_group(gloo.NAME, store=store, rank=rank, world_size=n)
         writer.send((True, work(rank, *args)))
         dist.destroy_process_group()
     except BaseException:  # sent to the parent, which raises
