@@ -29,6 +29,7 @@ class Device(Node):
     node: PositiveInt = Field(description="devices that near links join")
     near: str = Field(description="the link within a node")
     far: str = Field(description="the link between nodes")
+    host: str | None = Field(None, description="the link to the host's memory; none where that is the device's own")
     product: dict[Format, Share] = Field(description="share of the peak that a large product reaches")
     attention: dict[str, tuple[Share, Share]] = Field(
         description="share of the peak of an attention kernel's forward and backward, long sequences, head dim 128"

@@ -53,6 +53,15 @@ def test_a_tight_memory_changes_the_plan() -> None:
     assert tight.plan != roomy.plan
 
 
+def test_the_host_is_used_where_the_device_is_too_small() -> None:
+    found = chosen(spec("plan.cluster={devices: 1, device: a100-40gb, memory: 24}", "plan.mesh={dp: auto}"))
+    assert found.plan.offload == spec().plan.offload, "a mesh that is said stays"
+    found = chosen(spec("plan.cluster={devices: 2, device: a100-40gb, memory: 20}"))
+    assert found.plan.offload.optimizer or found.plan.offload.activations
+    held = chosen(spec("plan.cluster.memory=20", "plan.offload={activations: 1.0}"))
+    assert (held.plan.offload.activations, held.plan.offload.optimizer) == (1.0, False)
+
+
 def test_no_plan_at_all_is_said_with_what_is_missing() -> None:
     with pytest.raises(specc.SpecError, match="no plan fits: the smallest takes"):
         chosen(spec("plan.cluster.memory=1"))

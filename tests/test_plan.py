@@ -28,11 +28,14 @@ TABLES = hardware()
 SEQ = 8192
 
 
-def asked(devices: int = 64, sequences: int = 256, memory: float | None = None, layers: int = 8) -> Asked:
+def asked(
+    devices: int = 64, sequences: int = 256, memory: float | None = None, layers: int = 8, host: str | None = None
+) -> Asked:
     device = TABLES.devices["h100-sxm"]
     if memory is not None:
         device = device.model_copy(update={"memory": memory})
-    on = Cluster(device, TABLES.links[device.near], TABLES.links[device.far], TABLES.software["megatron-2024"])
+    on = Cluster(device, TABLES.links[device.near], TABLES.links[device.far], TABLES.software["megatron-2024"],
+                 TABLES.links[host] if host else None)  # fmt: skip
     program = elaborate(load(LLAMA, [f"model.dims.L={layers}"]), None, "causal_lm")
     return Asked(Model(program, lambda n: {"B": n, "S": SEQ}), on, devices, sequences, SEQ)
 
@@ -65,6 +68,35 @@ def test_less_memory_makes_a_plan_slower(found: Found) -> None:
     narrow = search(asked(memory=12)).fit[0].forecast
     assert narrow.seconds > found.fit[0].forecast.seconds
     assert narrow.nbytes < 12 * 2**30
+
+
+def test_the_host_takes_what_does_not_fit_and_only_that(found: Found) -> None:
+    assert search(asked(host="pcie5")).fit[0] == found.fit[0]
+    bare, tight = (search(asked(2, 16, 28, host=link)) for link in (None, "pcie5"))
+    assert tight.fit[0].forecast.seconds < bare.fit[0].forecast.seconds
+    taken = tight.fit[0].recipe
+    assert taken.on_host or taken.moments_on_host
+    assert tight.fit[0].forecast.host >= 0
+
+
+@pytest.mark.parametrize(("share", "moments"), [(0.5, False), (1.0, False), (0.0, True), (1.0, True)])
+def test_the_host_takes_seconds_for_bytes(share: float, moments: bool) -> None:
+    question = asked(host="pcie5")
+    plain = Recipe(dp=8, shards=8, tp=8, zero=1, microbatch=4, microbatches=8)
+    moved = replace(plain, on_host=share, moments_on_host=moments)
+    slow, fast = (
+        forecast(question.model, moved, replace(question.cluster, host=TABLES.links[link]))
+        for link in ("ethernet-100", "nvlink-c2c")
+    )
+    before = forecast(question.model, plain, question.cluster)
+    assert slow.nbytes == fast.nbytes < before.nbytes
+    assert slow.seconds > fast.seconds >= before.seconds
+    assert slow.seconds - slow.host == pytest.approx(before.seconds)
+
+
+def test_an_offload_that_is_asked_for_is_in_every_plan(question: Asked) -> None:
+    plans = search(replace(question, offload=(0.5, True)))
+    assert {(p.recipe.on_host, p.recipe.moments_on_host) for p in (*plans.fit, *plans.over)} == {(0.5, True)}
 
 
 def test_pins_hold(question: Asked) -> None:
@@ -110,7 +142,7 @@ def test_the_recipe_of_a_plan_is_the_one_that_it_was_printed_from(
 ) -> None:
     recipe = Recipe(
         dp=8, shards=8, pp=4, chunks=2, tp=2, zero=1, microbatch=2, microbatches=16, schedule="interleaved",
-        recompute="full",
+        on_host=0.5, moments_on_host=True,
     )  # fmt: skip
     *section, _ = plan_text(Plan(recipe, found.fit[0].forecast), question, "h100-sxm", "pretrain")
     file = tmp_path / "planned.yaml"

@@ -21,16 +21,20 @@ def cluster(device: str, software: str, tables: Hardware) -> Cluster:
     """The rows of the tables by name."""
     row = row_of(tables.devices, device, "device")
     near, far = (row_of(tables.links, link, "link") for link in (row.near, row.far))
-    return Cluster(row, near, far, row_of(tables.software, software, "software"))
+    host = row_of(tables.links, row.host, "link") if row.host else None
+    return Cluster(row, near, far, row_of(tables.software, software, "software"), host)
 
 
 def question(found: Stated, devices: int, on: Cluster, pins: Mapping[str, int]) -> Asked:
     """What to search for: a step of the stage."""
-    stage, form = found.spec.stages[found.name], found.spec.plan.precision.compute
+    stage, plan = found.spec.stages[found.name], found.spec.plan
+    form = plan.precision.compute
     lengths = stage.lengths()
     model = Model(found.program, lambda n: stage_sizes(found.program, n, lengths), found.rows, ITEMSIZE[form])
-    limit = found.spec.plan.cluster.capacity
-    return Asked(model, on, devices, stage.batch.sequences, max(lengths.values()), form, pins, limit)
+    limit = plan.cluster.capacity
+    offload = plan.offload if "offload" in plan.model_fields_set else None
+    held = (offload.activations, offload.optimizer) if offload else None
+    return Asked(model, on, devices, stage.batch.sequences, max(lengths.values()), form, pins, limit, held)
 
 
 def none_fits(plans: Found, asked: Asked) -> SpecError:

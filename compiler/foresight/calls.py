@@ -20,6 +20,7 @@ class Cluster:
     near: Link
     far: Link
     software: Software
+    host: Link | None = None
 
     def seconds(self, kind: str, nbytes: float, size: int, stride: int) -> float:
         """Of a collective that joins `nbytes` of `size` ranks, each `stride` devices from the next."""

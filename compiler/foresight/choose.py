@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from specc.compiler.foresight.ask import cluster, none_fits, question
-from specc.compiler.foresight.reasons import mesh_text
+from specc.compiler.foresight.reasons import mesh_text, offload_text
 from specc.compiler.foresight.recipe import Recipe
 from specc.compiler.foresight.search import search
 from specc.compiler.hardware.tables import hardware
@@ -71,3 +71,5 @@ def _said(r: Recipe, stage: str) -> Iterator[str]:
         yield f"plan.schedule={{kind: {r.schedule}, chunks: {r.chunks}}}"
     if r.recompute == "full":
         yield "plan.recompute=full"
+    if r.on_host or r.moments_on_host:
+        yield f"plan.offload={{{offload_text(r)}}}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+from specc.compiler.foresight.host import moments_left, saved_left
 from specc.compiler.foresight.recipe import ITEMSIZE, Recipe
 from specc.compiler.foresight.work import BodyWork
 from specc.spec.hardware import Software
@@ -39,15 +40,16 @@ def _rank(
     experts = sum(n * works[c].experts for c, n in times.items())
     others = sum(n * works[c].weights for c, n in times.items()) - experts
     alive = ALIVE[recipe.schedule](r, recipe.pp, recipe.microbatches, recipe.chunks)
-    saved = sum(n * saved_bytes(works[c], recipe if c in repeated else None, software) for c, n in times.items())
+    each = {c: saved_bytes(works[c], recipe if c in repeated else None, software) for c in times}
+    saved = alive * sum(n * each[c] for c, n in times.items())
     kept = {z: others / recipe.shards + experts / recipe.expert_shards if recipe.zero >= z else others + experts
             for z in (1, 2, 3)}  # fmt: skip
     weights, gradients, moments = state_bytes(recipe, software)
     return {
         "weights": weights * kept[3],
         "gradients": gradients * kept[2],
-        "optimizer": moments * kept[1],
-        "activations": alive * saved,
+        "optimizer": moments_left(moments, recipe) * kept[1],
+        "activations": saved_left(saved, max(each.values()), recipe),
         "work space": max(_work_space(works[c], recipe, software, c in repeated) for c in times),
     }
 

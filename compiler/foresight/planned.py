@@ -22,5 +22,6 @@ def recipe_of(plan: PlanSpec, stage: StageSpec) -> Recipe:
         dp=dp, shards=shared * cp, pp=pp, chunks=plan.schedule.chunks or schedule.least, cp=cp, ep=ep, tp=tp,
         zero=plan.zero, microbatch=stage.batch.size // dp, microbatches=stage.batch.microbatches,
         schedule=plan.schedule.kind, recompute=recompute, format=plan.precision.compute,
+        on_host=plan.offload.activations, moments_on_host=plan.offload.optimizer,
         sequence_parallel={"auto": None, "on": True, "off": False}[plan.sequence_parallel],
     )  # fmt: skip

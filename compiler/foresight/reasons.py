@@ -10,7 +10,7 @@ from specc.compiler.foresight.search import Asked, Found, Plan
 from specc.compiler.foresight.step import forecast
 
 FEW = 3
-CHOICES = ("tp", "cp", "ep", "pp", "zero", "microbatch", "schedule", "recompute")
+CHOICES = ("tp", "cp", "ep", "pp", "zero", "microbatch", "schedule", "recompute", "on_host", "moments_on_host")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ def reasons(found: Found, asked: Asked) -> Iterator[Reason]:
         for value in sorted({getattr(p.recipe, choice) for p in every} - {getattr(best.recipe, choice)}):
             plan = _closely([p for p in every if getattr(p.recipe, choice) == value], asked)
             slower = plan.forecast.seconds / best.forecast.seconds - 1
-            yield Reason(f"{choice} {value}", plan, slower, max(0.0, plan.forecast.nbytes - asked.capacity))
+            name = f"{choice.replace('_', ' ')} {value}"
+            yield Reason(name, plan, slower, max(0.0, plan.forecast.nbytes - asked.capacity))
 
 
 def _closely(plans: Sequence[Plan], asked: Asked) -> Plan:
@@ -47,3 +48,9 @@ def mesh_text(recipe: Recipe) -> str:
     """The axes as a plan names them: ranks of expert parallelism are not counted with dp."""
     sizes = {"pp": recipe.pp, "dp": recipe.dp // recipe.ep, "cp": recipe.cp, "ep": recipe.ep, "tp": recipe.tp}
     return ", ".join(f"{axis}: {n}" for axis, n in sizes.items() if n > 1) or "dp: 1"
+
+
+def offload_text(recipe: Recipe) -> str:
+    """What waits in the host's memory, as a plan says it."""
+    parts = {"activations": f"{recipe.on_host:g}", "optimizer": str(recipe.moments_on_host).lower()}
+    return ", ".join(f"{key}: {value}" for key, value in parts.items() if value not in ("0", "false"))

@@ -34,7 +34,8 @@ AGAIN: Mapping[Recompute, Again] = {
 @dataclass(frozen=True)
 class Recipe:
     """`dp` ranks of data parallelism, of which `shards` share what ZeRO splits. A microbatch has `microbatch` sequences
-    a data parallel rank, a step `microbatches` of them. A pipeline rank has `chunks` stages."""
+    a data parallel rank, a step `microbatches` of them. A pipeline rank has `chunks` stages. In the host's memory
+    wait the share `on_host` of what calls save for their backward, and the optimizer's moments if `moments_on_host`."""
 
     dp: int = 1
     shards: int = 1
@@ -48,6 +49,8 @@ class Recipe:
     microbatches: int = 1
     schedule: str = "1f1b"
     recompute: Recompute = "none"
+    on_host: float = 0.0
+    moments_on_host: bool = False
     sequence_parallel: bool | None = None
     format: Format = "bf16"
 

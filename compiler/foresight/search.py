@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from specc.compiler.foresight.calls import Cluster
 from specc.compiler.foresight.model import Model
@@ -16,17 +16,20 @@ from specc.compiler.types import size_of
 from specc.spec.errors import SpecError
 from specc.spec.hardware import Format
 
-MICROBATCHES = (1, 2, 4, 8)  # sequences of a rank at a time
+MOST_SEQUENCES, MOST_TOKENS = 8, 65_536  # of a rank at a time: the larger of both bounds
 CHUNKS = (2, 4, 8)  # stages of a pipeline rank
 MOST_STAGES = 128
 LEAST_TOKENS = 1024  # of a sequence on a rank of context parallelism
 CLOSELY = 16  # of the best plans are predicted exactly
+HOST = ((0.5, False), (1.0, False), (0.0, True), (0.5, True), (1.0, True))  # shares of saved values, and moments there
+TRIED = 64  # plans that do not fit are tried with the host's memory
 RESERVE = 0.06  # of a device's memory that libraries, collectives and gaps between tensors take
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What to search for: a step of `sequences` of `tokens` on so many devices. `pins` hold axes and ZeRO fixed."""
+    """What to search for: a step of `sequences` of `tokens` on so many devices. `pins` hold axes and ZeRO fixed,
+    `offload` the share of saved values and whether moments are in the host's memory."""
 
     model: Model
     cluster: Cluster
@@ -36,6 +39,7 @@ class Asked:
     form: Format = "bf16"
     pins: Mapping[str, int] = field(default_factory=dict)
     limit: float = math.inf
+    offload: tuple[float, bool] | None = None
 
     @property
     def capacity(self) -> float:
@@ -69,26 +73,67 @@ def search(asked: Asked) -> Found:
             every.append(Plan(recipe, forecast(asked.model, recipe, asked.cluster, exact=False)))
         except SpecError:
             refused += 1
-    fit = sorted((p for p in every if p.forecast.nbytes <= asked.capacity), key=lambda p: p.forecast.seconds)
-    over = sorted((p for p in every if p.forecast.nbytes > asked.capacity), key=lambda p: p.forecast.nbytes)
+    fit, over = _parted(every, asked)
+    if asked.cluster.host is not None and asked.offload is None:
+        helped, still = _parted(_with_host(fit, over, asked), asked)
+        fit, over = _parted([*fit, *helped, *over, *still], asked)
     closely = [Plan(p.recipe, forecast(asked.model, p.recipe, asked.cluster)) for p in fit[:CLOSELY]]
     best = sorted((p for p in closely if p.forecast.nbytes <= asked.capacity), key=lambda p: p.forecast.seconds)
     return Found(best + fit[CLOSELY:], over, refused)
 
 
+def _parted(plans: Iterable[Plan], asked: Asked) -> tuple[list[Plan], list[Plan]]:
+    """Plans that fit, fastest first; the others, smallest first."""
+    plans = list(plans)
+    fit = sorted((p for p in plans if p.forecast.nbytes <= asked.capacity), key=lambda p: p.forecast.seconds)
+    return fit, sorted((p for p in plans if p.forecast.nbytes > asked.capacity), key=lambda p: p.forecast.nbytes)
+
+
+def _with_host(fit: Sequence[Plan], over: Sequence[Plan], asked: Asked) -> Iterator[Plan]:
+    """With the host's memory, which only adds seconds: plans that would be faster than all that fit, and may fit with
+    all on the host that can be."""
+    bound = fit[0].forecast.seconds if fit else math.inf
+    hopes = (p for p in over if p.forecast.seconds < bound and _least(p.forecast) <= asked.capacity)
+    for plan in sorted(hopes, key=lambda p: p.forecast.seconds)[:TRIED]:
+        for share, moments in HOST:
+            recipe = replace(plan.recipe, on_host=share, moments_on_host=moments)
+            if not (share and recipe.recompute == "full"):  # what runs forward again keeps next to nothing
+                yield Plan(recipe, forecast(asked.model, recipe, asked.cluster, exact=False))
+
+
+def _least(f: Forecast) -> float:
+    """Bytes that a device has in any case."""
+    return f.nbytes - f.memory["activations"] - f.memory["optimizer"]
+
+
 def recipes(asked: Asked) -> Iterator[Recipe]:
     """All plans that the devices and the sequences of a step divide into."""
+    share, moments = asked.offload or (0.0, False)
     for tp, cp, ep, pp in _axes(asked):
         dp = asked.devices // (tp * cp * pp)
-        for size in MICROBATCHES:
-            if dp % ep or asked.sequences % (dp * size):
-                continue
+        if dp % ep or asked.sequences % dp:
+            continue
+        for size in _microbatches(asked, dp):
             n = asked.sequences // (dp * size)
             for zero in _zero(asked, dp * cp, pp):
                 for schedule, chunks in _schedules(asked, pp, n):
                     yield from (
                         Recipe(
-                            dp, dp * cp, pp, chunks, cp, ep, tp, zero, size, n, schedule, recompute, format=asked.form
+                            dp,
+                            dp * cp,
+                            pp,
+                            chunks,
+                            cp,
+                            ep,
+                            tp,
+                            zero,
+                            size,
+                            n,
+                            schedule,
+                            recompute,
+                            share,
+                            moments,
+                            format=asked.form,
                         )
                         for recompute in _recompute(asked)
                     )
@@ -103,6 +148,13 @@ def _axes(asked: Asked) -> Iterator[tuple[int, int, int, int]]:
             for pp in _sizes(asked, "pp", rest, min(MOST_STAGES, len(asked.model.calls))):
                 for ep in _sizes(asked, "ep", math.gcd(rest // pp, experts), experts):
                     yield tp, cp, ep, pp
+
+
+def _microbatches(asked: Asked, dp: int) -> list[int]:
+    """How many sequences a rank may take at a time: divisors of those that it has in a step."""
+    own = asked.sequences // dp
+    most = max(MOST_SEQUENCES, MOST_TOKENS // asked.tokens)
+    return [n for n in range(1, min(own, most) + 1) if own % n == 0]
 
 
 def _experts(asked: Asked) -> int:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from specc.compiler.foresight.calls import CallTime, Cluster, call_time, exposed
-from specc.compiler.foresight.memory import memory
+from specc.compiler.foresight.host import moments_wait, values_wait
+from specc.compiler.foresight.memory import memory, saved_bytes
 from specc.compiler.foresight.model import Model
 from specc.compiler.foresight.pipeline import StageTime, bubble, simulated_bubble
 from specc.compiler.foresight.recipe import AGAIN, Recipe
@@ -20,7 +21,8 @@ OPTIMIZER = 30  # bytes that a step of AdamW reads and writes for each number
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds of a step: of kernels, of what is sent and not hidden, of waiting in the pipeline, of the optimizer.
+    """Seconds of a step: of kernels, of what is sent and not hidden, of waiting in the pipeline, of the optimizer, of
+    waiting for the host's memory.
 
     `memory` are the bytes of the fullest rank by what they are for."""
 
@@ -28,11 +30,12 @@ class Forecast:
     sent: float
     bubble: float
     optimizer: float
+    host: float
     memory: Mapping[str, float]
 
     @property
     def seconds(self) -> float:
-        return self.work + self.sent + self.bubble + self.optimizer
+        return self.work + self.sent + self.bubble + self.optimizer + self.host
 
     @property
     def nbytes(self) -> float:
@@ -54,9 +57,14 @@ def forecast(model: Model, recipe: Recipe, cluster: Cluster, exact: bool = True)
     times = [_stage_time([each[n] for n in stage]) for stage in stages]
     width = max(works[n].width for n in model.calls)
     idle = simulated_bubble(times, recipe, _transfer(width, recipe, cluster)) if exact else bubble(times, recipe)
+    numbers = sum(c.numbers / (c.shards if recipe.zero else 1) for c in copies)
+    optimizer = numbers * OPTIMIZER / (cluster.device.bandwidth * 1e9 * cluster.device.stream)
+    saved = sum(saved_bytes(works[n], recipe, cluster.software) for n in busy) if recipe.on_host else 0.0
+    wait = values_wait(saved, sum(each[n].forward for n in busy), sum(each[n].backward for n in busy), recipe, cluster)
     return Forecast(
         recipe.microbatches * work, recipe.microbatches * (total - work) + _data(copies, total, recipe, cluster), idle,
-        _optimizer(copies, recipe, cluster), memory(works, ranks, recipe, cluster.software),
+        optimizer, recipe.microbatches * wait + moments_wait(numbers, optimizer, recipe, cluster),
+        memory(works, ranks, recipe, cluster.software),
     )  # fmt: skip
 
 
@@ -129,8 +137,3 @@ def _sent(c: Copies, recipe: Recipe, cluster: Cluster) -> float:
     times = recipe.microbatches if recipe.zero == 2 else 1
     gather = cluster.seconds("all-gather", 2 * c.numbers, c.size, c.stride)
     return times * cluster.seconds("reduce-scatter", reduce, c.size, c.stride) + gather
-
-
-def _optimizer(each: Sequence[Copies], recipe: Recipe, cluster: Cluster) -> float:
-    kept = sum(c.numbers / (c.shards if recipe.zero else 1) for c in each)
-    return kept * OPTIMIZER / (cluster.device.bandwidth * 1e9 * cluster.device.stream)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from specc.compiler.foresight.flops import step_flops
-from specc.compiler.foresight.reasons import Reason, mesh_text
+from specc.compiler.foresight.reasons import Reason, mesh_text, offload_text
+from specc.compiler.foresight.recipe import Recipe
 from specc.compiler.foresight.search import Asked, Plan
 from specc.compiler.units import size
 
 HEAD = (
-    "", "mesh", "zero", "microbatch", "schedule", "recompute", "step", "work", "sent", "bubble", "memory",
+    "", "mesh", "zero", "microbatch", "schedule", "recompute", "on host", "step", "work", "sent", "bubble", "memory",
     "MFU causal", "full",
 )  # fmt: skip
 
@@ -27,11 +28,17 @@ def table(plans: list[Plan], own: Plan | None, asked: Asked) -> Iterator[str]:
 def _row(name: str, plan: Plan, asked: Asked) -> tuple[str, ...]:
     r, f = plan.recipe, plan.forecast
     schedule = f"{r.schedule} x{r.chunks}" if r.chunks > 1 else r.schedule if r.pp > 1 else "-"
-    shares = (f"{part / f.seconds:.0%}" for part in (f.work + f.optimizer, f.sent, f.bubble))
+    shares = (f"{part / f.seconds:.0%}" for part in (f.work + f.optimizer, f.sent + f.host, f.bubble))
     return (
-        name, mesh_text(r), str(r.zero), f"{r.microbatch} x{r.microbatches}", schedule, r.recompute,
+        name, mesh_text(r), str(r.zero), f"{r.microbatch} x{r.microbatches}", schedule, r.recompute, host_text(r),
         f"{f.seconds:.3g} s", *shares, size(f.nbytes), *(f"{share:.1%}" for share in mfu(plan, asked)),
     )  # fmt: skip
+
+
+def host_text(r: Recipe) -> str:
+    """What waits in the host's memory, in a word or two."""
+    words = [f"{r.on_host:.0%} of saved"] if r.on_host else []
+    return ", ".join([*words, "moments"] if r.moments_on_host else words) or "-"
 
 
 def mfu(plan: Plan, asked: Asked) -> tuple[float, float]:
@@ -46,6 +53,8 @@ def details(plan: Plan) -> Iterator[str]:
     """Seconds and memory of the best plan, in parts."""
     f = plan.forecast
     parts = {"work": f.work, "sent and not hidden": f.sent, "bubble": f.bubble, "optimizer": f.optimizer}
+    if f.host:
+        parts["waits for the host's memory"] = f.host
     yield "1: " + ", ".join(f"{name} {seconds:.2g} s" for name, seconds in parts.items())
     yield "   memory of the fullest device: " + ", ".join(f"{name} {size(n)}" for name, n in f.memory.items())
 
@@ -65,6 +74,8 @@ def plan_text(plan: Plan, asked: Asked, device: str, stage: str) -> Iterator[str
     yield f"  mesh: {{{mesh_text(r)}}}"
     yield f"  zero: {r.zero}"
     yield f"  recompute: {r.recompute}"
+    if r.on_host or r.moments_on_host:
+        yield f"  offload: {{{offload_text(r)}}}"
     if r.pp > 1:
         yield f"  schedule: {{kind: {r.schedule}" + (f", chunks: {r.chunks}}}" if r.chunks > 1 else "}")
     yield f"# with stages.{stage}.batch: {{sequences: {asked.sequences}, microbatch: {r.microbatch * r.dp}}}"
