@@ -22,7 +22,10 @@ from tests.grid.plans import PLANS
 from tests.grid.processes import spawn
 from tests.grid.run import Artifact, Case, artifact, ready
 
-PLANS_MEASURED = ("dp", "zero2", "zero3", "tp", "tp+sp", "ring", "ulysses", "1f1b-few", "pp+zero3")
+PLANS_MEASURED = (
+    "dp", "zero1", "zero2", "zero3", "tp", "tp+sp", "ring", "ulysses", "gather-kv", "1f1b-few", "pp+zero3",
+    "zero3-recompute", "ring-recompute", "tp-half", "zero3-half", "zero3-offload",
+)  # fmt: skip
 TOLERANCE = 0.1
 TIMES = 3  # steps, of which the least counts: threads of gloo give their buffers back when they come to it
 
