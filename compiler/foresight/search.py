@@ -16,7 +16,7 @@ from specc.compiler.types import size_of
 from specc.spec.errors import SpecError
 from specc.spec.hardware import Format
 
-MOST_SEQUENCES, MOST_TOKENS = 8, 65_536  # of a rank at a time: the larger of both bounds
+MOST_SEQUENCES, MOST_TOKENS = 8, 98_304  # of a rank at a time: the larger of both bounds
 CHUNKS = (2, 4, 8)  # stages of a pipeline rank
 MOST_STAGES = 128
 LEAST_TOKENS = 1024  # of a sequence on a rank of context parallelism
