@@ -16,6 +16,7 @@ from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_en
 from specc.compiler.passes.prune import prune
 from specc.compiler.program import Program
 from specc.compiler.schedule.actions import one_rank
+from specc.runtime.allocator import keep_memory
 from specc.runtime.compile import callable_of
 from specc.runtime.executor import Compiled, Executor
 from specc.runtime.init import initial
@@ -66,6 +67,7 @@ def side(setting: Setting, compiled: bool = True) -> Side:
 
 def make(setting: Setting, compiled: bool = True) -> Callable[[], float]:
     """A function that does one training step and returns the loss."""
+    keep_memory()
     made = side(setting, compiled)
     adam = Optimizer(lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, clip=CLIP)
     optimizer = AdamW(adam, made.params)
