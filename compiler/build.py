@@ -135,9 +135,10 @@ def lowered_with(
 
 
 def work_facts(facts: StageFacts, lowered: Mapping[str, Graphs]) -> dict[str, Any]:
-    """The work of a step, of one call of each graph, and of all graphs together."""
+    """The work of a step and of its update, of one call of each graph, and of all graphs together."""
     parts = {n: {p: vars(graph_work(gm)) for p, gm in g.parts().items()} for n, g in lowered.items()}
-    return {"step": vars(facts.step), "graphs": vars(facts.graphs), "n": facts.n_graphs, "parts": parts}
+    whole = {"step": vars(facts.step), "optimizer": vars(facts.optimizer), "graphs": vars(facts.graphs)}
+    return {**whole, "n": facts.n_graphs, "parts": parts}
 
 
 def trained(whole: Program, stage: StageSpec) -> tuple[Program, dict[str, int]]:

@@ -32,6 +32,7 @@ class StageFacts:
     steps: int
     tokens: int
     step: Work
+    optimizer: Work  # of that, what updating takes
     graphs: Work  # of one call of each graph: what compiling takes follows from its nodes
     n_graphs: int
     compute: str
@@ -52,7 +53,7 @@ def facts_of(
         name, n, trained, 3 * program_cost(program, sizes).flops / max(1, tokens),
         {**{k: most.get(k, 0) for k in KINDS if most.get(k) or k != HOST}, "peak": memory.peak}, dict(bodies),
         stage.steps(), stage.steps() * stage.batch.sequences * stage.data.seq_len,
-        step_work(lowered, calls, schedules) + optimizer, sum(map(call_work, lowered.values()), Work()),
+        step_work(lowered, calls, schedules) + optimizer, optimizer, sum(map(call_work, lowered.values()), Work()),
         sum((g.bwd is not None) + 1 for g in lowered.values()), plan.precision.compute,
     )  # fmt: skip
 

@@ -25,6 +25,8 @@ from specc.runtime.device import CPU
 from specc.runtime.errors import RunError
 from specc.runtime.executor import Compiled, Executor
 from specc.runtime.kernels import load_kernels
+from specc.runtime.rates import measured
+from specc.runtime.tuned import Seconds, step_seconds, tuned_of
 from specc.runtime.weights import Function
 from specc.runtime.wire import Wire
 from specc.spec.stage import StageSpec
@@ -85,8 +87,24 @@ class Stage:
 
     def decide(self, device: torch.device = CPU) -> Decision:
         """Whether a run of this stage on this machine should compile its graphs."""
-        step, graphs = Work(**self.work["step"]), Work(**self.work["graphs"])
-        return decide(self.plan["compile"], step, graphs, self.work["n"], self.spec.steps(), self.compute, device)
+        known, optimizer = self.predicted(device), measured(self.compute, device).seconds(self.optimizer)
+        plain, compiled = (optimizer + step_seconds(known, self.calls, self.schedules, c) for c in (False, True))
+        graphs = Work(**self.work["graphs"])
+        return decide(self.plan["compile"], (plain, compiled), graphs, self.work["n"], self.spec.steps(), device)
+
+    def predicted(self, device: torch.device = CPU) -> Mapping[str, Seconds]:
+        """Seconds of a call of each graph, by `body.part`: those of its ops where `specc tune` measured them on such a
+        machine, or else its work by the machine's rates."""
+        tuned = tuned_of(self.path.parents[1], device)
+        if tuned is not None and self.name in tuned.graphs:
+            return tuned.graphs[self.name]
+        rates = measured(self.compute, device)
+        each = {f"{body}.{p}": Work(**w) for body, parts in self.work["parts"].items() for p, w in parts.items()}
+        return {n: Seconds(rates.seconds(w), rates.seconds(w, compiled=True)) for n, w in each.items()}
+
+    @property
+    def optimizer(self) -> Work:
+        return Work(**self.work["optimizer"])
 
     def executor(
         self, compiled: bool = False, coordinates: Sequence[Tensor] = (), wire: Wire | None = None,

@@ -20,7 +20,6 @@ from specc.compiler.units import duration
 from specc.compiler.work import Work
 from specc.runtime.device import CPU
 from specc.runtime.products import with_fast_products
-from specc.runtime.rates import measured
 
 Function = Callable[..., Sequence[Tensor]]
 Mode = Literal["auto", "on", "off"]
@@ -38,11 +37,11 @@ class Decision:
 
 
 def decide(
-    mode: Mode, step: Work, graphs: Work, n_graphs: int, steps: int, compute: torch.dtype, device: torch.device = CPU
-) -> Decision:  # fmt: skip
-    """Compile if that takes less time than it saves in all steps, by this machine's measured rates."""
-    rates = measured(compute, device)
-    plain, compiled = rates.seconds(step), rates.seconds(step, compiled=True)
+    mode: Mode, seconds: tuple[float, float], graphs: Work, n_graphs: int, steps: int, device: torch.device = CPU
+) -> Decision:
+    """Compile if that takes less time than it saves in all steps; `seconds` of a step are those of the graphs as they
+    are and compiled."""
+    plain, compiled = seconds
     cost = n_graphs * SECONDS_A_GRAPH + graphs.nodes * SECONDS_A_NODE
     pays = (plain - compiled) * steps > cost
     chosen = pays if mode == "auto" else mode == "on"

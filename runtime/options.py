@@ -160,9 +160,11 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "tune": Command(
-        "measure this machine's processor and its links, for `specc plan --hardware`",
+        "measure the ops of a build on this machine; without one its processor and links, for `specc plan --hardware`",
         "specc.runtime.commands.tune:run",
         (
+            option("build", metavar="BUILD", nargs="?", help="a build directory (default: measure the machine)"),
+            DEVICE,
             option("--ranks", metavar="N", type=int, default=2, help="processes that measure at once (default: 2)"),
             option("--name", metavar="NAME", default="here", help="the device's name in the file (default: here)"),
             option("-o", "--out", metavar="FILE", default="hardware.yaml", help="the file (default: hardware.yaml)"),

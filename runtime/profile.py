@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from specc.compiler.schedule.actions import PARTS, Action
-from specc.compiler.work import Work
 from specc.runtime.built import Build, Stage, open_build
 from specc.runtime.device import settle
 from specc.runtime.heartbeat import STARTING, Pulse
@@ -176,12 +175,13 @@ class Clocked:
 
 
 def predictions(stage: Stage, compiled: bool, device: torch.device) -> Iterator[tuple[str, float]]:
-    """Seconds of each action that computes, from the work of its graph and this machine's measured rates."""
-    rates = measured(stage.compute, device)
-    for body, parts in stage.work["parts"].items():
+    """Seconds of each action that computes, and of the optimizer."""
+    known = stage.predicted(device)
+    for body in stage.work["parts"]:
         for kind, part in PARTS.items():
-            if part in parts:
-                yield f"{kind} {body}", rates.seconds(Work(**parts[part]), compiled)
+            if f"{body}.{part}" in known:
+                yield f"{kind} {body}", known[f"{body}.{part}"].of(compiled)
+    yield OPTIMIZER, measured(stage.compute, device).seconds(stage.optimizer)
 
 
 def longest(watched: profile, n: int = 12) -> Iterator[Op]:

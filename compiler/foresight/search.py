@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,7 +18,7 @@ from specc.spec.errors import SpecError
 from specc.spec.hardware import Format
 
 MOST_SEQUENCES, MOST_TOKENS = 8, 98_304  # of a rank at a time: the larger of both bounds
-CHUNKS = (2, 4, 8)  # stages of a pipeline rank
+MOST_CHUNKS = 8  # stages of a pipeline rank
 MOST_STAGES = 128
 LEAST_TOKENS = 1024  # of a sequence on a rank of context parallelism
 CLOSELY = 16  # of the best plans are predicted exactly
@@ -164,10 +165,17 @@ def _experts(asked: Asked) -> int:
 
 
 def _sizes(asked: Asked, axis: str, devices: int, most: int) -> list[int]:
-    """Divisors of the devices that are powers of two, or what is left of them with all powers of two taken out."""
+    """Divisors of the devices that are powers of two; stages of a pipeline may also be as many as divide the layers."""
     if axis in asked.pins:
         return [asked.pins[axis]] if devices % asked.pins[axis] == 0 else []
-    return [n for n in range(1, min(devices, most) + 1) if devices % n == 0 and n & (n - 1) == 0]
+    layers = _layers(asked) if axis == "pp" else 0
+    sizes = range(1, min(devices, most) + 1)
+    return [n for n in sizes if devices % n == 0 and (n & (n - 1) == 0 or (layers and layers % n == 0))]
+
+
+def _layers(asked: Asked) -> int:
+    """Calls of the block that is called most."""
+    return max(Counter(asked.model.calls).values())
 
 
 def _zero(asked: Asked, copies: int, pp: int) -> tuple[int, ...]:
@@ -185,7 +193,9 @@ def _schedules(asked: Asked, pp: int, microbatches: int) -> Iterator[tuple[str, 
         return
     for name in (n for n in SCHEDULES if n in IDLE and n != "gpipe"):
         row = SCHEDULES[name]
-        for chunks in (1, *CHUNKS):
+        for chunks in range(1, MOST_CHUNKS + 1):
+            if chunks & (chunks - 1) and _layers(asked) % (pp * chunks):
+                continue  # stages that are as uneven as those of a power of two, or more so
             fits = row.least <= chunks <= row.most and pp * chunks <= min(MOST_STAGES, len(asked.model.calls))
             if fits and microbatches >= max(1, row.fill) * pp and not (row.rounds and microbatches % pp):
                 yield name, chunks

@@ -1,0 +1,95 @@
+"""Which ops of a graph a compiler makes one kernel of, and the bytes that each such kernel moves.
+
+Row-wise ops that follow one another without a product between them are one kernel: it reads each value from outside
+once and writes each value that is used outside."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+
+import torch
+from torch import fx
+
+from specc.compiler.graphs import node_type, tensor_bytes
+from specc.compiler.work import is_view
+
+# Ops of ATen that are kernels of their own, beside all of specc's.
+ALONE = {
+    "mm", "bmm", "addmm", "baddbmm", "convolution", "convolution_backward", "embedding_dense_backward", "index_put",
+    "scatter", "scatter_add", "scatter_reduce", "index_add", "sort", "topk", "multinomial", "nonzero",
+}  # fmt: skip
+SENT = ("_c10d_functional", "specc.exchange", "specc.shift")  # what goes between ranks
+
+
+def name_of(node: fx.Node) -> str:
+    """`aten.mm`, say; nothing for what is no operator."""
+    return str(node.target).removesuffix(".default") if isinstance(node.target, torch._ops.OpOverload) else ""
+
+
+def is_sent(node: fx.Node) -> bool:
+    return name_of(node).startswith(SENT)
+
+
+def is_alone(node: fx.Node) -> bool:
+    """Whether an op is a kernel that nothing is fused into."""
+    space, _, op = name_of(node).partition(".")
+    return space in ("specc", "_c10d_functional") or op.split(".")[0] in ALONE or "scaled_dot_product" in op
+
+
+def fused_bytes(gm: fx.GraphModule) -> list[int]:
+    """Bytes that each kernel of row-wise ops moves."""
+    return [sum(_reads(group)) + sum(_writes(group)) for group in groups(gm)]
+
+
+def groups(gm: fx.GraphModule) -> Iterator[list[fx.Node]]:
+    """Row-wise ops that depend on each other with no other op on the way; views belong to nothing."""
+    depth: dict[fx.Node, int] = {}
+    leader: dict[fx.Node, fx.Node] = {}
+    members: dict[fx.Node, list[fx.Node]] = {}
+    for node in gm.graph.nodes:
+        inputs = node.all_input_nodes
+        depth[node] = max((depth[i] + is_alone(_root(i)) for i in inputs), default=0)
+        if not _is_row_wise(node):
+            continue
+        before = dict.fromkeys(leader[r] for i in inputs if (r := _root(i)) in leader and depth[r] == depth[node])
+        members[node] = [n for other in before for n in members.pop(other)] + [node]
+        leader |= dict.fromkeys(members[node], node)
+    yield from members.values()
+
+
+def _is_row_wise(node: fx.Node) -> bool:
+    is_op = node.op == "call_function" and node.target is not operator.getitem
+    return is_op and not is_view(node) and not is_alone(node)
+
+
+def _root(node: fx.Node) -> fx.Node:
+    """What a view, or a part of several outputs, is of."""
+    while node.op == "call_function" and (is_view(node) or node.target is operator.getitem):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _reads(group: list[fx.Node]) -> Iterator[int]:
+    inside = set(group)
+    seen: dict[fx.Node, int] = {}
+    for source in (i for node in group for i in node.all_input_nodes):
+        root = _root(source)
+        if root not in inside:
+            part = min(tensor_bytes(node_type(source)), tensor_bytes(node_type(root)) or 1 << 62)
+            seen[root] = max(seen.get(root, 0), part)
+    yield from seen.values()
+
+
+def _writes(group: list[fx.Node]) -> Iterator[int]:
+    inside = set(group)
+    yield from (tensor_bytes(node_type(n)) for n in group if any(u not in inside for u in _users(n)))
+
+
+def _users(node: fx.Node) -> Iterator[fx.Node]:
+    """Those of a value and of its views."""
+    for user in node.users:
+        if user.op == "call_function" and (is_view(user) or user.target is operator.getitem):
+            yield from _users(user)
+        else:
+            yield user

@@ -1,0 +1,68 @@
+"""What `specc tune BUILD` measured: seconds of the graphs of a build on a machine, and their use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from specc.compiler.program import Call
+from specc.compiler.schedule.actions import PARTS, Action
+
+FILE = "tuned.json"
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of one call of a graph, as it is and compiled."""
+
+    plain: float
+    compiled: float
+
+    def of(self, compiled: bool) -> float:
+        return self.compiled if compiled else self.plain
+
+
+@dataclass(frozen=True)
+class Row:
+    """An op of a build's graphs: how often a call of each has it, and the seconds of all these together."""
+
+    op: str
+    times: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was measured: seconds by `body.part` of each stage, and the ops, those that take longest first."""
+
+    device: str
+    threads: int
+    graphs: dict[str, dict[str, Seconds]]
+    ops: list[Row]
+
+
+def save(tuned: Tuned, path: Path) -> None:
+    """Beside the files of a build; it is none of them."""
+    (path / FILE).write_text(json.dumps(asdict(tuned), indent=1) + "\n", encoding="utf-8")
+
+
+def tuned_of(path: Path, device: torch.device) -> Tuned | None:
+    """What was measured for a build, if on such a device with as many threads."""
+    if not (path / FILE).is_file():
+        return None
+    data = json.loads((path / FILE).read_text(encoding="utf-8"))
+    graphs = {stage: {n: Seconds(**s) for n, s in each.items()} for stage, each in data["graphs"].items()}
+    found = Tuned(data["device"], data["threads"], graphs, [Row(**r) for r in data["ops"]])
+    return found if (found.device, found.threads) == (device.type, torch.get_num_threads()) else None
+
+
+def step_seconds(
+    known: Mapping[str, Seconds], calls: Sequence[Call], schedules: Iterable[Sequence[Action]], compiled: bool
+) -> float:  # fmt: skip
+    """What the graphs of a step take on the rank that computes longest."""
+    parts = ([f"{calls[a.call].body}.{PARTS[a.kind]}" for a in each if a.kind in PARTS] for each in schedules)
+    return max(sum(known[n].of(compiled) for n in names) for names in parts)
