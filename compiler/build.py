@@ -41,8 +41,9 @@ from specc.compiler.placement.types import Mesh
 from specc.compiler.positions import check_positions
 from specc.compiler.program import Call, Program
 from specc.compiler.schedule.files import write_schedules
+from specc.compiler.training import training_mistakes
 from specc.compiler.work import graph_work
-from specc.spec.errors import Diagnostic, SpecError
+from specc.spec.errors import Diagnostic, SpecError, in_order
 from specc.spec.plan import PlanSpec
 from specc.spec.spec import Spec
 from specc.spec.stage import StageSpec
@@ -82,8 +83,8 @@ def build_stage(
 ) -> StageFacts:
     """Programs, graphs, calls, parameters and the schedule of one stage."""
     whole = elaborate(spec, stage.model, stage.objective)
-    if whole.loss is None:
-        raise SpecError(Diagnostic("S307", "the model has no loss to train", spec.mark(("model",)), "add 'loss:'"))
+    if mistakes := list(training_mistakes(spec, name, whole)):
+        raise SpecError(*in_order(mistakes))
     program, sizes = trained(whole, stage)
     mesh, rows = mesh_of(spec.plan), user_ops(spec, (), ())
     compute = DTYPES[spec.plan.precision.compute]

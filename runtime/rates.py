@@ -15,18 +15,21 @@ from specc.runtime.products import product
 
 SIDE = 1024  # of the square matrices; on GPUs four times that, and sixteen times the elements
 ELEMENTS = 1 << 22  # of the tensor that is read, and of the new one that is written
-FUSED = 0.4  # share of the bytes that are still moved when a graph is compiled
+SMALL = 200  # runs of an op that takes microseconds
+FUSED = 0.4  # share of the bytes that are still moved, and of the ops that are left, when a graph is compiled
 
 
 @dataclass(frozen=True)
 class Rates:
-    """FLOP/s of products in one dtype and bytes/s of pointwise ops, with the threads of the moment."""
+    """FLOP/s of products in one dtype, bytes/s of pointwise ops, seconds before any op, with this moment's threads."""
 
     flops: float
     bytes: float
+    op: float = 0.0
 
     def seconds(self, work: Work, compiled: bool = False) -> float:
-        return work.flops / self.flops + work.bytes * (FUSED if compiled else 1.0) / self.bytes
+        share = FUSED if compiled else 1.0
+        return work.flops / self.flops + share * (work.bytes / self.bytes + work.nodes * self.op)
 
 
 @cache
@@ -36,7 +39,8 @@ def measured(compute: torch.dtype, device: torch.device = CPU) -> Rates:
     x, y = torch.randn(side, side, device=device).to(compute), torch.randn(elements, device=device)
     by = product if device == CPU else torch.mm
     flops = 2.0 * side**3 / best(lambda: by(x, x), device)
-    found = Rates(flops, 8.0 * elements / best(lambda: y + 1.0, device))
+    one = torch.ones(1, device=device)
+    found = Rates(flops, 8.0 * elements / best(lambda: y + 1.0, device), best(lambda: one + 1.0, device, SMALL))
     forget_peak(device)
     return found
 

@@ -14,7 +14,7 @@ from specc.runtime.errors import RunError
 from specc.runtime.heartbeat import Pulse
 from specc.runtime.metrics import has_events
 from specc.runtime.team import ALONE, Team
-from specc.runtime.train import run_stage
+from specc.runtime.train import look_at_data, run_stage
 from specc.spec.errors import did_you_mean
 
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
@@ -32,13 +32,16 @@ def run_build(
         raise RunError(f"the build has no stage '{stage}'; {did_you_mean(stage, build.stages)}")
     if not has_events():
         say("tensorboard is not installed: its event files are left out (pip install 'specc[tensorboard]')")
-    for name, found in build.stages.items():
-        if stage in (None, name):
-            threads = found.plan["threads"]
-            if isinstance(threads, int):
-                torch.set_num_threads(threads)
-            with told(found):
-                run_stage(build, found, base or Path.cwd(), say, bar, team, pulse)
+    wanted = [s for name, s in build.stages.items() if stage in (None, name)]
+    for found in wanted:
+        with told(found):
+            look_at_data(build, found, base or Path.cwd())
+    for found in wanted:
+        threads = found.plan["threads"]
+        if isinstance(threads, int):
+            torch.set_num_threads(threads)
+        with told(found):
+            run_stage(build, found, base or Path.cwd(), say, bar, team, pulse)
     return build
 
 

@@ -98,6 +98,19 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
     return run
 
 
+def look_at_data(build: Build, stage: Stage, base: Path) -> None:
+    """See that a stage that has not run finds its data: what a later one lacks is told before the first one trains."""
+    if (stage_folder(build, stage) / "done.json").is_file():
+        return
+    for source in corpora(stage.spec, base):
+        document = next(iter(source), None)
+        if document is not None and stage.spec.kind == "sft" and not document.messages:
+            raise RunError(f"'{stage.name}': an sft stage needs messages, or prompt and response")
+    file = stage.spec.tokenizer.file if stage.spec.tokenizer else None
+    if file and not (base / file).is_file():
+        raise RunError(f"'{stage.name}': there is no {base / file}")
+
+
 def read_data(build: Build, stage: Stage, folder: Path, base: Path) -> tuple[Tokenizer, Prepared]:
     """The stage's tokenizer and rows; both are kept on the disk, where other ranks and later runs find them."""
     sources = corpora(stage.spec, base)
@@ -149,11 +162,16 @@ def master(stage: Stage) -> torch.dtype:
 
 
 def find_tokenizer(build: Build, stage: Stage, folder: Path, base: Path, sources: list[Corpus]) -> Tokenizer:
-    """The stage's own tokenizer (trained once and kept), or its parent's; with the special tokens of the objective."""
-    kept = folder / "tokenizer.json"
-    if kept.is_file():
-        return tokenizers.load(kept)
+    """The stage's own tokenizer (trained once and kept), or its parent's; with the special tokens of the objective.
+
+    One that was trained on other documents goes, unless steps were made with it."""
+    kept, made_of = folder / "tokenizer.json", folder / "tokenizer.sources"
     spec = stage.spec.tokenizer
+    own = spec is not None and not spec.file
+    documents = "\n".join(source.digest() for source in sources) if own else ""
+    known = made_of.read_text(encoding="utf-8") if made_of.is_file() else ""
+    if kept.is_file() and (known == documents or any((folder / "checkpoints").glob("step_*"))):
+        return tokenizers.load(kept)
     if spec is None:
         assert stage.spec.from_ is not None
         found = tokenizers.load(stage_folder(build, build.stages[stage.spec.from_]) / "tokenizer.json")
@@ -165,6 +183,7 @@ def find_tokenizer(build: Build, stage: Stage, folder: Path, base: Path, sources
     temporary = kept.with_suffix(".tmp")
     found.save(str(temporary))
     temporary.rename(kept)
+    made_of.write_text(documents, encoding="utf-8")
     return found
 
 

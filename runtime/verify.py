@@ -32,7 +32,7 @@ from specc.runtime.seat import Seat, take_seat
 from specc.runtime.start import MODULES
 from specc.runtime.team import Team
 from specc.runtime.worker import as_rank, own_rank
-from specc.spec.errors import SpecError
+from specc.spec.errors import Diagnostic, SpecError
 from specc.spec.expr import parse
 from specc.spec.spec import Spec
 
@@ -52,6 +52,7 @@ class Verdict:
     dims: Mapping[str, int]
     loss: float
     grads: Mapping[str, float]
+    left_out: tuple[str, ...] = ()  # axes that need more processes
 
     @property
     def worst(self) -> float:
@@ -66,6 +67,9 @@ class Verdict:
 def verify(spec: Spec, ranks: int = 4, name: str | None = None, allow_ops: bool = False) -> Verdict:
     """Build a stage (default: the first) in small, and run a step of it on at most so many processes."""
     spec = chosen(spec)
+    whole = mesh_of(spec.plan)
+    if not whole.axes:
+        raise SpecError(Diagnostic("S524", "the plan is for one process", None, "plan.mesh: {dp: 2}, say"))
     stage = name or next(iter(spec.stages))
     with tempfile.TemporaryDirectory(prefix="specc-verify-") as temporary:
         folder = Path(temporary)
@@ -78,7 +82,8 @@ def verify(spec: Spec, ranks: int = 4, name: str | None = None, allow_ops: bool 
         job = Job("specc.runtime.verify:rank", argument, mesh.size, folder / "logs", 0, modules, environment=ON_CPU)
         launch(job, print)
         found = json.loads((folder / RESULT).read_text())
-    return Verdict(str(mesh), dims, found["loss"], found["grads"])
+    left_out = tuple(a.name for a in whole.axes if a.name not in {kept.name for kept in mesh.axes})
+    return Verdict(str(mesh), dims, found["loss"], found["grads"], left_out)
 
 
 def shrunk(spec: Spec, stage: str, ranks: int) -> tuple[Spec, dict[str, int]]:

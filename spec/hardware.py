@@ -62,6 +62,7 @@ class Software(Node):
     scores: PositiveFloat = Field(5, description="bytes that an attention which is not fused keeps for each score")
     merged: bool = Field(True, description="whether products of one operand are one: queries, keys and values")
     gathers_fp8: bool = Field(False, description="whether ZeRO-3 gathers the weights of fp8 products in fp8")
+    zero_over_context: bool = Field(True, description="whether ZeRO splits over the ranks of context parallelism too")
     quantise: PositiveFloat = Field(1.0, description="passes over the operands of an fp8 product")
 
 

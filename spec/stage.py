@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,6 +18,10 @@ CHATML = (
 Objective = Literal["causal_lm", "masked_lm", "span_corruption", "blank_infilling"]
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+MOST_MICROBATCHES = 1 << 16  # of a step, each of which is a row of the schedule for every call
+
+
 class ParamGroup(Node):
     """Settings of the parameters that a pattern matches; the first group that matches counts."""
 
@@ -29,7 +33,7 @@ class ParamGroup(Node):
 class Optimizer(Node):
     kind: Literal["adamw"] = "adamw"
     lr: float = Field(3e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     clip: float | None = Field(1.0, gt=0)
@@ -84,6 +88,8 @@ class Batch(Node):
     def _divides(self) -> Batch:
         if self.microbatch and self.sequences % self.microbatch:
             raise ValueError("'sequences' is a multiple of 'microbatch'")
+        if self.microbatches > MOST_MICROBATCHES:
+            raise ValueError(f"a step has {self.microbatches:,} microbatches, more than {MOST_MICROBATCHES:,}")
         return self
 
 

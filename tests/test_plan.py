@@ -99,6 +99,13 @@ def test_an_offload_that_is_asked_for_is_in_every_plan(question: Asked) -> None:
     assert {(p.recipe.on_host, p.recipe.moments_on_host) for p in (*plans.fit, *plans.over)} == {(0.5, True)}
 
 
+def test_zero_splits_over_the_ranks_that_the_software_has_it_split_over(question: Asked) -> None:
+    specc = replace(question.cluster, software=TABLES.software["specc"])
+    for cluster, share in ((question.cluster, 4), (specc, 1)):
+        plans = search(replace(question, cluster=cluster, pins={"cp": 4, "pp": 1, "tp": 1}))
+        assert {p.recipe.shards / p.recipe.dp for p in (*plans.fit, *plans.over)} == {share}
+
+
 def test_pins_hold(question: Asked) -> None:
     pinned = replace(question, pins={"tp": 4, "pp": 2, "zero": 1})
     assert {(p.recipe.tp, p.recipe.pp, p.recipe.zero) for p in search(pinned).fit} == {(4, 2, 1)}

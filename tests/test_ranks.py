@@ -18,11 +18,12 @@ import torch
 from specc.runtime import api
 from specc.runtime.built import open_build
 from specc.runtime.cli import main
+from specc.runtime.commands.verify import told as verify_text
 from specc.runtime.loop import one_step
 from specc.runtime.seat import take_seat
 from specc.runtime.team import Processes
 from specc.runtime.train import begin, stage_folder
-from specc.runtime.verify import fewer
+from specc.runtime.verify import Verdict, fewer
 from specc.runtime.whereabouts import explained
 from specc.spec.spec import load
 from tests.chaos_ranks import chaos
@@ -133,6 +134,14 @@ def test_a_plan_is_verified_on_real_processes(plan: str, tmp_path: Path, capsys:
     assert found["agrees"]
     assert found["worst"] < 1e-12
     assert len(found["grads"]) == 21
+
+
+def test_what_is_not_verified_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = write_spec(tmp_path)
+    assert main(["verify", str(spec), "--ranks", "2"]) == 2
+    assert "S524" in capsys.readouterr().err
+    told = verify_text(Verdict("dp=2", {}, 0.0, {"a": 0.0}, ("tp",)))
+    assert told.splitlines()[-1] == "not compared: tp (--ranks 4 or more)"
 
 
 def test_a_mesh_is_made_small_in_turn(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from specc.spec.plan import PlanSpec
 from specc.spec.stage import StageSpec
 
 
-def recipe_of(plan: PlanSpec, stage: StageSpec) -> Recipe:
+def recipe_of(plan: PlanSpec, stage: StageSpec, over_context: bool = False) -> Recipe:
     """`recompute: auto` counts as none, for it does something where memory is short alone; and so does a share, which
-    is not priced."""
+    is not priced. `over_context`: ZeRO splits over `cp` too, which specc's own does not."""
     sizes = {a.name: a.size for a in mesh_of(plan).axes}
     pp, ep, tp = (sizes.get(axis, 1) for axis in ("pp", "ep", "tp"))
     cp, shared = sizes.get("cp", 1) * sizes.get("ring", 1), sizes.get("dp", 1) * ep
@@ -19,8 +19,8 @@ def recipe_of(plan: PlanSpec, stage: StageSpec) -> Recipe:
     schedule = SCHEDULES[plan.schedule.kind]
     recompute: Recompute = "full" if plan.recompute == "full" else "none"
     return Recipe(
-        dp=dp, shards=shared * cp, pp=pp, chunks=plan.schedule.chunks or schedule.least, cp=cp, ep=ep, tp=tp,
-        zero=plan.zero, microbatch=stage.batch.size // dp, microbatches=stage.batch.microbatches,
+        dp=dp, shards=shared * (cp if over_context else 1), pp=pp, chunks=plan.schedule.chunks or schedule.least,
+        cp=cp, ep=ep, tp=tp, zero=plan.zero, microbatch=stage.batch.size // dp, microbatches=stage.batch.microbatches,
         schedule=plan.schedule.kind, recompute=recompute, format=plan.precision.compute,
         on_host=plan.offload.activations, moments_on_host=plan.offload.optimizer,
         sequence_parallel={"auto": None, "on": True, "off": False}[plan.sequence_parallel],

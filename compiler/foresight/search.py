@@ -111,17 +111,17 @@ def recipes(asked: Asked) -> Iterator[Recipe]:
     """All plans that the devices and the sequences of a step divide into."""
     share, moments = asked.offload or (0.0, False)
     for tp, cp, ep, pp in _axes(asked):
-        dp = asked.devices // (tp * cp * pp)
+        dp, context = asked.devices // (tp * cp * pp), cp if asked.cluster.software.zero_over_context else 1
         if dp % ep or asked.sequences % dp:
             continue
         for size in _microbatches(asked, dp):
             n = asked.sequences // (dp * size)
-            for zero in _zero(asked, dp * cp, pp):
+            for zero in _zero(asked, dp * context, pp):
                 for schedule, chunks in _schedules(asked, pp, n):
                     yield from (
                         Recipe(
                             dp,
-                            dp * cp,
+                            dp * context,
                             pp,
                             chunks,
                             cp,

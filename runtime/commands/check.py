@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ from specc.compiler.cost import n_params
 from specc.compiler.elaborate import elaborate
 from specc.compiler.placement.mesh import mesh_mistakes
 from specc.compiler.program import Program
+from specc.compiler.training import training_mistakes
 from specc.compiler.units import count
 from specc.runtime.terminal import show_error
-from specc.spec.errors import Diagnostic, SpecError, did_you_mean, in_order
+from specc.spec.errors import Diagnostic, SpecError, in_order
 from specc.spec.spec import Spec, examine
 
 
@@ -48,7 +48,7 @@ def check_file(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         try:
             mistakes += mesh_mistakes(spec)
             found = programs(spec)
-            mistakes += training_mistakes(spec, found)
+            mistakes += all_training_mistakes(spec, found)
         except SpecError as e:
             mistakes += e.diagnostics
     if mistakes or spec is None:
@@ -80,25 +80,11 @@ def programs(spec: Spec) -> dict[tuple[str, str], Program]:
     return found
 
 
-def training_mistakes(spec: Spec, found: dict[tuple[str, str], Program]) -> list[Diagnostic]:
-    """Stages whose model has no loss, and optimizer patterns that no parameter matches."""
+def all_training_mistakes(spec: Spec, found: dict[tuple[str, str], Program]) -> list[Diagnostic]:
+    """Those of every stage whose model could be made."""
     first = spec.model_section()[0]
-    out: list[Diagnostic] = []
-    for name, stage in spec.stages.items():
-        program = found.get((stage.model or first, stage.objective))
-        if program is None:
-            continue
-        if program.loss is None:
-            mark = spec.mark(spec.model_section(stage.model)[2])
-            out.append(Diagnostic("S307", "the model has no loss to train", mark, "add 'loss:'"))
-        o = stage.optimizer
-        groups = [(("groups", i, "match"), g.match) for i, g in enumerate(o.groups)]
-        for at, pattern in [*((("no_decay", i), p) for i, p in enumerate(o.no_decay)), *groups]:
-            if not any(fnmatchcase(p, pattern) for p in program.params):
-                mark = spec.mark(("stages", name, "optimizer", *at))
-                hint = did_you_mean(pattern.strip("*."), {p.rsplit(".", 1)[0] for p in program.params})
-                out.append(Diagnostic("S108", f"no parameter matches '{pattern}'", mark, hint))
-    return out
+    each = {name: found.get((stage.model or first, stage.objective)) for name, stage in spec.stages.items()}
+    return [d for name, program in each.items() if program for d in training_mistakes(spec, name, program)]
 
 
 def summary(report: dict[str, Any]) -> str:

@@ -80,7 +80,7 @@ def own_plan(found: Stated, asked: Asked) -> Plan | None:
     plan = found.spec.plan
     if is_open(plan) or mesh_of(plan).size != asked.devices or asked.devices == 1:
         return None
-    recipe = recipe_of(plan, found.spec.stages[found.name])
+    recipe = recipe_of(plan, found.spec.stages[found.name], asked.cluster.software.zero_over_context)
     return Plan(recipe, forecast(asked.model, recipe, asked.cluster))
 
 

@@ -40,4 +40,6 @@ def told(v: Verdict) -> str:
         f"  {'loss':{wide}}  {v.loss:.1e}",
         *(f"  {name:{wide}}  {error:.1e}" for name, error in worst),
         f"the loss and {len(v.grads)} gradients agree with one process to {v.worst:.1e}" if v.agrees else "",
+        f"not compared: {', '.join(v.left_out)} (--ranks {2 ** (len(v.left_out) + v.mesh.count('='))} or more)"
+        if v.left_out else "",
     ]).rstrip()  # fmt: skip
