@@ -196,6 +196,7 @@ def put(document: Document, dotted: str, value: Any, mark: Mark | None) -> None:
     words = dotted.split(".")
     node: Any = document.data
     path: KeyPath = ()
+    made: list[KeyPath] = []
     for i, word in enumerate(words[:-1]):
         key = _key(node, word)
         path = (*path, key)
@@ -205,6 +206,7 @@ def put(document: Document, dotted: str, value: Any, mark: Mark | None) -> None:
             node = node[word]
         elif isinstance(node, dict) and (i == len(words) - 2 if i else word in SECTIONS):
             node[word] = node = {}
+            made.append(path)
         else:
             known = node if isinstance(node, dict) else ()
             message = f"there is no '{shown(word)}' in '{shown(dotted)}'"
@@ -217,7 +219,15 @@ def put(document: Document, dotted: str, value: Any, mark: Mark | None) -> None:
     path = (*path, key)
     document.marks = {k: m for k, m in document.marks.items() if k[: len(path)] != path}
     if mark:
-        document.marks[path] = mark
+        document.marks |= dict.fromkeys([*made, *_paths(value, path)], mark)
+
+
+def _paths(value: Any, at: KeyPath) -> Iterator[KeyPath]:
+    """Of a value and of all that it holds."""
+    yield at
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        yield from _paths(part, (*at, key))
 
 
 def _key(node: Any, word: str) -> str | int:

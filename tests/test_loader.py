@@ -214,3 +214,22 @@ def test_a_wrong_override_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         load(write(tmp_path, a="specc: 1\nuse: models/llama\n"), [text])
     assert set(caught.value.codes) <= {"S006", "S101"}
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("plan.cluster.memory=70GB", "plan.cluster.memory: should be a valid number"),
+        ("plan.offload={activations: 2}", "plan.offload.activations: should be less than"),
+        ("plan.zerro=3", "'zerro' is not a key here"),
+    ],
+)
+def test_a_mistake_of_an_override_is_told_of_it(override: str, told: str, tmp_path: Path) -> None:
+    """Also where the file has no such section."""
+    (tmp_path / "a.yaml").write_text("specc: 1\nuse: models/llama\n")
+    with pytest.raises(SpecError) as caught:
+        load(tmp_path / "a.yaml", [override])
+    (one,) = caught.value.diagnostics
+    assert one.message.startswith(told)
+    assert one.mark is not None
+    assert (one.mark.file, one.mark.text) == ("--set", override)
