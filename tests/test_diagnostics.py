@@ -137,5 +137,5 @@ def test_patterns_of_the_optimizer_match_parameters(tmp_path: Path) -> None:
 
 def test_a_stage_needs_a_loss_and_a_known_model(tmp_path: Path) -> None:
     text = TOP + "    - layer\n" + STAGE.replace("    optimizer: {no_decay: [nothing], groups: [{match: none}]}\n", "")
-    assert checked(text, tmp_path) == [("S307", 2)]
+    assert checked(text, tmp_path) == [("S307", 2), ("S309", 17)]
     assert checked(text.replace("  pre:\n", "  pre:\n    model: mdoel\n"), tmp_path) == [("S301", 16)]
