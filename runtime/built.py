@@ -142,10 +142,7 @@ class Build:
 
 def open_build(path: Path) -> Build:
     """Check every file's hash, then read it; raises RunError if anything was changed."""
-    manifest_path = path / "manifest.json"
-    if not manifest_path.is_file():
-        raise RunError(f"{path} is not a build (no manifest.json)")
-    manifest = json.loads(manifest_path.read_text())
+    manifest = _manifest(path)
     for name, digest in manifest["files"].items():
         file = path / name
         if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
@@ -153,6 +150,20 @@ def open_build(path: Path) -> Build:
     stages = {name: _stage(name, path / "stages" / name) for name in manifest["stages"]}
     order = sorted(stages, key=lambda n: _depth(stages, n))
     return Build(path, manifest["name"], manifest, {n: stages[n] for n in order})
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    file = path / "manifest.json"
+    if not file.is_file():
+        raise RunError(f"{path} is not a build (no manifest.json)")
+    try:
+        found = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        found = None
+    sections = {"name": str, "files": dict, "stages": dict}
+    if not isinstance(found, dict) or any(not isinstance(found.get(k), kind) for k, kind in sections.items()):
+        raise RunError(f"{file} was changed since the build; build again")
+    return found
 
 
 def _depth(stages: Mapping[str, Stage], name: str) -> int:

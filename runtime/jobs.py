@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 PORT = 29500
+ACTIVATE = "# Activate the environment here, on a disk that all machines see, such as: source /shared/venv/bin/activate"
 SAVING = 120  # seconds between the signal and the end of a Slurm job: time for a checkpoint
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?")  # what Kubernetes takes as a name of a job and of its service
 
@@ -40,17 +41,20 @@ class Job:
 
 
 def slurm(job: Job) -> str:
-    """A batch script: `sbatch FILE`. A signal before the end lets ranks save, and the job is queued again."""
+    """A batch script: `sbatch FILE`. A signal before the end lets ranks save, and the job is queued again.
+
+    It asks for whole machines: one task by itself would be given one core."""
     days, hours = divmod(job.hours, 24)
-    options = [f"job-name={job.name}", f"nodes={job.nodes}", "ntasks-per-node=1", f"time={days}-{hours:02}:00:00",
-               f"signal=TERM@{SAVING}", "requeue", "open-mode=append", f"output={job.name}-%j.log"]  # fmt: skip
+    options = [f"job-name={job.name}", f"nodes={job.nodes}", "ntasks-per-node=1", "exclusive", "mem=0",
+               f"time={days}-{hours:02}:00:00", f"signal=TERM@{SAVING}", "requeue", "open-mode=append",
+               f"output={job.name}-%j.log"]  # fmt: skip
     if job.accelerator:
         options.insert(3, f"gpus-per-node={job.per_node}")
     command = " ".join(job.torchrun('"$first"', '"$SLURM_JOB_ID"'))
     lines = [
-        "#!/bin/bash", *(f"#SBATCH --{option}" for option in options), "", "set -euo pipefail",
+        "#!/bin/bash", *(f"#SBATCH --{option}" for option in options), "", ACTIVATE, "set -euo pipefail",
         'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)', "export OMP_NUM_THREADS=1",
-        f"srun --kill-on-bad-exit=1 {command}",
+        f"srun --kill-on-bad-exit=1 --cpu-bind=none {command}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from dataclasses import dataclass, field
+from math import inf, nan
 from typing import Any
 
 
@@ -26,6 +28,56 @@ class Command:
 
 def option(*flags: str, help: str, **settings: Any) -> Option:
     return Option(flags, help, settings)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    return _whole(text, 1)
+
+
+def count(text: str) -> int:
+    """A whole number from 0."""
+    return _whole(text, 0)
+
+
+def seed(text: str) -> int:
+    """A whole number that a generator of torch takes."""
+    return _whole(text, 0, 2**64 - 1)
+
+
+def share(text: str) -> float:
+    """A number in (0, 1]."""
+    found = _real(text)
+    if not 0 < found <= 1:
+        raise ArgumentTypeError(f"'{text}' is not a number above 0 and up to 1")
+    return found
+
+
+def amount(text: str) -> float:
+    """A finite number from 0."""
+    found = _real(text)
+    if not 0 <= found < inf:
+        raise ArgumentTypeError(f"'{text}' is not a number from 0")
+    return found
+
+
+def _whole(text: str, least: int, most: int | None = None) -> int:
+    try:
+        found = int(text)
+    except ValueError:
+        found = least - 1
+    if found < least or (most is not None and found > most):
+        to = "" if most is None else f" to {most}"
+        raise ArgumentTypeError(f"'{text}' is not a whole number from {least}{to}")
+    return found
+
+
+def _real(text: str) -> float:
+    """The number that is written there; what is no number lies in no interval."""
+    try:
+        return float(text)
+    except ValueError:
+        return nan
 
 
 SPEC = option("spec", metavar="SPEC", help="a spec file (YAML)")
@@ -83,12 +135,12 @@ COMMANDS: dict[str, Command] = {
             BUILD_OUT,
             ALLOW_OPS,
             STAGE,
-            option("--nproc", metavar="N", type=int, help="processes on this machine (default: as the build's mesh)"),
+            option("--nproc", metavar="N", type=positive, help="processes on this machine (default: the build's mesh)"),
             DEVICE,
             option(
                 "--max-restarts",
                 metavar="K",
-                type=int,
+                type=count,
                 help="start again K times from the last checkpoint, if a process dies or hangs (default: 3; "
                 "counted anew after a checkpoint; a build for one process is not restarted unless this is given)",
             ),
@@ -110,11 +162,11 @@ COMMANDS: dict[str, Command] = {
                 help="what to go on from (may be repeated; default: the prompts of the stage)",
             ),
             option("--raw", action="store_true", help="do not put prompts into the chat template of an sft stage"),
-            option("--tokens", metavar="N", type=int, default=64, help="new tokens at most (default: 64)"),
-            option("--temperature", metavar="T", type=float, default=0.8, help="0: the likeliest (default: 0.8)"),
-            option("--top-k", metavar="K", type=int, default=0, help="draw from the K likeliest (default: all)"),
-            option("--top-p", metavar="P", type=float, default=1.0, help="draw from the likeliest that hold P"),
-            option("--seed", metavar="N", type=int, default=0, help="seed of the draws (default: 0)"),
+            option("--tokens", metavar="N", type=positive, default=64, help="new tokens at most (default: 64)"),
+            option("--temperature", metavar="T", type=amount, default=0.8, help="0: the likeliest (default: 0.8)"),
+            option("--top-k", metavar="K", type=positive, default=0, help="draw from the K likeliest (default: all)"),
+            option("--top-p", metavar="P", type=share, default=1.0, help="draw from the likeliest that hold P"),
+            option("--seed", metavar="N", type=seed, default=0, help="seed of the draws (default: 0)"),
             JSON,
         ),
     ),
@@ -153,7 +205,7 @@ COMMANDS: dict[str, Command] = {
                 dest="pins",
                 help="only plans with this size of tp, cp, ep or pp, or this zero (may be repeated)",
             ),
-            option("--top", metavar="N", type=int, default=5, help="plans to show (default: 5)"),
+            option("--top", metavar="N", type=positive, default=5, help="plans to show (default: 5)"),
             option("--software", metavar="NAME", default="specc", help="what runs it (default: specc)"),
             option("--hardware", metavar="FILE", help="devices, links and software of your own (YAML)"),
             JSON,
@@ -165,7 +217,7 @@ COMMANDS: dict[str, Command] = {
         (
             option("build", metavar="BUILD", nargs="?", help="a build directory (default: measure the machine)"),
             DEVICE,
-            option("--ranks", metavar="N", type=int, default=2, help="processes that measure at once (default: 2)"),
+            option("--ranks", metavar="N", type=positive, default=2, help="processes that measure (default: 2)"),
             option("--name", metavar="NAME", default="here", help="the device's name in the file (default: here)"),
             option("-o", "--out", metavar="FILE", default="hardware.yaml", help="the file (default: hardware.yaml)"),
         ),
@@ -178,7 +230,7 @@ COMMANDS: dict[str, Command] = {
             SET,
             ALLOW_OPS,
             STAGE,
-            option("--ranks", metavar="N", type=int, default=4, help="processes at most (default: 4)"),
+            option("--ranks", metavar="N", type=positive, default=4, help="processes at most (default: 4)"),
             JSON,
         ),
     ),
@@ -192,7 +244,7 @@ COMMANDS: dict[str, Command] = {
             ALLOW_OPS,
             STAGE,
             DEVICE,
-            option("--steps", metavar="N", type=int, default=3, help="steps that count (default: 3)"),
+            option("--steps", metavar="N", type=positive, default=3, help="steps that count (default: 3)"),
             option("--trace", metavar="FILE", help="write all spans as Chrome's trace events"),
             JSON,
         ),
@@ -211,13 +263,13 @@ COMMANDS: dict[str, Command] = {
         (
             option("target", metavar="BUILD", help="a build directory, on a disk that all machines see"),
             *(
-                option(f"--{kind}", dest="kind", action="store_const", const=kind, default="slurm", help=told)
+                option(f"--{kind}", dest="kinds", action="append_const", const=kind, help=told)
                 for kind, told in JOBS.items()
             ),
-            option("--per-node", metavar="N", type=int, default=8, help="ranks of a machine (default: 8)"),
+            option("--per-node", metavar="N", type=positive, default=8, help="ranks of a machine (default: 8)"),
             option("--name", metavar="NAME", help="the job's name (default: the build's)"),
             option("--accelerator", metavar="NAME", help="its GPUs, such as H100 (default: the plan's device)"),
-            option("--hours", metavar="N", type=int, default=24, help="how long it may run, in Slurm (default: 24)"),
+            option("--hours", metavar="N", type=positive, default=24, help="its time at most, in Slurm (default: 24)"),
             option("--image", metavar="IMAGE", default="specc:latest", help="the container, in Kubernetes"),
             option("--claim", metavar="NAME", default="specc", help="the disk with the build, in Kubernetes"),
             option("-o", "--out", metavar="FILE", help="write it to a file (default: standard output)"),

@@ -30,7 +30,9 @@ def options_text() -> str:
         lines.append(f"{name}: {command.help}")
         for o in command.options:
             settings = {k: v for k, v in o.settings.items() if k != "metavar"}
-            lines.append(f"  {' '.join(o.flags)} {json.dumps(settings, sort_keys=True, default=repr)}")
+            lines.append(
+                f"  {' '.join(o.flags)} {json.dumps(settings, sort_keys=True, default=lambda kind: kind.__name__)}"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -51,6 +53,42 @@ def test_a_wrong_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
         cli.main(["chek"])
     assert stop.value.code == cli.WRONG_SPEC
     assert "no command 'chek': did you mean 'check'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("sample b --top-p -1", "--top-p: '-1' is not a number above 0 and up to 1"),
+        ("sample b --top-p 3", "--top-p: '3' is not a number above 0 and up to 1"),
+        ("sample b --top-p nan", "--top-p: 'nan' is not a number above 0 and up to 1"),
+        ("sample b --top-k -3", "--top-k: '-3' is not a whole number from 1"),
+        ("sample b --top-k 0", "--top-k: '0' is not a whole number from 1"),
+        ("sample b --temperature -1", "--temperature: '-1' is not a number from 0"),
+        ("sample b --temperature inf", "--temperature: 'inf' is not a number from 0"),
+        ("sample b --tokens -4", "--tokens: '-4' is not a whole number from 1"),
+        (f"sample b --seed {2**64}", f"--seed: '{2**64}' is not a whole number from 0 to {2**64 - 1}"),
+        ("profile b --steps 0", "--steps: '0' is not a whole number from 1"),
+        ("launch b --per-node 0", "--per-node: '0' is not a whole number from 1"),
+        ("launch b --hours -3", "--hours: '-3' is not a whole number from 1"),
+        ("run b --max-restarts -2", "--max-restarts: '-2' is not a whole number from 0"),
+        ("run b --nproc two", "--nproc: 'two' is not a whole number from 1"),
+        ("verify s --ranks -1", "--ranks: '-1' is not a whole number from 1"),
+        ("tune --ranks 0", "--ranks: '0' is not a whole number from 1"),
+        ("plan s --top 0", "--top: '0' is not a whole number from 1"),
+    ],
+)
+def test_a_number_out_of_range_is_a_usage_error(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words.split())
+    assert stop.value.code == cli.WRONG_SPEC
+    assert f"error: argument {message}\n" in capsys.readouterr().err
+
+
+def test_the_ends_of_a_range_are_taken() -> None:
+    words = "sample b --temperature 0 --top-p 1 --top-k 1 --tokens 1 --seed 0"
+    args = cli.parser().parse_args(words.split())
+    assert (args.temperature, args.top_p, args.top_k, args.tokens, args.seed) == (0, 1, 1, 1, 0)
+    assert cli.parser().parse_args(["run", "b", "--max-restarts", "0"]).max_restarts == 0
 
 
 def outcome(monkeypatch: pytest.MonkeyPatch, error: BaseException | None) -> int:

@@ -45,3 +45,10 @@ def test_explain_prints_pages(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["explain"]) == cli.OK
     assert len(capsys.readouterr().out.splitlines()) == len(pages())
     assert cli.main(["explain", "S999"]) == cli.WRONG_SPEC
+
+
+def test_a_spec_without_a_path_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["explain", "mine.yaml"]) == cli.WRONG_SPEC
+    said = capsys.readouterr().err
+    assert "'mine.yaml' is a spec: the path of a step or a parameter is missing" in said
+    assert "specc explain mine.yaml layers.attention.q" in said

@@ -26,6 +26,18 @@ def test_a_slurm_script_is_good_shell_and_quotes_the_build() -> None:
     assert "'/data/my builds/a'" in text
 
 
+def test_a_slurm_task_has_all_of_its_machine() -> None:
+    text = slurm(JOB)
+    assert "#SBATCH --exclusive\n#SBATCH --mem=0\n" in text
+    assert "srun --kill-on-bad-exit=1 --cpu-bind=none torchrun " in text
+
+
+def test_a_slurm_script_marks_where_the_environment_is_activated() -> None:
+    lines = slurm(JOB).splitlines()
+    (at,) = (i for i, line in enumerate(lines) if line.startswith("# Activate the environment here"))
+    assert at < lines.index("set -euo pipefail"), "scripts that activate read variables that are not set"
+
+
 def test_a_job_of_kubernetes_has_a_service_by_which_its_machines_meet() -> None:
     service, job = yaml.safe_load_all(k8s(JOB))
     assert service["spec"]["clusterIP"] == "None"
@@ -48,6 +60,11 @@ def test_a_task_of_skypilot_names_its_accelerators() -> None:
 def test_on_cpus_no_file_asks_for_gpus() -> None:
     texts = [make(Job("a", "b", 1, 2)) for make in KINDS.values()]
     assert not [text for text in texts if "gpu" in text.lower() or "accelerators" in text]
+
+
+def test_a_job_file_is_of_one_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launch", "build", "--slurm", "--k8s"]) == 2
+    assert "a job file is of one kind, not of --slurm and --k8s" in capsys.readouterr().err
 
 
 def test_a_build_fills_its_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,3 +125,10 @@ def test_a_changed_build_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     graph.write_text(graph.read_text() + " ")
     assert main(["run", str(build)]) == 1
     assert "was changed since the build" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ['{"name": "x", "files": {', "[]", '{"files": {}}', "\xff", "[" * 100_000])
+def test_a_damaged_manifest_is_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "manifest.json").write_bytes(text.encode("latin-1"))
+    assert main(["run", str(tmp_path)]) == 1
+    assert "manifest.json was changed since the build; build again" in capsys.readouterr().err

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from importlib import import_module
 from importlib.resources import files
+from pathlib import Path
 
 from specc.spec.errors import Diagnostic, SpecError, did_you_mean
 
@@ -19,9 +21,17 @@ def run(args: argparse.Namespace) -> int:
         return 0
     code = args.code.upper()
     if code not in known:
-        raise SpecError(Diagnostic("S101", f"no error has the code '{args.code}'", hint=did_you_mean(code, known)))
+        raise SpecError(unknown(args.code, known))
     print(known[code], end="")
     return 0
+
+
+def unknown(word: str, known: Iterable[str]) -> Diagnostic:
+    """What is wrong with a word that is no code: if it is a spec, the path behind it is missing."""
+    if word.endswith((".yaml", ".yml")) or Path(word).is_file():
+        hint = f"specc explain {word} layers.attention.q, say"
+        return Diagnostic("S304", f"'{word}' is a spec: the path of a step or a parameter is missing", hint=hint)
+    return Diagnostic("S101", f"no error has the code '{word}'", hint=did_you_mean(word.upper(), known))
 
 
 def pages() -> dict[str, str]:
