@@ -198,7 +198,32 @@ def test_an_sft_stage_needs_conversations(tokenizer: Tokenizer, tmp_path: Path) 
     stage = StageSpec.model_validate(
         {"kind": "sft", "from": "x", "budget": {"steps": 1}, "data": {"sources": [{"path": "plain.jsonl"}]}}
     )
-    with pytest.raises(RunError, match="needs messages"):
+    with pytest.raises(RunError, match=r"plain\.jsonl:1: an sft stage needs 'messages', .* \(there is text\)"):
+        prepare(stage, corpora(stage, tmp_path), tokenizer, tmp_path / "tokens")
+    (tmp_path / "plain.jsonl").unlink()
+    (tmp_path / "plain.jsonl").mkdir()
+    (tmp_path / "plain.jsonl" / "a.txt").write_text("a")
+    with pytest.raises(RunError, match="an sft stage needs 'messages'"):
+        prepare(stage, corpora(stage, tmp_path), tokenizer, tmp_path / "tokens")
+
+
+LONG = [f"{i} the cat sat " * 60 for i in range(5)]  # the hashes of their texts begin with 0.17 or more
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (LONG, r"none of the 5 documents was held out \(data\.validation: 0\.1\); set a larger data\.validation"),
+        (LONG[:1], r"the only document is trained on, so none is held out: split it"),
+        ([*LONG, "5 the cat sat "], r"the documents held out .* do not fill a row of 64 tokens; hold out more"),
+    ],
+    ids=["none", "one", "short"],
+)
+def test_why_nothing_validates_is_told(texts: list[str], message: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    data = {"sources": [{"path": "in.jsonl"}], "seq_len": 64, "validation": 0.1}
+    stage = StageSpec.model_validate({"budget": {"steps": 1}, "data": data})
+    with pytest.raises(RunError, match=message):
         prepare(stage, corpora(stage, tmp_path), tokenizer, tmp_path / "tokens")
 
 

@@ -17,6 +17,7 @@ from specc.spec.data import Source
 
 SKIPPED = {"test", "tests", "idlelib", "site-packages", "__pycache__", "lib2to3", "idle_test"}
 
+CHATS = "an sft stage needs 'messages', a list of {role, content}, or 'prompt' and 'response'"
 KEPT = 1 << 26  # characters of a source that are kept in memory
 
 
@@ -42,19 +43,21 @@ class Document:
         return int.from_bytes(self.digest()[:8], "big") < share * (1 << 64)
 
 
-def documents(source: Source, base: Path, limit: int | None = None) -> Iterator[Document]:
-    """The first documents of a source, in a fixed order; relative paths start at `base`."""
-    return islice(_all(source, base), limit)
+def documents(source: Source, base: Path, limit: int | None = None, are_chats: bool = False) -> Iterator[Document]:
+    """The first documents of a source, in a fixed order; relative paths start at `base`.
+
+    If they `are_chats`, rows of files without a conversation are refused."""
+    return islice(_all(source, base, are_chats), limit)
 
 
-def _all(source: Source, base: Path) -> Iterator[Document]:
+def _all(source: Source, base: Path, are_chats: bool) -> Iterator[Document]:
     if source.corpus == "python-stdlib":
         yield from (Document(text) for text in stdlib_sources())
     elif source.corpus == "python-docstrings":
         yield from (d for text in stdlib_sources() for d in docstring_pairs(text))
     else:
         assert source.path is not None
-        yield from from_files(source, base / source.path)
+        yield from from_files(source, base / source.path, are_chats)
 
 
 @dataclass
@@ -64,7 +67,9 @@ class Corpus:
     source: Source
     base: Path
     limit: int | None = None
+    are_chats: bool = False
     kept: list[Document] | None = None
+    known: str = ""  # its digest
 
     def __iter__(self) -> Iterator[Document]:
         if self.kept is not None:
@@ -72,7 +77,7 @@ class Corpus:
             return
         read: list[Document] = []
         size = 0
-        for d in documents(self.source, self.base, self.limit):
+        for d in documents(self.source, self.base, self.limit, self.are_chats):
             size += len(d.content)
             if size < KEPT:
                 read.append(d)
@@ -82,12 +87,15 @@ class Corpus:
 
     def digest(self) -> str:
         """SHA-256 over all documents; raises RunError if there are none."""
+        if self.known:
+            return self.known
         total, n = hashlib.sha256(), 0
         for n, d in enumerate(self, 1):  # noqa: B007
             total.update(d.digest())
         if not n:
             raise RunError(f"{self.source.corpus or self.base / str(self.source.path)} has no documents")
-        return total.hexdigest()
+        self.known = total.hexdigest()
+        return self.known
 
 
 def stdlib_sources() -> Iterator[str]:
@@ -117,30 +125,38 @@ def docstring_pairs(text: str) -> Iterator[Document]:
             yield Document(messages=(("user", ask), ("assistant", "\n".join(lines))))
 
 
-def from_files(source: Source, path: Path) -> Iterator[Document]:
+def from_files(source: Source, path: Path, are_chats: bool = False) -> Iterator[Document]:
     """Text files are a document each; the others have one a row."""
     for file, form in find(path, source.format):
         if form == "text":
             yield Document(read_text(file))
         else:
-            yield from (_document(row, source.field, where) for where, row in read_rows(file, form))
+            field = None if are_chats else source.field
+            yield from (_document(row, field, where) for where, row in read_rows(file, form))
 
 
-def _document(row: Row, field: str, where: str) -> Document:
+def _document(row: Row, field: str | None, where: str) -> Document:
+    """A conversation, or the text in `field`; without one the row is a conversation."""
     if row.get("messages") is not None:
         return Document(messages=_messages(row["messages"], where))
     if "prompt" in row and "response" in row:
         return Document(messages=(("user", _text(row, "prompt", where)), ("assistant", _text(row, "response", where))))
+    if field is None:
+        raise RunError(f"{where}: {CHATS} ({_fields(row)})")
     return Document(_text(row, field, where))
 
 
 def _text(row: Row, field: str, where: str) -> str:
     if field not in row:
-        raise RunError(f"{where}: there is no field '{field}' (there is {', '.join(map(str, row)) or 'none'})")
+        raise RunError(f"{where}: there is no field '{field}' ({_fields(row)})")
     found = row[field]
     if not isinstance(found, str):
         raise RunError(f"{where}: the field '{field}' is not text but {type(found).__name__}")
     return found
+
+
+def _fields(row: Row) -> str:
+    return f"there is {', '.join(map(str, row)) or 'none'}"
 
 
 def _messages(raw: object, where: str) -> tuple[tuple[str, str], ...]:

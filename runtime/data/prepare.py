@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from specc.runtime.data.batches import Mixture, joined
 from specc.runtime.data.chat import coder, conversation
-from specc.runtime.data.corpus import Corpus, Document
+from specc.runtime.data.corpus import CHATS, Corpus, Document
 from specc.runtime.data.objectives import Rows, rows_of
 from specc.runtime.data.store import Piece, Store, stored
 from specc.runtime.data.tokenizer import EOS, literal, special
@@ -35,7 +35,7 @@ class Prepared:
 
 def corpora(stage: StageSpec, base: Path) -> list[Corpus]:
     """The stage's sources; relative paths start at `base`."""
-    return [Corpus(source, base, stage.data.limit) for source in stage.data.sources]
+    return [Corpus(source, base, stage.data.limit, stage.kind == "sft") for source in stage.data.sources]
 
 
 def first_texts(sources: list[Corpus], n: int) -> Iterator[str]:
@@ -61,13 +61,27 @@ def prepare(stage: StageSpec, sources: list[Corpus], tokenizer: Tokenizer, cache
         if len(made[1]):
             held.append((made[1], weight))
     if not held:
-        raise RunError(
-            f"the documents held out (data.validation: {stage.data.validation:g}) do not fill a row of "
-            f"{stage.data.seq_len} tokens; hold out more, or lower data.seq_len"
-        )
+        raise RunError(_nothing_held(stage, sources))
     weights = tuple(source.source.weight for source in sources)
     notes = tuple(note for rows in train for note in rows.notes)
     return Prepared(Mixture(tuple(train), weights), joined([r for r, _ in held], [w for _, w in held]), notes)
+
+
+def _nothing_held(stage: StageSpec, sources: list[Corpus]) -> str:
+    """Why there is no row for validation."""
+    share = stage.data.validation
+    held = [d.held_out(share) for source in sources for d in source]
+    if len(held) == 1 and not any(held):
+        return "the only document is trained on, so none is held out: split it into files, or into rows of JSON Lines"
+    if not any(held):
+        return (
+            f"none of the {len(held)} documents was held out (data.validation: {share:g}); "
+            "set a larger data.validation, or give more documents"
+        )
+    return (
+        f"the documents held out (data.validation: {share:g}) do not fill a row of {stage.data.seq_len} tokens; "
+        "hold out more, or lower data.seq_len"
+    )
 
 
 def _store(stage: StageSpec, source: Corpus, digest: str, tokenizer: Tokenizer, cache: Path, held: bool) -> Store:
@@ -85,7 +99,7 @@ def _pieces(template: str | None, docs: Iterable[Document], tokenizer: Tokenizer
         by = coder(tokenizer)
         for d in docs:
             if not d.messages:
-                raise RunError("an sft stage needs messages, or prompt and response")
+                raise RunError(CHATS)
             yield conversation(template, [{"role": r, "content": c} for r, c in d.messages], by)
         return
     plain, end = literal(tokenizer), special(tokenizer, EOS)
