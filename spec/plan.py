@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from specc.spec.node import Node
 
@@ -75,3 +75,9 @@ class PlanSpec(Node):
     )
     offload: Offload = Offload()
     threads: int | Literal["auto"] = "auto"
+
+    @model_validator(mode="after")
+    def _something_to_offload(self) -> PlanSpec:
+        if self.recompute == "full" and self.offload.activations:
+            raise ValueError("'offload.activations' has no effect on 'recompute: full', which keeps nothing to offload")
+        return self
