@@ -202,5 +202,6 @@ def _schedules(asked: Asked, pp: int, microbatches: int) -> Iterator[tuple[str, 
 
 
 def _recompute(asked: Asked) -> tuple[Recompute, ...]:
-    """What changes something: attention alone where its scores would be kept."""
-    return ("none", "attention", "full") if asked.cluster.software.attention == "unfused" else ("none", "full")
+    """What changes something: attention alone where its scores would be kept, and all unless the host keeps it."""
+    some: tuple[Recompute, ...] = ("none", "attention") if asked.cluster.software.attention == "unfused" else ("none",)
+    return some if asked.offload is not None and asked.offload[0] else (*some, "full")
