@@ -41,7 +41,7 @@ from specc.compiler.placement.types import Mesh
 from specc.compiler.positions import check_positions
 from specc.compiler.program import Call, Program
 from specc.compiler.schedule.files import write_schedules
-from specc.compiler.training import training_mistakes
+from specc.compiler.training import NO_LOSS, training_mistakes
 from specc.compiler.work import graph_work
 from specc.spec.errors import Diagnostic, SpecError, in_order
 from specc.spec.plan import PlanSpec
@@ -54,12 +54,18 @@ CHUNK = 32  # tokens of a prompt that are decoded at once
 MESH_WORDS = ("cluster", "mesh", "schedule", "zero", "sequence_parallel", "context", "pins", "recompute", "offload")
 
 
-def build_spec(spec: Spec, out: Path, allow_ops: bool = False) -> list[StageFacts]:
-    """Write the build of all stages; what stood in `out` before is replaced. `allow_ops` trusts the spec's own ops."""
+def build_spec(spec: Spec, out: Path, allow_ops: bool = False, trains: bool = True) -> list[StageFacts]:
+    """Write the build of all stages; what stood in `out` before is replaced. `allow_ops` trusts the spec's own ops.
+
+    Without `trains` it is for drawn inputs, so that tokenizers and optimizers need not fit the model."""
     if not spec.stages:
         raise SpecError(Diagnostic("S305", "there are no stages to build", spec.mark(()), "add 'stages:'"))
     if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
         raise SpecError(Diagnostic("S306", f"{out} is not a build, so it is not replaced"))
+    programs = {name: elaborate(spec, stage.model, stage.objective) for name, stage in spec.stages.items()}
+    mistakes = [d for name, program in programs.items() for d in training_mistakes(spec, name, program)]
+    if mistakes := [d for d in mistakes if trains or d.code == NO_LOSS]:
+        raise SpecError(*in_order(mistakes))
     own = user_impls(spec, allow_ops)
     work = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)
@@ -70,8 +76,8 @@ def build_spec(spec: Spec, out: Path, allow_ops: bool = False) -> list[StageFact
         (work / file.name).write_bytes(file.source)
     facts: list[StageFacts] = []
     hashes: dict[str, str] = {}
-    for name, stage in spec.stages.items():
-        facts.append(build_stage(spec, name, stage, work / "stages" / name, hashes, own))
+    for name in spec.stages:
+        facts.append(build_stage(spec, name, programs[name], work / "stages" / name, hashes, own))
     write_manifest(spec, work, hashes)
     shutil.rmtree(out, ignore_errors=True)
     work.rename(out)
@@ -79,12 +85,10 @@ def build_spec(spec: Spec, out: Path, allow_ops: bool = False) -> list[StageFact
 
 
 def build_stage(
-    spec: Spec, name: str, stage: StageSpec, out: Path, hashes: dict[str, str], own: Mapping[str, Impl]
+    spec: Spec, name: str, whole: Program, out: Path, hashes: dict[str, str], own: Mapping[str, Impl]
 ) -> StageFacts:
     """Programs, graphs, calls, parameters and the schedule of one stage."""
-    whole = elaborate(spec, stage.model, stage.objective)
-    if mistakes := list(training_mistakes(spec, name, whole)):
-        raise SpecError(*in_order(mistakes))
+    stage = spec.stages[name]
     program, sizes = trained(whole, stage)
     mesh, rows = mesh_of(spec.plan), user_ops(spec, (), ())
     compute = DTYPES[spec.plan.precision.compute]

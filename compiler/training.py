@@ -10,6 +10,7 @@ from specc.compiler.types import size_of
 from specc.spec.errors import Diagnostic, did_you_mean
 from specc.spec.spec import Spec
 
+NO_LOSS = "S307"
 TABLE = "V"  # the dim that tables of tokens have, by its name
 
 
@@ -18,7 +19,7 @@ def training_mistakes(spec: Spec, name: str, program: Program) -> Iterator[Diagn
     stage = spec.stages[name]
     if program.loss is None:
         mark = spec.mark(spec.model_section(stage.model)[2])
-        yield Diagnostic("S307", "the model has no loss to train", mark, "add 'loss:'")
+        yield Diagnostic(NO_LOSS, "the model has no loss to train", mark, "add 'loss:'")
     o = stage.optimizer
     groups = [(("groups", i, "match"), g.match) for i, g in enumerate(o.groups)]
     for at, pattern in [*((("no_decay", i), p) for i, p in enumerate(o.no_decay)), *groups]:

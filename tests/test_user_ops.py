@@ -21,7 +21,7 @@ SPEC = """
 specc: 1
 ops: [mine.py]
 model:
-  dims: {D: 8, V: 12}
+  dims: {D: 8, V: 300}
   inputs: {tokens: "int[B S]", labels: "int[B S]"}
   steps:
     - embedding: {rows: V, out: D, from: tokens, name: embed}
@@ -186,7 +186,7 @@ def test_a_result_may_have_a_size_of_its_own(write: Write, tmp_path: Path) -> No
     ops = function('"b s d -> b s n")\ndef wider(x, *, n: int):', body)
     build = specc.build(write(ops, "wider: {n: 3 * D}"), tmp_path / "b", allow_ops=True)
     head = next(p for p in build.stages["pretrain"].params if p["path"] == "head.weight")
-    assert head["shape"] == [24, 12]
+    assert head["shape"] == [24, 300]
 
 
 def test_the_example_trains_and_samples(tmp_path: Path) -> None:
