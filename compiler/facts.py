@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from specc.compiler.cost import n_params, program_cost
 from specc.compiler.graphs import Graphs
 from specc.compiler.program import Call, Program
-from specc.compiler.schedule.actions import PARTS, Action
+from specc.compiler.schedule.actions import Action, graph_calls
 from specc.compiler.schedule.ledger import HOST
 from specc.compiler.schedule.memory import KINDS, MOMENTS, Memory
 from specc.compiler.work import Work, graph_work
@@ -63,8 +63,7 @@ def step_work(lowered: Mapping[str, Graphs], calls: Sequence[Call], schedules: S
     each = {(n, part): graph_work(gm) for n, g in lowered.items() for part, gm in g.parts().items()}
 
     def of(actions: Sequence[Action]) -> Work:
-        times = Counter((calls[a.call].body, PARTS[a.kind]) for a in actions if a.kind in PARTS)
-        return sum((each[key] * n for key, n in times.items()), Work())
+        return sum((each[key] * n for key, n in graph_calls(actions, calls).items()), Work())
 
     return max(map(of, schedules), key=lambda w: (w.flops, w.bytes))
 

@@ -59,13 +59,17 @@ def groups(gm: fx.GraphModule) -> Iterator[list[fx.Node]]:
 
 
 def _is_row_wise(node: fx.Node) -> bool:
-    is_op = node.op == "call_function" and node.target is not operator.getitem
-    return is_op and not is_view(node) and not is_alone(node)
+    return node.op == "call_function" and not _is_part(node) and not is_alone(node)
+
+
+def _is_part(node: fx.Node) -> bool:
+    """Whether a node is another's value: a view of it, or one of several outputs."""
+    return node.op == "call_function" and (is_view(node) or node.target is operator.getitem)
 
 
 def _root(node: fx.Node) -> fx.Node:
     """What a view, or a part of several outputs, is of."""
-    while node.op == "call_function" and (is_view(node) or node.target is operator.getitem):
+    while _is_part(node):
         node = node.all_input_nodes[0]
     return node
 
@@ -89,7 +93,7 @@ def _writes(group: list[fx.Node]) -> Iterator[int]:
 def _users(node: fx.Node) -> Iterator[fx.Node]:
     """Those of a value and of its views."""
     for user in node.users:
-        if user.op == "call_function" and (is_view(user) or user.target is operator.getitem):
+        if _is_part(user):
             yield from _users(user)
         else:
             yield user

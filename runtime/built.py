@@ -88,9 +88,9 @@ class Stage:
     def decide(self, device: torch.device = CPU) -> Decision:
         """Whether a run of this stage on this machine should compile its graphs."""
         known, optimizer = self.predicted(device), measured(self.compute, device).seconds(self.optimizer)
-        plain, compiled = (optimizer + step_seconds(known, self.calls, self.schedules, c) for c in (False, True))
-        graphs = Work(**self.work["graphs"])
-        return decide(self.plan["compile"], (plain, compiled), graphs, self.work["n"], self.spec.steps(), device)
+        step, graphs = step_seconds(known, self.calls, self.schedules), Work(**self.work["graphs"])
+        seconds = optimizer + step.plain, optimizer + step.compiled
+        return decide(self.plan["compile"], seconds, graphs, self.work["n"], self.spec.steps(), device)
 
     def predicted(self, device: torch.device = CPU) -> Mapping[str, Seconds]:
         """Seconds of a call of each graph, by `body.part`: those of its ops where `specc tune` measured them on such a

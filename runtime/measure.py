@@ -5,7 +5,6 @@ and the rest goes in kernels as compiler.fused has them, which move their bytes 
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,14 +14,15 @@ import torch
 from torch import Tensor, fx
 
 from specc.compiler.fused import fused_bytes, is_alone, is_sent, name_of
-from specc.compiler.graphs import dtype_named, from_json, node_type
+from specc.compiler.graphs import from_json, node_type
 from specc.compiler.schedule.actions import PARTS
 from specc.compiler.work import is_view
 from specc.runtime.built import Build, Stage
+from specc.runtime.compile import example
 from specc.runtime.device import CPU
 from specc.runtime.products import with_fast_products
 from specc.runtime.rates import best
-from specc.runtime.tuned import Row, Seconds, Tuned
+from specc.runtime.tuned import Op, Seconds, Tuned
 
 SIZES = tuple(1 << n for n in range(14, 27, 2))  # bytes of which moving is measured
 
@@ -81,8 +81,8 @@ def measure(build: Build, device: torch.device = CPU) -> Tuned:
     """Measure all ops of a build's graphs, on drawn values."""
     clock = Clock(device)
     graphs = {name: _stage(stage, clock) for name, stage in build.stages.items()}
-    ops = [Row(name, clock.rows[name], seconds) for name, seconds in clock.spent.items()]
-    return Tuned(device.type, torch.get_num_threads(), graphs, sorted(ops, key=lambda r: -r.seconds))
+    ops = [Op(name, clock.rows[name], seconds) for name, seconds in clock.spent.items()]
+    return Tuned(device.type, torch.get_num_threads(), graphs, sorted(ops, key=lambda o: -o.seconds))
 
 
 def _stage(stage: Stage, clock: Clock) -> dict[str, Seconds]:
@@ -109,9 +109,8 @@ def _drawn(kind: Any, device: torch.device) -> Any:
     """Values of a recorded type: numbers near 1, and zeros, which are places everywhere."""
     if kind and not isinstance(kind[0], str):
         return tuple(_drawn(part, device) for part in kind)
-    name, shape, strides = kind
-    x = torch.empty_strided(shape, strides, dtype=dtype_named(name), device=device)
-    return x.uniform_(0.5, 1.5) if x.is_floating_point() else x.zero_()
+    x = example(kind, device)
+    return x.uniform_(0.5, 1.5) if x.is_floating_point() else x
 
 
 def _kinds(args: Any) -> str:
@@ -122,4 +121,4 @@ def _kinds(args: Any) -> str:
         return "{" + ",".join(f"{k}:{_kinds(v)}" for k, v in args.items()) + "}"
     if isinstance(args, list | tuple):
         return "[" + ",".join(map(_kinds, args)) + "]"
-    return str(args) if not isinstance(args, float) or math.isfinite(args) else repr(args)
+    return str(args)

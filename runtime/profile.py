@@ -28,6 +28,7 @@ from specc.runtime.seat import Seat, first_values, take_seat
 from specc.runtime.start import MODULES, ranks_of
 from specc.runtime.team import ALONE, Team
 from specc.runtime.train import master
+from specc.runtime.tuned import Op
 from specc.runtime.verify import inputs
 from specc.runtime.worker import as_rank, own_rank
 
@@ -44,13 +45,6 @@ class Span:
     seconds: float
     tile: int = -1
     microbatch: int = -1
-
-
-@dataclass(frozen=True)
-class Op:
-    name: str
-    calls: int
-    seconds: float
 
 
 @dataclass(frozen=True)

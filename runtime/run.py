@@ -33,7 +33,7 @@ def run_build(
     if not has_events():
         say("tensorboard is not installed: its event files are left out (pip install 'specc[tensorboard]')")
     wanted = [s for name, s in build.stages.items() if stage in (None, name)]
-    for found in wanted:
+    for found in wanted[1:]:  # the first reads its own at once
         with told(found):
             look_at_data(build, found, base or Path.cwd())
     for found in wanted:

@@ -17,7 +17,7 @@ from specc.runtime.built import Build, Stage
 from specc.runtime.compile import decided
 from specc.runtime.data import tokenizer as tokenizers
 from specc.runtime.data.batches import unigram_entropy
-from specc.runtime.data.corpus import Corpus
+from specc.runtime.data.corpus import CHATS, Corpus
 from specc.runtime.data.prepare import Prepared, corpora, first_texts, prepare
 from specc.runtime.errors import RunError
 from specc.runtime.health import Guard
@@ -105,7 +105,7 @@ def look_at_data(build: Build, stage: Stage, base: Path) -> None:
     for source in corpora(stage.spec, base):
         document = next(iter(source), None)
         if document is not None and stage.spec.kind == "sft" and not document.messages:
-            raise RunError(f"'{stage.name}': an sft stage needs messages, or prompt and response")
+            raise RunError(f"'{stage.name}': {CHATS}")
     file = stage.spec.tokenizer.file if stage.spec.tokenizer else None
     if file and not (base / file).is_file():
         raise RunError(f"'{stage.name}': there is no {base / file}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from specc.compiler.program import Call
-from specc.compiler.schedule.actions import PARTS, Action
+from specc.compiler.schedule.actions import Action, graph_calls
 
 FILE = "tuned.json"
 
@@ -27,22 +27,22 @@ class Seconds:
 
 
 @dataclass(frozen=True)
-class Row:
-    """An op of a build's graphs: how often a call of each has it, and the seconds of all these together."""
+class Op:
+    """An op: how often it ran, and the seconds of all its runs together."""
 
-    op: str
-    times: int
+    name: str
+    calls: int
     seconds: float
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was measured: seconds by `body.part` of each stage, and the ops, those that take longest first."""
+    """What was measured: seconds by `body.part` of each stage, and the ops of a call of each graph, longest first."""
 
     device: str
     threads: int
     graphs: dict[str, dict[str, Seconds]]
-    ops: list[Row]
+    ops: list[Op]
 
 
 def save(tuned: Tuned, path: Path) -> None:
@@ -56,13 +56,17 @@ def tuned_of(path: Path, device: torch.device) -> Tuned | None:
         return None
     data = json.loads((path / FILE).read_text(encoding="utf-8"))
     graphs = {stage: {n: Seconds(**s) for n, s in each.items()} for stage, each in data["graphs"].items()}
-    found = Tuned(data["device"], data["threads"], graphs, [Row(**r) for r in data["ops"]])
+    found = Tuned(data["device"], data["threads"], graphs, [Op(**o) for o in data["ops"]])
     return found if (found.device, found.threads) == (device.type, torch.get_num_threads()) else None
 
 
 def step_seconds(
-    known: Mapping[str, Seconds], calls: Sequence[Call], schedules: Iterable[Sequence[Action]], compiled: bool
-) -> float:  # fmt: skip
+    known: Mapping[str, Seconds], calls: Sequence[Call], schedules: Iterable[Sequence[Action]]
+) -> Seconds:  # fmt: skip
     """What the graphs of a step take on the rank that computes longest."""
-    parts = ([f"{calls[a.call].body}.{PARTS[a.kind]}" for a in each if a.kind in PARTS] for each in schedules)
-    return max(sum(known[n].of(compiled) for n in names) for names in parts)
+    ranks = [graph_calls(actions, calls) for actions in schedules]
+    plain, compiled = (
+        max(sum(n * known[f"{body}.{part}"].of(c) for (body, part), n in times.items()) for times in ranks)
+        for c in (False, True)
+    )
+    return Seconds(plain, compiled)

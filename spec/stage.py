@@ -16,8 +16,6 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 Objective = Literal["causal_lm", "masked_lm", "span_corruption", "blank_infilling"]
-
-
 Beta = Annotated[float, Field(ge=0, lt=1)]
 MOST_MICROBATCHES = 1 << 16  # of a step, each of which is a row of the schedule for every call
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from specc.runtime.cli import main
-from specc.runtime.profile import Op, Profile, Span, from_json, trace
+from specc.runtime.profile import Profile, Span, from_json, trace
+from specc.runtime.tuned import Op
 
 TINY = Path(__file__).parent.parent / "examples" / "tiny.yaml"
 SMALL = ["--set", "model.dims.L=2", "--set", "stages.pretrain.batch.sequences=4", "--steps", "2"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from specc.compiler.foresight.recipe import Recipe
 from specc.compiler.foresight.work import BodyWork, grown, work_of
@@ -34,6 +36,11 @@ class Model:
     def calls(self) -> list[str]:
         """The bodies in the order of their calls."""
         return [c.body for c in self.program.calls]
+
+    @cached_property
+    def layers(self) -> int:
+        """Calls of the block that is called most."""
+        return max(Counter(self.calls).values())
 
     def works(self, recipe: Recipe) -> dict[str, BodyWork]:
         """What each body takes on a rank, from one sequence a rank. Raises SpecError where it cannot be split so."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from specc.compiler.foresight.calls import Cluster
@@ -76,16 +75,14 @@ def search(asked: Asked) -> Found:
             refused += 1
     fit, over = _parted(every, asked)
     if asked.cluster.host is not None and asked.offload is None:
-        helped, still = _parted(_with_host(fit, over, asked), asked)
-        fit, over = _parted([*fit, *helped, *over, *still], asked)
+        fit, over = _parted([*every, *_with_host(fit, over, asked)], asked)
     closely = [Plan(p.recipe, forecast(asked.model, p.recipe, asked.cluster)) for p in fit[:CLOSELY]]
     best = sorted((p for p in closely if p.forecast.nbytes <= asked.capacity), key=lambda p: p.forecast.seconds)
     return Found(best + fit[CLOSELY:], over, refused)
 
 
-def _parted(plans: Iterable[Plan], asked: Asked) -> tuple[list[Plan], list[Plan]]:
+def _parted(plans: Sequence[Plan], asked: Asked) -> tuple[list[Plan], list[Plan]]:
     """Plans that fit, fastest first; the others, smallest first."""
-    plans = list(plans)
     fit = sorted((p for p in plans if p.forecast.nbytes <= asked.capacity), key=lambda p: p.forecast.seconds)
     return fit, sorted((p for p in plans if p.forecast.nbytes > asked.capacity), key=lambda p: p.forecast.nbytes)
 
@@ -120,24 +117,11 @@ def recipes(asked: Asked) -> Iterator[Recipe]:
                 for schedule, chunks in _schedules(asked, pp, n):
                     yield from (
                         Recipe(
-                            dp,
-                            dp * context,
-                            pp,
-                            chunks,
-                            cp,
-                            ep,
-                            tp,
-                            zero,
-                            size,
-                            n,
-                            schedule,
-                            recompute,
-                            share,
-                            moments,
-                            format=asked.form,
+                            dp, dp * context, pp, chunks, cp, ep, tp, zero, size, n, schedule, recompute, share,
+                            moments, format=asked.form,
                         )
                         for recompute in _recompute(asked)
-                    )
+                    )  # fmt: skip
 
 
 def _axes(asked: Asked) -> Iterator[tuple[int, int, int, int]]:
@@ -168,14 +152,9 @@ def _sizes(asked: Asked, axis: str, devices: int, most: int) -> list[int]:
     """Divisors of the devices that are powers of two; stages of a pipeline may also be as many as divide the layers."""
     if axis in asked.pins:
         return [asked.pins[axis]] if devices % asked.pins[axis] == 0 else []
-    layers = _layers(asked) if axis == "pp" else 0
+    layers = asked.model.layers if axis == "pp" else 0
     sizes = range(1, min(devices, most) + 1)
     return [n for n in sizes if devices % n == 0 and (n & (n - 1) == 0 or (layers and layers % n == 0))]
-
-
-def _layers(asked: Asked) -> int:
-    """Calls of the block that is called most."""
-    return max(Counter(asked.model.calls).values())
 
 
 def _zero(asked: Asked, copies: int, pp: int) -> tuple[int, ...]:
@@ -194,7 +173,7 @@ def _schedules(asked: Asked, pp: int, microbatches: int) -> Iterator[tuple[str, 
     for name in (n for n in SCHEDULES if n in IDLE and n != "gpipe"):
         row = SCHEDULES[name]
         for chunks in range(1, MOST_CHUNKS + 1):
-            if chunks & (chunks - 1) and _layers(asked) % (pp * chunks):
+            if chunks & (chunks - 1) and asked.model.layers % (pp * chunks):
                 continue  # stages that are as uneven as those of a power of two, or more so
             fits = row.least <= chunks <= row.most and pp * chunks <= min(MOST_STAGES, len(asked.model.calls))
             if fits and microbatches >= max(1, row.fill) * pp and not (row.rounds and microbatches % pp):

@@ -10,9 +10,12 @@ several ranks have."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
+
+from specc.compiler.program import Call
 
 Kind = Literal["UNSHARD", "F", "RECOMPUTE", "B", "I", "W", "REDUCE", "OFFLOAD", "FETCH", "SEND", "RECV", "SHARE",
                "STEP"]  # fmt: skip
@@ -63,6 +66,11 @@ def parts_of(actions: Iterable[Action]) -> set[str]:
     """The graphs of a body (see compiler.graphs.Graphs) that these actions run."""
     kinds = {a.kind for a in actions}
     return {PARTS[k] for k in kinds if k in PARTS} | {part for k in kinds for part in CARRY.get(k, ())}
+
+
+def graph_calls(actions: Iterable[Action], calls: Sequence[Call]) -> Counter[tuple[str, str]]:
+    """How often these actions run each graph, by its body and part."""
+    return Counter((calls[a.call].body, PARTS[a.kind]) for a in actions if a.kind in PARTS)
 
 
 def _action(words: list[str]) -> Action:

@@ -12,7 +12,6 @@ from specc.runtime.device import ask, here
 from specc.runtime.measure import measure
 from specc.runtime.tune import tune
 from specc.runtime.tuned import FILE, Tuned, save
-from specc.spec.errors import Diagnostic, SpecError
 
 MOST_OPS = 12
 
@@ -22,8 +21,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def tune_machine(args: argparse.Namespace) -> int:
-    if args.ranks < 1:
-        raise SpecError(Diagnostic("S524", "a machine is measured in one process at least", None, "--ranks 1 or more"))
     text = tune(args.ranks, args.name)
     Path(args.out).write_text(text, encoding="utf-8")
     print(text, end="")
@@ -46,5 +43,5 @@ def told(tuned: Tuned) -> Iterator[str]:
         rows = [["graph", "a call", "compiled"]]
         rows += [[name, ms(s.plain), ms(s.compiled)] for name, s in graphs.items()]
         yield from (f"{stage}: each op measured on {tuned.device}, {tuned.threads} threads", *table(rows), "")
-    ops = [[r.op, str(r.times), ms(r.seconds)] for r in tuned.ops[:MOST_OPS]]
+    ops = [[o.name, str(o.calls), ms(o.seconds)] for o in tuned.ops[:MOST_OPS]]
     yield from table([["op", "times", "in all"], *ops])
