@@ -18,7 +18,7 @@ help:
 	@echo "make lint    ruff check and format check        make format   apply both"
 	@echo "make types   mypy --strict"
 	@echo "make ci      everything that .ci/run runs"
-	@echo "make bench   training step against Hugging Face transformers (minutes; wants an idle machine)"
+	@echo "make bench   training steps against transformers, diffusers and PyTorch by hand (an hour; wants an idle machine)"
 	@echo "make clean   remove builds, runs and caches (the virtual environment stays)"
 
 install: $(STAMP)

@@ -51,6 +51,8 @@ def _flops(node: fx.Node) -> float:
         q, k, v = operands
         whole = 2.0 * q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] * (q.shape[3] + v.shape[3])
         return 3.5 * whole if name.endswith("_backward.default") else whole
+    if "flash_attention" in name:
+        return _attention_flops(node, name.endswith("_backward.default"))
     count = flop_registry.get(getattr(node.target, "overloadpacket", None))
     if count is None:
         return 0.0
@@ -58,6 +60,17 @@ def _flops(node: fx.Node) -> float:
     kwargs = torch.fx.map_arg(node.kwargs, lambda n: n.meta["val"])
     found: float = count(*args, **kwargs, out_val=node.meta["val"])
     return found
+
+
+def _attention_flops(node: fx.Node, backward: bool) -> float:
+    """torch's attention of q [B H S E], k [B H T E], v [B H T F]: a causal one computes half of the scores; backward
+    has five products for two."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    names = [a.name for a in node.target._schema.arguments]
+    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    q, k, v = (t for x in node.args[backward : backward + 3] if isinstance(x, fx.Node) for t in tensors(x))
+    flops = 2.0 * q.shape[:3].numel() * k.shape[2] * (q.shape[3] + v.shape[3])
+    return flops * (2.5 if backward else 1.0) * (0.5 if given.get("is_causal") else 1.0)
 
 
 def _touched(node: fx.Node) -> int:

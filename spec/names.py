@@ -60,6 +60,7 @@ class NameTable(Node):
     variants: list[Variant] = []
     names: list[NameRule]
     ignore: list[str] = []  # tensors of the checkpoint that are not parameters
+    initial: list[str] = []  # parameters that are in no checkpoint: they stay as they are initialised
 
     def overrides(self, config: Mapping[str, Any]) -> list[str]:
         """Overrides `a.b=value` that turn the model into the checkpoint's; raises SpecError if it cannot be that."""

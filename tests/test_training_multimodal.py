@@ -32,6 +32,9 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
         "Y": 8, "P": 4, "DV": 24, "LV": 2, "HV": 2, "FV": 32, "V": 50, "CTX": 8, "DT": 16, "LT": 2, "HT": 2, "FT": 32,
         "Z": 12, "EOS": 39, "B": 4, "S": 6,
     },
+    "dit": {"C": 2, "Y": 8, "L": 2, "D": 16, "H": 2, "CLASSES": 40, "W": 8, "B": 2},
+    "vit": {"Y": 8, "P": 4, "D": 24, "L": 2, "H": 2, "F": 32, "CLASSES": 40, "B": 3},
+    "mixtral": {"D": 24, "L": 2, "H": 4, "K": 2, "F": 32, "EXPERTS": 4, "USED": 2, "V": 50, "B": 2, "S": 10},
 }  # fmt: skip
 
 # Checkpoints of SD3 have queries of the last layer's text, whose results nothing reads.

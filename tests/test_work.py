@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.functional import scaled_dot_product_attention
 
 from specc.compiler.work import fresh_bytes, graph_work, peak_bytes
 
@@ -42,3 +44,17 @@ def test_values_are_alive_until_their_last_use() -> None:
 def test_work_adds_up() -> None:
     work = graph_work(traced(8, 16, 4))
     assert (work + work) == work * 2
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_counts_two_products_and_five_backward(causal: bool) -> None:
+    def f(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+        with torch.enable_grad():
+            xs = [x.detach().requires_grad_() for x in (q, k, v)]
+            out = scaled_dot_product_attention(*xs, is_causal=causal)
+            return [out.detach(), *torch.autograd.grad(out.sum(), xs)]
+
+    with FakeTensorMode():
+        q, k, v = torch.empty(2, 3, 16, 8), torch.empty(2, 3, 16, 8), torch.empty(2, 3, 16, 8)
+    product = 2 * (2 * 3) * 16 * 16 * 8 / (2 if causal else 1)
+    assert graph_work(make_fx(f)(q, k, v)).flops == 7 * product

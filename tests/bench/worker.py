@@ -12,17 +12,19 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from tests.bench.setting import Setting
+from tests.bench.models import Setting
 
 # Modules are named as text, so that a side imports nothing of the others: its memory is its own.
-SIDES: dict[str, tuple[str, tuple[bool, ...]]] = {
-    "hf-eager": ("tests.bench.hf", (False,)),
-    "hf-compiled": ("tests.bench.hf", (True,)),
+SIDES: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "limit": ("tests.bench.limit", ()),
     "specc": ("tests.bench.specc_side", ()),
-    "gemm": ("tests.bench.gemm", ()),
+    "peer-eager": ("tests.bench.torch_side", ("tests.bench.peers", False)),
+    "peer-compiled": ("tests.bench.torch_side", ("tests.bench.peers", True)),
+    "plain-compiled": ("tests.bench.torch_side", ("tests.bench.plain", True)),
 }
 
 

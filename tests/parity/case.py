@@ -22,6 +22,7 @@ from specc.compiler.program import Program
 from specc.compiler.schedule.actions import one_rank
 from specc.runtime.convert.names import from_checkpoint, links, to_checkpoint
 from specc.runtime.executor import Compiled, Executor
+from specc.runtime.init import initial
 from specc.spec.names import NameTable, flat, load_names, looked_up
 from specc.spec.spec import load
 from tests.parity.inputs import value
@@ -70,7 +71,11 @@ def run_case(folder: Path, table: Mapping[str, Any]) -> Result:
     program = program_of(names, meta["config"], table)
     shapes = {p: x.type.shape({}) for p, x in program.params.items()}
     found = links(names.rules(meta["config"]), shapes)
-    params = {n: t.to(compute) for n, t in from_checkpoint(found, weights, shapes, names.ignore).items()}
+    known = from_checkpoint(found, weights, {p: x for p, x in shapes.items() if p not in names.initial}, names.ignore)
+    for path in names.initial:
+        init = program.params[path].init
+        known[path] = initial(path, shapes[path], init.kind, init.args, seed=0)
+    params = {n: t.to(compute) for n, t in known.items()}
     errors: dict[str, float] = {}
     grads: dict[str, Tensor] = {}
     for run in [table, *table.get("also", [])]:

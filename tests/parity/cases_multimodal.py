@@ -18,7 +18,7 @@ def write(name: str, folder: Path, dtype: torch.dtype, size: int, seed: int = 0)
     """Write the case into `folder/name`; `size` 0 or 1 picks the dims."""
     torch.manual_seed(seed)
     with pytest.MonkeyPatch.context() as patch:
-        if dtype == torch.float64 and name == "deepseek_v2_mla_moe":
+        if dtype == torch.float64 and name in ROUNDED:
             in_double(patch)
         write_case(folder / name, CASES[name](size, seed), dtype, seed)
     return folder / name
@@ -100,6 +100,64 @@ def sd3(size: int, seed: int) -> Reference:
     return Reference(SD3Transformer2DModel(**config), config, inputs, call)
 
 
+def dit(size: int, seed: int) -> Reference:
+    """As in the paper: one embedder for all blocks. Labels are not dropped, and the module is not in training."""
+    from diffusers import DiTTransformer2DModel
+
+    side, channels, layers, heads = [(8, 4, 2, 2), (12, 3, 3, 3)][size]
+    config = {
+        "sample_size": side, "patch_size": 2, "in_channels": channels, "out_channels": 2 * channels,
+        "num_layers": layers, "num_attention_heads": heads, "attention_head_dim": 8, "num_embeds_ada_norm": 10,
+        "norm_type": "ada_norm_zero", "attention_bias": True, "activation_fn": "gelu-approximate",
+        "norm_elementwise_affine": False, "norm_eps": 1e-6,
+    }  # fmt: skip
+    module = DiTTransformer2DModel(**config)
+    for block in module.transformer_blocks:
+        block.norm1.emb = module.transformer_blocks[0].norm1.emb
+    picture = (2, channels, side, side)
+    inputs = {"x_t": floats(*picture, seed=seed), "noise": floats(*picture, seed=seed + 1),
+              "t": torch.tensor([5.0, 640.0]), "y": torch.tensor([3, 10])}  # fmt: skip
+
+    def call(module: nn.Module, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        out = module(x["x_t"], timestep=x["t"], class_labels=x["y"]).sample
+        return {"out": out, "loss": mse_loss(out[:, :channels], x["noise"])}
+
+    return Reference(module, config, inputs, call)
+
+
+def vit(size: int, seed: int) -> Reference:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    side, patch, layers, heads = [(16, 4, 2, 4), (15, 5, 3, 2)][size]
+    config = ViTConfig(hidden_size=32, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=48,
+                       image_size=side, patch_size=patch, num_labels=7, attn_implementation="eager")  # fmt: skip
+
+    def call(module: nn.Module, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        out = module(**x)
+        return {"logits": out.logits, "loss": out.loss}
+
+    inputs = {"pixel_values": floats(3, 3, side, side, seed=seed), "labels": torch.tensor([2, 0, 6])}
+    return Reference(ViTForImageClassification(config), {**config.to_dict(), "num_labels": 7}, inputs, call)
+
+
+def mixtral(size: int, seed: int) -> Reference:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    layers, experts, used = [(2, 4, 2), (3, 6, 3)][size]
+    config = MixtralConfig(
+        vocab_size=83, hidden_size=24, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=40, num_local_experts=experts, num_experts_per_tok=used, max_position_embeddings=64,
+        attn_implementation="eager", experts_implementation="eager",
+    )  # fmt: skip
+    ids = tokens(83, 2, 11, seed=seed)
+
+    def call(module: nn.Module, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        out = module(**x, use_cache=False)
+        return {"logits": out.logits, "loss": out.loss}
+
+    return Reference(MixtralForCausalLM(config), config.to_dict(), {"input_ids": ids, "labels": ids.clone()}, call)
+
+
 def autoencoder(size: int, seed: int) -> Reference:
     from diffusers import AutoencoderKL
 
@@ -145,5 +203,7 @@ def clip(size: int, seed: int) -> Reference:
 
 CASES: Mapping[str, Callable[[int, int], Reference]] = {
     "deepseek_v2_mla_moe": deepseek_v2, "cogvlm_visual_expert": visual_expert, "sd3_mmdit": sd3,
-    "autoencoder_kl": autoencoder, "clip_contrastive": clip,
+    "autoencoder_kl": autoencoder, "clip_contrastive": clip, "dit_shared": dit, "vit_classification": vit,
+    "mixtral_clm": mixtral,
 }  # fmt: skip
+ROUNDED = ("deepseek_v2_mla_moe", "mixtral_clm", "vit_classification")  # to fp32 on the way
