@@ -19,6 +19,11 @@ ALONE = {
     "mm", "bmm", "addmm", "baddbmm", "convolution", "convolution_backward", "embedding_dense_backward", "index_put",
     "scatter", "scatter_add", "scatter_reduce", "index_add", "sort", "topk", "multinomial", "nonzero",
 }  # fmt: skip
+# Row-wise ops whose arithmetic takes longer than moving their bytes.
+HEAVY = {
+    "exp", "exp2", "expm1", "log", "log1p", "logsumexp", "_softmax", "_log_softmax", "sigmoid", "tanh", "silu",
+    "silu_backward", "gelu", "gelu_backward", "erf", "softplus", "sin", "cos", "pow",
+}  # fmt: skip
 SENT = ("_c10d_functional", "specc.exchange", "specc.shift")  # what goes between ranks
 
 
@@ -35,6 +40,16 @@ def is_alone(node: fx.Node) -> bool:
     """Whether an op is a kernel that nothing is fused into."""
     space, _, op = name_of(node).partition(".")
     return space in ("specc", "_c10d_functional") or op.split(".")[0] in ALONE or "scaled_dot_product" in op
+
+
+def is_heavy(node: fx.Node) -> bool:
+    """Whether an op takes time beside moving its bytes even if it is fused."""
+    return name_of(node).partition(".")[2].split(".")[0] in HEAVY
+
+
+def fuses(gm: fx.GraphModule) -> bool:
+    """Whether a compiler finds anything to make one kernel of."""
+    return any(len(group) > 1 for group in groups(gm))
 
 
 def fused_bytes(gm: fx.GraphModule) -> list[int]:

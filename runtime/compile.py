@@ -15,9 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import SymInt, Tensor, fx
 
+from specc.compiler.fused import fuses
 from specc.compiler.graphs import dtype_named
 from specc.compiler.units import duration
 from specc.compiler.work import Work
+from specc.runtime.cpp import with_row_sums, without_tables
 from specc.runtime.device import CPU
 from specc.runtime.products import with_fast_products
 
@@ -63,10 +65,19 @@ def decided(path: Path, make: Callable[[], Decision], device: torch.device = CPU
 
 
 def callable_of(gm: fx.GraphModule, compiled: bool, device: torch.device = CPU) -> Function:
-    """The graph with this machine's fastest products, through Inductor or as it is."""
+    """The graph with this machine's fastest products: as it is, or through Inductor if there is something to fuse."""
     if device == CPU:
         gm = with_fast_products(gm)
-    return compile_graph(gm, device) if compiled else gm
+    if not compiled or not fuses(gm):
+        return gm
+    tables, rest = apart(gm, device)
+    ready = compile_graph(rest, device)
+    return ready if tables is None else lambda *args: ready(*args, *tables(*args))
+
+
+def apart(gm: fx.GraphModule, device: torch.device) -> tuple[fx.GraphModule | None, fx.GraphModule]:
+    """What runs before a graph as it is, and what of it is compiled."""
+    return without_tables(with_row_sums(gm)) if device == CPU else (None, gm)
 
 
 def compile_graph(gm: fx.GraphModule, device: torch.device = CPU) -> Function:

@@ -1,29 +1,33 @@
 """What the graphs of a build take on this machine: each of their ops is measured, with the shapes that it has there.
 
 A graph as it is takes the sum of its ops. Compiled, products, attention and the like take what they took by themselves,
-and the rest goes in kernels as compiler.fused has them, which move their bytes as fast as a sum of as many does."""
+and the rest goes in kernels as compiler.fused has them: one moves its bytes as fast as a sum of as many does, and
+computes besides what its ops took by themselves beyond moving theirs (exponentials, say)."""
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from specc.compiler.fused import fused_bytes, is_alone, is_sent, name_of
-from specc.compiler.graphs import from_json, node_type
+from specc.compiler.fused import fused_bytes, fuses, is_alone, is_heavy, is_sent, name_of
+from specc.compiler.graphs import from_json, node_type, tensor_bytes
 from specc.compiler.schedule.actions import PARTS
 from specc.compiler.work import is_view
 from specc.runtime.built import Build, Stage
-from specc.runtime.compile import example
-from specc.runtime.device import CPU
+from specc.runtime.compile import apart, example
+from specc.runtime.device import CPU, settle
 from specc.runtime.products import with_fast_products
-from specc.runtime.rates import best
 from specc.runtime.tuned import Op, Seconds, Tuned
 
+TIMES = 5  # runs of an op
+TABLES = ("aten.embedding", "aten.embedding_dense_backward")
 SIZES = tuple(1 << n for n in range(14, 27, 2))  # bytes of which moving is measured
 
 
@@ -37,14 +41,21 @@ class Clock:
     rows: Counter[str] = field(default_factory=Counter)
     spent: dict[str, float] = field(default_factory=dict)
 
+    def beyond_moving(self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+        """Seconds that an op takes by itself beyond those of its bytes."""
+        touched = sum(tensor_bytes(node_type(n)) for n in (node, *node.all_input_nodes))
+        return max(0.0, self.op(node, args, kwargs) - self.moving(touched))
+
     def op(self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
         key = f"{node.target}{_kinds(args)}{_kinds(kwargs)}"
         if key not in self.known:
-            self.known[key] = best(lambda: node.target(*args, **kwargs), self.device)  # type: ignore[operator]
+            self.known[key] = typical(lambda: node.target(*args, **kwargs), self.device)  # type: ignore[operator]
+        return self.known[key]
+
+    def count(self, node: fx.Node, seconds: float) -> None:
         name = name_of(node)
         self.rows[name] += 1
-        self.spent[name] = self.spent.get(name, 0.0) + self.known[key]
-        return self.known[key]
+        self.spent[name] = self.spent.get(name, 0.0) + seconds
 
     def moving(self, nbytes: int) -> float:
         """Seconds of a kernel that reads and writes so many bytes; between two sizes, as a straight line has it."""
@@ -52,7 +63,7 @@ class Clock:
             if size not in self.moved:
                 x = torch.zeros(size // 8, device=self.device)
                 y = torch.empty_like(x)
-                self.moved[size] = best(lambda x=x, y=y: torch.add(x, 1.0, out=y), self.device)  # type: ignore[misc]
+                self.moved[size] = typical(lambda x=x, y=y: torch.add(x, 1.0, out=y), self.device)  # type: ignore[misc]
         low = max((s for s in SIZES[:-1] if s <= nbytes), default=SIZES[0])
         high = SIZES[SIZES.index(low) + 1]
         slope = (self.moved[high] - self.moved[low]) / (high - low)
@@ -62,9 +73,9 @@ class Clock:
 class Timing(fx.Interpreter):
     """Runs a graph once, and measures each op on the way."""
 
-    def __init__(self, gm: fx.GraphModule, clock: Clock) -> None:
+    def __init__(self, gm: fx.GraphModule, clock: Clock, counts: bool) -> None:
         super().__init__(gm)
-        self.clock, self.plain, self.alone = clock, 0.0, 0.0
+        self.clock, self.counts, self.plain, self.alone = clock, counts, 0.0, 0.0
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "call_function" and is_sent(n):
@@ -73,7 +84,12 @@ class Timing(fx.Interpreter):
             args, kwargs = self.fetch_args_kwargs_from_env(n)
             seconds = self.clock.op(n, args, kwargs)
             self.plain += seconds
-            self.alone += seconds if is_alone(n) else 0.0
+            if self.counts:
+                self.clock.count(n, seconds)
+            if is_alone(n):
+                self.alone += seconds
+            elif is_heavy(n):
+                self.alone += self.clock.beyond_moving(n, args, kwargs)
         return super().run_node(n)
 
 
@@ -100,17 +116,55 @@ def graph_seconds(gm: fx.GraphModule, clock: Clock) -> Seconds:
     """Those of one call."""
     if clock.device == CPU:
         gm = with_fast_products(gm)
-    timing = Timing(gm, clock)
-    timing.run(*(_drawn(node_type(n), clock.device) for n in gm.graph.find_nodes(op="placeholder")))
-    return Seconds(timing.plain, timing.alone + sum(map(clock.moving, fused_bytes(gm))))
+    plain = timed(gm, clock, counts=True).plain
+    if not fuses(gm):
+        return Seconds(plain, plain)
+    tables, rest = apart(gm, clock.device)
+    before = timed(tables, clock).plain if tables else 0.0
+    return Seconds(plain, before + timed(rest, clock).alone + sum(map(clock.moving, fused_bytes(rest))))
+
+
+def timed(gm: fx.GraphModule, clock: Clock, counts: bool = False) -> Timing:
+    """The graph, run on drawn values; its ops count as ops of the build if they are not those of another timing."""
+    timing = Timing(gm, clock, counts)
+    timing.run(*(_operand(n, clock.device) for n in gm.graph.find_nodes(op="placeholder")))
+    return timing
+
+
+def typical(run: Callable[[], object], device: torch.device) -> float:
+    """The median seconds of several runs after a first one."""
+    run()
+    settle(device)
+    seconds: list[float] = []
+    for _ in range(TIMES):
+        began = time.perf_counter()
+        run()
+        settle(device)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def _operand(node: fx.Node, device: torch.device) -> Any:
+    """Values for an operand: of a table's rows any, since those that follow one another are found in caches."""
+    x = _drawn(node_type(node), device)
+    rows = [_rows(u) for u in node.users if name_of(u) in TABLES]
+    return x.random_(min(rows)) if rows and isinstance(x, Tensor) and not x.is_floating_point() else x
+
+
+def _rows(lookup: fx.Node) -> int:
+    """Of the table that is read, or whose gradient is made."""
+    if name_of(lookup) == "aten.embedding":
+        return int(node_type(lookup.all_input_nodes[0])[1][0])
+    return int(node_type(lookup)[1][0])
 
 
 def _drawn(kind: Any, device: torch.device) -> Any:
-    """Values of a recorded type: numbers near 1, and zeros, which are places everywhere."""
+    """Values of a recorded type: zeros, which are places everywhere, and numbers of which sums of some hundreds of
+    products stay near 1, since exponentials that underflow take several times as long."""
     if kind and not isinstance(kind[0], str):
         return tuple(_drawn(part, device) for part in kind)
     x = example(kind, device)
-    return x.uniform_(0.5, 1.5) if x.is_floating_point() else x
+    return x.uniform_(0.02, 0.04) if x.is_floating_point() else x
 
 
 def _kinds(args: Any) -> str:

@@ -51,18 +51,20 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, blocks: Blocks) -> Tensor:
         out: list[Tensor] = []
+        ctx.save_for_backward(q, k, v, mask)
+        ctx.blocks = blocks
+        k, v = k.contiguous(), v.contiguous()  # one copy, of which blocks are views
         for start in range(0, q.shape[3], blocks.rows):
             rows, n = blocks.seen(start, q.shape[3], k.shape[2])
             p = _weights(q[:, :, :, rows], k[:, :, :n], mask, rows, blocks)
             out.append(times(p.to(v.dtype), v[:, :, :n]))
-        ctx.save_for_backward(q, k, v, mask)
-        ctx.blocks = blocks
         return _where_any(torch.cat(out, 3), mask)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v, mask = ctx.saved_tensors
         blocks, d_y = ctx.blocks, _where_any(grads[0], mask)
+        k, v = k.contiguous(), v.contiguous()
         d_q: list[Tensor] = []
         d_k: list[Tensor] = []
         d_v: list[Tensor] = []
