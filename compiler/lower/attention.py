@@ -43,7 +43,9 @@ def attend(e: Local, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
 
 
 def _blocks(e: Local, q: Tensor, k: Tensor) -> Blocks | None:
-    """How to cut the queries on a CPU, if they are many and their scores few enough."""
+    """How to cut the queries on a CPU, if there is something to skip or a mask, and if their scores are few enough."""
+    if not e.attr("causal") and (len(e.eqn.ins) < 4 or e.eqn.ins[3] is None):
+        return None  # torch's own attention is as fast
     queries, keys = q.shape[-3], k.shape[-3]
     rows = block_rows(q.numel() // (queries * q.shape[-1]), queries, keys)
     if q.device.type != "cpu" or rows is None or queries < FEW_QUERIES:

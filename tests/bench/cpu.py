@@ -22,11 +22,11 @@ from typing import Any
 from specc.runtime.products import has_bf16
 from tests.bench.limit import flops
 from tests.bench.models import COMPARED, MODELS, Setting
-from tests.bench.worker import SIDES
 
 LIMIT = "limit"
+SIDES = (LIMIT, "specc", "peer-eager", "peer-compiled", "plain-compiled")
 # Of specc over theirs: units a second, at least.
-SPEEDS = {"peer-eager": 1.25, "peer-compiled": 1.1, "plain-compiled": 1.05}
+SPEEDS = {"peer-eager": 1.25, "peer-compiled": 1.1, "plain-compiled": 1.05, "liger-compiled": 1.1}
 OF_COMPILED = {"memory": 0.7, "cold": 1 / 3}  # of specc over the compiled peer: peak memory, first step; at most
 OF_LIMIT = 0.9  # of the machine's limit, at least
 
@@ -149,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--model", action="append", choices=list(MODELS), help="default: five")
     parser.add_argument("--dtype", action="append", choices=("fp32", "bf16"), help="default: what this processor has")
-    parser.add_argument("--side", action="append", choices=list(SIDES), help="default: all")
+    parser.add_argument("--side", action="append", choices=SIDES, help="default: all")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--warm", type=int, default=2)
     parser.add_argument("--json", type=Path, metavar="OUT")
@@ -157,7 +157,7 @@ def main() -> None:
     results = []
     for model in args.model or COMPARED:
         for dtype in args.dtype or ("fp32", *(["bf16"] if has_bf16() else [])):
-            results.append(compare(Setting(model, dtype), args.side or list(SIDES), args.rounds, args.warm))
+            results.append(compare(Setting(model, dtype), args.side or SIDES, args.rounds, args.warm))
             print(table(results[-1]), flush=True)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

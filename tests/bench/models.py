@@ -37,6 +37,7 @@ class Setting:
     model: str = "decoder-25m"
     dtype: str = "fp32"  # or bf16: weights stay fp32, products are in bf16
     threads: int = 2
+    device: str = "cpu"  # or cuda
 
     @property
     def row(self) -> Model:
@@ -84,6 +85,10 @@ MODELS: Mapping[str, Model] = {
     "moe": Model(
         "mixtral", {"D": 512, "L": 6, "H": 8, "K": 4, "F": 768, "EXPERTS": 8, "USED": 2, "V": 8192}, 8, text,
         length=512, sets={**PLAIN, "loss": "lm"},
+    ),
+    # Llama-3.2-1B.
+    "decoder-1b": Model(
+        "llama", {"D": 2048, "L": 16, "H": 32, "K": 8, "F": 8192, "V": 128256}, 2, text, length=4096, sets=TIED
     ),
     # No smaller than what the quickstart trains, and small enough that the executor's own work shows.
     "decoder-3m": Model(

@@ -42,7 +42,7 @@ class Side:
         batch = dict(drawn)
         if "tokens" in drawn:
             tokens = drawn["tokens"]
-            batch["labels"] = torch.cat([tokens[:, 1:], torch.full((tokens.shape[0], 1), -100)], 1)
+            batch["labels"] = torch.cat([tokens[:, 1:], tokens.new_full((tokens.shape[0], 1), -100)], 1)
         floats = {n: x.to(self.executor.compute) for n, x in batch.items() if x.is_floating_point()}
         return {n: (batch | floats)[n] for n in self.program.inputs}
 
@@ -65,19 +65,21 @@ def lowered(setting: Setting) -> tuple[dict[str, Graphs], tuple[Call, ...]]:
 
 def side(setting: Setting, compiled: bool = True) -> Side:
     """The model's graphs as callables, and its first parameters."""
-    program, compute = program_of(setting.row), DTYPES[setting.dtype]
+    program, compute, device = program_of(setting.row), DTYPES[setting.dtype], torch.device(setting.device)
     graphs, calls = lowered(setting)
     bodies: dict[str, Compiled] = {}
     for name, g in graphs.items():
-        parts = {p: from_json(to_json(gm)) for p, gm in g.parts().items() if p in ("fwd", "bwd")}
-        ready = {p: callable_of(gm, compiled) for p, gm in parts.items()}
+        parts = {p: from_json(to_json(gm), device) for p, gm in g.parts().items() if p in ("fwd", "bwd")}
+        ready = {p: callable_of(gm, compiled, device) for p, gm in parts.items()}
         bodies[name] = Compiled(
             ready["fwd"], ready["bwd"], None, None, g.n_outs, g.in_grads, g.param_grads, g.out_grads
         )
     actions = one_rank(len(calls), 1, set(range(len(calls))))
     trainable = frozenset(n for n, p in program.params.items() if p.trainable)
-    executor = Executor(calls, bodies, actions, program.loss, {}, trainable, compute)
-    params = {n: initial(n, p.type.shape({}), p.init.kind, p.init.args, 0) for n, p in program.params.items()}
+    executor = Executor(calls, bodies, actions, program.loss, {}, trainable, compute, device=device)
+    params = {
+        n: initial(n, p.type.shape({}), p.init.kind, p.init.args, 0).to(device) for n, p in program.params.items()
+    }
     return Side(program, executor, params)
 
 
@@ -90,7 +92,7 @@ def make(setting: Setting, compiled: bool = True) -> Callable[[], float]:
     batches = torch.Generator().manual_seed(1)
 
     def step() -> float:
-        drawn = setting.row.draw(setting.row, batches)
+        drawn = {n: x.to(setting.device) for n, x in setting.row.draw(setting.row, batches).items()}
         result = made.executor.step(made.params, [made.inputs(drawn)], [1.0])
         clip(result.grads, CLIP)
         optimizer.step(result.grads, LEARNING_RATE)

@@ -14,7 +14,7 @@ def make(setting: Setting, source: str, compiled: bool) -> Callable[[], float]:
     """A function that does one training step and returns the loss; `source` is the module that makes the model."""
     torch.manual_seed(0)
     model, loss_of = import_module(source).of(setting.row)
-    model.train()
+    model.to(setting.device).train()
     decay = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decay, "weight_decay": WEIGHT_DECAY}, {"params": plain, "weight_decay": 0.0}]
@@ -23,8 +23,8 @@ def make(setting: Setting, source: str, compiled: bool) -> Callable[[], float]:
     batches = torch.Generator().manual_seed(1)
 
     def step() -> float:
-        inputs = setting.row.draw(setting.row, batches)
-        with torch.autocast("cpu", torch.bfloat16, enabled=setting.dtype == "bf16"):
+        inputs = {n: x.to(setting.device) for n, x in setting.row.draw(setting.row, batches).items()}
+        with torch.autocast(setting.device, torch.bfloat16, enabled=setting.dtype == "bf16"):
             loss = loss_of(call, inputs)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP, foreach=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from specc.runtime.device import forget_peak
 from tests.bench.models import Setting
 
 # Modules are named as text, so that a side imports nothing of the others: its memory is its own.
@@ -25,6 +26,7 @@ SIDES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "peer-eager": ("tests.bench.torch_side", ("tests.bench.peers", False)),
     "peer-compiled": ("tests.bench.torch_side", ("tests.bench.peers", True)),
     "plain-compiled": ("tests.bench.torch_side", ("tests.bench.plain", True)),
+    "liger-compiled": ("tests.bench.torch_side", ("tests.bench.liger", True)),
 }
 
 
@@ -38,20 +40,23 @@ def main(side: str, settings: str) -> None:
     imported = resident()
     step = make(setting, *args)
     for line in sys.stdin:
-        answer = handle(line.strip(), step, imported)
+        answer = handle(line.strip(), step, imported, setting.device)
         print(json.dumps(answer), file=out, flush=True)
         if line.strip() == "quit":
             break
 
 
-def handle(command: str, step: Callable[[], float], imported: int) -> dict[str, float]:
+def handle(command: str, step: Callable[[], float], imported: int, device: str) -> dict[str, float]:
     if command == "step":
         start = time.perf_counter()
         value = step()
         return {"seconds": time.perf_counter() - start, "value": value}
     if command == "reset":
         Path("/proc/self/clear_refs").write_text("5")
+        forget_peak(torch.device(device))
         return {}
+    if device == "cuda":
+        return {"peak": torch.cuda.max_memory_allocated(), "imported": 0}
     return {"peak": status("VmHWM"), "imported": imported}
 
 

@@ -1,0 +1,289 @@
+"""The generated kernels on a device: whether they are right at odd sizes, and how fast they are at a model's sizes.
+
+Times are medians of runs behind a cleared cache, in seconds."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specc.compiler.kernels.attention import attentions, make_attention
+from specc.compiler.kernels.cross_entropy import make_cross_entropy
+from specc.compiler.kernels.cut import cut
+from specc.compiler.kernels.load import load_kernel
+from specc.compiler.kernels.made import Made
+from specc.compiler.lower.loss import chunk_loss, label_count
+from specc.compiler.lower.run import run_body
+from specc.compiler.passes.sink_masks import sink_masks
+from specc.compiler.program import Body
+from specc.runtime.device import settle
+from tests.grid.models import Tracer
+from tests.kernels.interpret import called, error
+from tests.kernels.regions import Case, attention_case, broadcasts, cases, operands, sizes_of
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # a GPU sums in another order than fp64 does
+RUNS = 20
+FLUSH = 1 << 28  # bytes that are written before each run, more than caches hold
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A decoder's, and the tokens of a step."""
+
+    dims: dict[str, int]
+    batch: int
+    length: int
+
+    def model(self) -> Tracer:
+        return Tracer("llama", self.dims, {"B": self.batch, "S": self.length}, "causal_lm")
+
+
+LARGE = Sizes({"D": 4096, "L": 1, "H": 32, "K": 8, "F": 14336, "V": 128256}, 2, 4096)  # Llama-3.1-8B's
+SMALL = Sizes({"D": 64, "L": 1, "H": 4, "K": 2, "F": 96, "V": 128}, 1, 32)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a kernel's work takes by each who can do it; `bound` is what the device's memory or products would take."""
+
+    name: str
+    work: str
+    backward: bool
+    bound: float
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def text(self) -> str:
+        best = min(self.seconds, key=lambda n: self.seconds[n])
+        each = "  ".join(f"{n} {1e6 * s:.0f}" for n, s in self.seconds.items())
+        passes = "both passes" if self.backward else "forward"
+        return f"{self.name:34} {passes:11} us: {each}; {best} wins, triton at {self.share():.2f} of {self.work}"
+
+    def share(self) -> float:
+        """Of the bound, that the best setting of ours reaches."""
+        return self.bound / min((s for n, s in self.seconds.items() if n.startswith("triton")), default=float("inf"))
+
+
+def right(device: torch.device) -> Iterator[dict[str, Any]]:
+    """The errors of every region and attention under each of its settings, against fp64 on the CPU."""
+    folder = Path(tempfile.mkdtemp())
+    for case in [*cases(torch.float32), *broadcasts(torch.float32), *cases(torch.bfloat16)]:
+        module = loaded(case.made, folder)
+        for i in range(max(len(c) for c in module.CONFIGS.values())):
+            choose(module, i)
+            forward, backward = errors(case, device)
+            yield {
+                "name": case.made.name, "model": case.model, "dtype": str(case.dtype), "setting": i,
+                "forward": forward, "backward": backward, "met": max(forward, backward) <= TOLERANCE[case.dtype],
+            }  # fmt: skip
+
+
+def errors(case: Case, device: torch.device) -> tuple[float, float]:
+    """Of outs and of gradients, as shares of the largest entry."""
+    given = operands(case)
+    low = [leaf(x.to(device)) for x in given]
+    exact = [leaf(x.double() if x.is_floating_point() else x) for x in given]
+    got, want = called(case, low), run_body(case.body, exact, (), sizes_of(case))
+    forward = max(error(a.cpu(), b) for a, b in zip(got, want, strict=True))
+    ends = [i for i, w in enumerate(want) if w.requires_grad]
+    if not ends:
+        return forward, 0.0
+    draw = torch.Generator().manual_seed(1)
+    cotangents = [torch.randn(want[i].shape, generator=draw, dtype=torch.float64).to(case.dtype) for i in ends]
+    at = [c.to(device) for c in cotangents]
+    found = torch.autograd.grad([got[i] for i in ends], [x for x in low if x.requires_grad], at)
+    true = torch.autograd.grad(
+        [want[i] for i in ends], [x for x in exact if x.requires_grad], [c.double() for c in cotangents],
+        materialize_grads=True, allow_unused=True,
+    )  # fmt: skip
+    return forward, max(error(a.cpu(), b) for a, b in zip(found, true, strict=True))
+
+
+def rows_of(device: torch.device, sizes: Sizes, compiled: bool = True) -> Iterator[Row]:
+    """Every kernel of a decoder in bf16, forward alone and with its backward, beside ATen, Inductor and libraries."""
+    folder, program = Path(tempfile.mkdtemp()), sink_masks(sizes.model().program())
+    copy, product = copy_rate(device), product_rate(device, sizes)
+    open_sizes = {"B": sizes.batch, "S": sizes.length}
+    for body in program.bodies.values():
+        found = cut(body, open_sizes, torch.bfloat16)
+        for name, made in found.made.items():
+            region = found.regions[name].body
+            case = Case("llama", region, made, torch.bfloat16, tuple(range(len(region.ins))))
+            yield from rows(case, open_sizes, device, folder, compiled, copy, {})
+        for out, a in attentions(body).items():
+            made = make_attention(a, torch.bfloat16)
+            case = attention_case("llama", body, out, made, torch.bfloat16)
+            yield from rows(case, open_sizes, device, folder, compiled, product, sdpa(sizes, device), causal=sizes)
+    yield loss_row(sizes, device, folder, compiled, copy)
+    yield from library_rows(sizes, device, copy)
+
+
+def rows(
+    case: Case, open_sizes: dict[str, int], device: torch.device, folder: Path, compiled: bool, rate: float,
+    others: dict[str, tuple[Call, Call]], causal: Sizes | None = None,
+) -> Iterator[Row]:  # fmt: skip
+    """A kernel's forward pass, and both passes."""
+    module = loaded(case.made, folder)
+    ins = drawn(case.body, open_sizes, device)
+    outs = run_body(case.body, [x.detach() for x in ins], (), open_sizes)
+    forward_bytes = sum(x.nbytes for x in (*ins, *outs))
+    both_bytes = forward_bytes + sum(2 * x.nbytes for x in ins if x.requires_grad) + sum(x.nbytes for x in outs)
+    flops = causal_flops(causal) if causal else 0.0
+    ways: dict[str, Callable[..., Sequence[Tensor]]] = {"aten": lambda *xs: run_body(case.body, xs, (), open_sizes)}
+    if compiled:
+        ways["inductor"] = torch.compile(ways["aten"])
+    for backward in (False, True):
+        work = flops * (3.5 if backward else 1.0) if causal else float(both_bytes if backward else forward_bytes)
+        seconds = {n: timed(step(way, ins, backward), device) for n, way in ways.items()}
+        for i in range(max(len(c) for c in module.CONFIGS.values())):
+            choose(module, i)
+            seconds[f"triton-{i}"] = timed(step(lambda *xs: called(case, list(xs)), ins, backward), device)
+        seconds |= {n: timed(pair[backward], device) for n, pair in others.items()}
+        yield Row(case.made.name, "the product rate" if causal else "the copy rate", backward, work / rate, seconds)
+
+
+def step(way: Callable[..., Sequence[Tensor]], ins: Sequence[Tensor], backward: bool) -> Call:
+    """A call, with gradients of all that has some if `backward`."""
+    wanted = [x for x in ins if x.requires_grad]
+
+    def run() -> object:
+        if not backward:
+            with torch.no_grad():
+                return way(*ins)
+        outs = [o for o in way(*ins) if o.requires_grad]
+        return torch.autograd.grad(outs, wanted, [torch.ones_like(o) for o in outs], allow_unused=True)
+
+    return run
+
+
+def sdpa(sizes: Sizes, device: torch.device) -> dict[str, tuple[Call, Call]]:
+    """torch's own causal attention of the same heads (FlashAttention where torch takes it), and FlexAttention."""
+    d = sizes.dims
+    each, kind = d["D"] // d["H"], {"device": device, "dtype": torch.bfloat16}
+    q = torch.randn(sizes.batch, d["H"], sizes.length, each, **kind).requires_grad_()  # type: ignore[arg-type]
+    k, v = (torch.randn(sizes.batch, d["K"], sizes.length, each, **kind).requires_grad_() for _ in range(2))  # type: ignore[arg-type]
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def torch_own(*xs: Tensor) -> list[Tensor]:
+        return [attend(*xs, is_causal=True, enable_gqa=True)]
+
+    found = {"sdpa": torch_own}
+    if device.type == "cuda":
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, sizes.length, sizes.length, device=device)
+        flex: Any = torch.compile(flex_attention)
+        found["flex"] = lambda *xs: [flex(*xs, block_mask=mask, enable_gqa=True)]
+    return {n: (step(way, (q, k, v), False), step(way, (q, k, v), True)) for n, way in found.items()}
+
+
+def loss_row(sizes: Sizes, device: torch.device, folder: Path, compiled: bool, rate: float) -> Row:
+    """A chunk of logits to losses and their gradient in one pass."""
+    made = make_cross_entropy(sizes.dims["V"], torch.bfloat16, "the head")
+    module, n = loaded(made, folder), min(sizes.batch * sizes.length, 1024)
+    logits = torch.randn(n, sizes.dims["V"], device=device, dtype=torch.bfloat16)
+    labels = torch.randint(0, sizes.dims["V"], (n,), device=device)
+    count = label_count(labels)
+    aten: Callable[[], object] = lambda: chunk_loss(logits.float(), labels, count)  # noqa: E731
+    seconds = {"aten": timed(aten, device)}
+    if compiled:
+        by = torch.compile(lambda x: chunk_loss(x.float(), labels, count))
+        seconds["inductor"] = timed(lambda: by(logits), device)
+    for i in range(len(module.CONFIGS["forward"])):
+        choose(module, i)
+        seconds[f"triton-{i}"] = timed(lambda: getattr(torch.ops.specc, made.name)(logits, labels, count), device)
+    return Row(made.name, "the copy rate", True, 2 * logits.nbytes / rate, seconds)
+
+
+def library_rows(sizes: Sizes, device: torch.device, rate: float) -> Iterator[Row]:
+    """Liger-Kernel's norm, gated unit and loss at the same sizes, where it is installed, as shares of the copy rate."""
+    try:
+        from liger_kernel.transformers.functional import (
+            liger_cross_entropy,
+            liger_rms_norm,
+            liger_swiglu,
+        )
+    except ImportError:
+        return
+    n, d = sizes.batch * sizes.length, sizes.dims
+    kind: Any = {"device": device, "dtype": torch.bfloat16}
+    x, w = torch.randn(n, d["D"], **kind).requires_grad_(), torch.randn(d["D"], **kind).requires_grad_()
+    a, b = (torch.randn(n, d["F"], **kind).requires_grad_() for _ in range(2))
+    logits = torch.randn(min(n, 1024), d["V"], **kind).requires_grad_()
+    labels = torch.randint(0, d["V"], (logits.shape[0],), device=device)
+    ways: list[tuple[str, Callable[..., Sequence[Tensor]], Sequence[Tensor], int]] = [
+        ("liger rms_norm", lambda *xs: [liger_rms_norm(*xs, 1e-5)], (x, w), 5 * x.nbytes),
+        ("liger swiglu", lambda *xs: [liger_swiglu(*xs)], (a, b), 8 * a.nbytes),
+        ("liger cross_entropy", lambda z: [liger_cross_entropy(z, labels)], (logits,), 2 * logits.nbytes),
+    ]
+    for name, way, ins, moved in ways:
+        yield Row(name, "the copy rate", True, moved / rate, {"triton (liger)": timed(step(way, ins, True), device)})
+
+
+def drawn(body: Body, sizes: dict[str, int], device: torch.device) -> list[Tensor]:
+    """Operands of a body; all tokens are of one document."""
+    made: list[Tensor] = []
+    for v in body.ins:
+        shape = v.type.shape(sizes)
+        if v.type.dtype == "float":
+            made.append(torch.randn(shape, device=device, dtype=torch.bfloat16).requires_grad_())
+        else:
+            made.append(torch.zeros(shape, device=device, dtype=torch.int64 if v.type.dtype == "int" else torch.bool))
+    return made
+
+
+def causal_flops(sizes: Sizes) -> float:
+    return 2.0 * sizes.batch * sizes.length**2 * sizes.dims["D"]
+
+
+def copy_rate(device: torch.device) -> float:
+    """Bytes a second, read and written."""
+    x = torch.empty(FLUSH, device=device, dtype=torch.uint8)
+    y = torch.empty_like(x)
+    return 2 * FLUSH / timed(lambda: y.copy_(x), device)
+
+
+def product_rate(device: torch.device, sizes: Sizes) -> float:
+    """FLOP/s of a bf16 product of the model's width."""
+    n = sizes.dims["D"]
+    x = torch.randn(n, n, device=device, dtype=torch.bfloat16)
+    return 2.0 * n**3 / timed(lambda: x @ x, device)
+
+
+def timed(run: Call, device: torch.device) -> float:
+    """The median of runs behind a cleared cache."""
+    run()
+    dirty = torch.empty(FLUSH if device.type == "cuda" else 1, device=device, dtype=torch.uint8)
+    seconds: list[float] = []
+    for _ in range(RUNS if device.type == "cuda" else 1):
+        dirty.zero_()
+        settle(device)
+        began = time.perf_counter()
+        run()
+        settle(device)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def loaded(made: Made, folder: Path) -> ModuleType:
+    file = folder / f"{made.name}.py"
+    file.write_text(made.source, encoding="utf-8")
+    return load_kernel(file)
+
+
+def choose(module: ModuleType, i: int) -> None:
+    """The i-th setting of each kernel of a file, or its last."""
+    module.CHOSEN.update({kind: min(i, len(configs) - 1) for kind, configs in module.CONFIGS.items()})
+
+
+def leaf(x: Tensor) -> Tensor:
+    return x.detach().requires_grad_() if x.is_floating_point() else x
