@@ -83,6 +83,8 @@ def apart(gm: fx.GraphModule, device: torch.device) -> tuple[fx.GraphModule | No
 def compile_graph(gm: fx.GraphModule, device: torch.device = CPU) -> Function:
     """The graph through Inductor; its operands' types are those that it was built with."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(private_cache()))
+    if device == CPU:
+        os.environ.setdefault("TORCH_WARM_POOL", "0")  # processes that compile Triton's kernels: here are none
     made: list[Tensor | int | SymInt | None] = [
         example(node.meta["type"], device) for node in gm.graph.find_nodes(op="placeholder")
     ]
