@@ -22,7 +22,7 @@ ALONE = {
 # Row-wise ops whose arithmetic takes longer than moving their bytes.
 HEAVY = {
     "exp", "exp2", "expm1", "log", "log1p", "logsumexp", "_softmax", "_log_softmax", "sigmoid", "tanh", "silu",
-    "silu_backward", "gelu", "gelu_backward", "erf", "softplus", "sin", "cos", "pow",
+    "silu_backward", "gelu", "gelu_backward", "erf", "softplus", "sin", "cos",
 }  # fmt: skip
 SENT = ("_c10d_functional", "specc.exchange", "specc.shift")  # what goes between ranks
 
@@ -65,7 +65,7 @@ def groups(gm: fx.GraphModule) -> Iterator[list[fx.Node]]:
     for node in gm.graph.nodes:
         inputs = node.all_input_nodes
         depth[node] = max((depth[i] + is_alone(_root(i)) for i in inputs), default=0)
-        if not _is_row_wise(node):
+        if not is_row_wise(node):
             continue
         before = dict.fromkeys(leader[r] for i in inputs if (r := _root(i)) in leader and depth[r] == depth[node])
         members[node] = [n for other in before for n in members.pop(other)] + [node]
@@ -73,7 +73,7 @@ def groups(gm: fx.GraphModule) -> Iterator[list[fx.Node]]:
     yield from members.values()
 
 
-def _is_row_wise(node: fx.Node) -> bool:
+def is_row_wise(node: fx.Node) -> bool:
     return node.op == "call_function" and not _is_part(node) and not is_alone(node)
 
 

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx
 
+from specc.compiler.fused import is_alone, is_row_wise, is_sent
 from specc.compiler.graphs import node_type
-from specc.compiler.partition import cut_out
+from specc.compiler.partition import ancestors, cut_out
 from specc.compiler.work import is_view
 
 aten = torch.ops.aten
@@ -37,6 +38,8 @@ def with_row_sums(gm: fx.GraphModule) -> fx.GraphModule:
     for node in gm.graph.find_nodes(op="call_function", target=aten.sum.dim_IntList):
         x, dims = node.args[0], node.args[1]
         dtype, shape = node_type(x)[:2]
+        if not dims or len(shape) < 2:
+            continue
         over = sorted(d % len(shape) for d in dims)
         rows, inner = math.prod(shape[:-1]), shape[-1]
         if over != list(range(len(shape) - 1)) or rows < ROWS or inner < 2 or node_type(node)[0] != dtype:
@@ -55,13 +58,20 @@ def with_row_sums(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def without_tables(gm: fx.GraphModule) -> tuple[fx.GraphModule | None, fx.GraphModule]:
-    """tables(*xs) -> ts and rest(*xs, *ts) -> ys, if there are tables that something larger reads."""
-    tables = [n for n in gm.graph.nodes if n.target in SLOW and any(_size(u) > _size(n) for u in _users(n))]
+    """tables(*xs) -> ts and rest(*xs, *ts) -> ys, if there are tables that something larger is made of, row by row.
+
+    What a table is made of is row-wise too: no product runs twice, and nothing is sent twice."""
+    tables = [n for n in gm.graph.nodes if n.target in SLOW and _is_table(n)]
     if not tables:
         return None, gm
     placeholders = gm.graph.find_nodes(op="placeholder")
     outs = list(gm.graph.output_node().args[0])  # type: ignore[arg-type]
     return cut_out(gm, placeholders, tables), cut_out(gm, [*placeholders, *tables], outs)
+
+
+def _is_table(node: fx.Node) -> bool:
+    larger = any(_size(u) > _size(node) and is_row_wise(u) for u in _users(node))
+    return larger and not any(is_alone(n) or is_sent(n) for n in ancestors([node], set()))
 
 
 def _size(node: fx.Node) -> int:

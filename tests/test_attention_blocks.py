@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from specc.compiler.build import lower
 from specc.compiler.lower.attention_blocks import MAX_SCORES, ROWS, Blocks, attend_blocks, block_rows
+from tests.text_models import model
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
@@ -59,6 +61,23 @@ def test_blocks_agree_with_the_formula(
     for a, x in zip((found, *grads), (wanted, *wanted_grads), strict=True):
         assert a.dtype == dtype
         assert float((a.detach().double() - x.detach()).abs().max() / x.detach().abs().max()) < limit
+
+
+@pytest.mark.parametrize(("mask", "dtype", "values", "blocks"), [
+    ("", torch.float32, 16, False), ("causal", torch.float32, 16, True), ("document", torch.float32, 16, True),
+    ("", torch.bfloat16, 16, True), ("", torch.float32, 8, True),
+])  # fmt: skip
+def test_attention_that_skips_nothing_is_torchs_own(mask: str, dtype: torch.dtype, values: int, blocks: bool) -> None:
+    attrs = {"attributes": {"doc": "int[B S]"}} if mask == "document" else {}
+    attend = {"mask": mask} if mask else {}
+    made = model(
+        dims={"S": 96, "H": 2, "E": 16, "F": values}, inputs={"q": "float[B S H E]", "v": "float[B S H F]"}, **attrs,
+        steps=[{"attend": attend, "from": ["q", "q", "v"], "as": "y"}], outputs={"y": "y"},
+    )  # fmt: skip
+    graphs, _ = lower(made, {"B": 2}, dtype)
+    names = {str(n.target) for g in graphs.values() for n in g.fwd.graph.nodes}
+    assert ("aten.bmm.default" in names) == blocks
+    assert any("scaled_dot_product" in n for n in names) == (not blocks)
 
 
 def test_blocks_round_about_as_much_as_the_kernel_of_torch_in_bf16() -> None:

@@ -66,6 +66,22 @@ def test_sines_that_nothing_larger_reads_stay() -> None:
     assert without_tables(gm) == (None, gm)
 
 
+def test_what_products_or_other_ranks_make_is_no_table() -> None:
+    x, w = torch.randn(6, 4), torch.randn(4, 4)
+    gm = loaded(lambda x, w: [(x @ w).sin()[None] * torch.ones(8, 1, 1), x], x, w)
+    assert without_tables(gm) == (None, gm)
+
+
+def test_a_product_that_reads_sines_makes_them_no_table() -> None:
+    gm = loaded(lambda x, w: [x.sin() @ w], torch.randn(6, 4), torch.randn(4, 32))
+    assert without_tables(gm) == (None, gm)
+
+
+def test_a_sum_of_everything_is_left_alone() -> None:
+    gm = with_row_sums(loaded(lambda x: [x.sum(), x[0, 0].sum([])], torch.randn(ROWS, 4)))
+    assert "specc.sum_rows.default" not in names(gm)
+
+
 def test_what_has_nothing_to_fuse_is_not_compiled() -> None:
     gm = loaded(lambda x, y: [(x @ y).t()], torch.randn(8, 4), torch.randn(4, 6))
     assert callable_of(gm, compiled=True) is gm

@@ -26,7 +26,7 @@ def attend(e: Local, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
     elif mask is None and bias is not None and e.attr("causal", False):  # the kernel takes one of the two
         mask = torch.ones(q.shape[-3], k.shape[-3], dtype=torch.bool, device=q.device).tril()[None]
     if bias is None and not decoding and (e.attr("softmax") != "fp32" or q.dtype != torch.float64):
-        blocks = _blocks(e, q, k)
+        blocks = _blocks(e, q, k, v, mask)
         if blocks:
             return _attend_blocks(e, q, k, v, mask, blocks)
     q4, k4, v4 = (_heads_first(x) for x in (q, k, v))
@@ -42,10 +42,10 @@ def attend(e: Local, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
     return y.transpose(1, 2).reshape(e.shape())
 
 
-def _blocks(e: Local, q: Tensor, k: Tensor) -> Blocks | None:
-    """How to cut the queries on a CPU, if there is something to skip or a mask, and if their scores are few enough."""
-    if not e.attr("causal") and (len(e.eqn.ins) < 4 or e.eqn.ins[3] is None):
-        return None  # torch's own attention is as fast
+def _blocks(e: Local, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Blocks | None:
+    """How to cut the queries on a CPU, if they are many and their scores few enough."""
+    if mask is None and not e.attr("causal") and q.dtype != torch.bfloat16 and q.shape[-1] == v.shape[-1]:
+        return None  # torch's own is as fast where nothing is skipped (in bf16 not on every CPU)
     queries, keys = q.shape[-3], k.shape[-3]
     rows = block_rows(q.numel() // (queries * q.shape[-1]), queries, keys)
     if q.device.type != "cpu" or rows is None or queries < FEW_QUERIES:

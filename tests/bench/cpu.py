@@ -14,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,27 +57,47 @@ class Worker:
 
 
 def compare(setting: Setting, sides: Sequence[str], rounds: int, warm: int) -> dict[str, Any]:
-    """Warm every side up, then take one step of each in turn."""
-    workers: list[Worker] = []
-    cold: dict[str, float] = {}
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
-    last: dict[str, float] = {}
+    """Warm every side up, then take one step of each in turn; on a GPU, which holds one at a time, all of each."""
+    took = Took()
     with tempfile.TemporaryDirectory(prefix="specc-bench-") as cache:
+        workers: list[Worker] = []
         for side in sides:
-            workers.append(worker := Worker(side, setting, Path(cache)))
-            first = worker.ask("step")["value"]
-            cold[side] = time.perf_counter() - worker.began
-            for _ in range(warm - 1):
-                worker.ask("step")
-            worker.ask("reset")
-            print(f"  {side}: first value {first:.4f} after {cold[side]:.1f} s", file=sys.stderr, flush=True)
+            workers.append(started(side, setting, Path(cache), warm, took))
+            if setting.device == "cuda":
+                took.rounds(workers, rounds)
+                workers.clear()
+        took.rounds(workers, rounds)
+    return summary(setting, took.seconds, took.memory, took.last, took.cold)
+
+
+@dataclass
+class Took:
+    """What was measured of each side: seconds of steps and of the first one, memory, the last loss."""
+
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    memory: dict[str, dict[str, float]] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
+    cold: dict[str, float] = field(default_factory=dict)
+
+    def rounds(self, workers: Sequence[Worker], rounds: int) -> None:
         for _ in range(rounds):
             for w in workers:
                 answer = w.ask("step")
-                seconds[w.side].append(answer["value"] if w.side == LIMIT else answer["seconds"])
-                last[w.side] = answer["value"]
-        memory = {w.side: w.ask("quit") for w in workers}
-    return summary(setting, seconds, memory, last, cold)
+                self.seconds[w.side].append(answer["value"] if w.side == LIMIT else answer["seconds"])
+                self.last[w.side] = answer["value"]
+        self.memory |= {w.side: w.ask("quit") for w in workers}
+
+
+def started(side: str, setting: Setting, cache: Path, warm: int, took: Took) -> Worker:
+    """A side that has taken its first steps, the first with nothing in a compiler's cache."""
+    worker = Worker(side, setting, cache)
+    first = worker.ask("step")["value"]
+    took.cold[side] = time.perf_counter() - worker.began
+    for _ in range(warm - 1):
+        worker.ask("step")
+    worker.ask("reset")
+    print(f"  {side}: first value {first:.4f} after {took.cold[side]:.1f} s", file=sys.stderr, flush=True)
+    return worker
 
 
 def summary(

@@ -44,7 +44,7 @@ def checked(device: torch.device) -> list[dict[str, Any]]:
 
 
 def training(model: str, rounds: int) -> dict[str, Any]:
-    """Steps of all sides in turn, on one GPU."""
+    """Steps of all sides, one after the other, on one GPU. No GPU has run it yet."""
     setting = Setting(model, "bf16", threads=torch.get_num_threads(), device="cuda")
     has_liger = importlib.util.find_spec("liger_kernel") is not None
     sides = ["specc", "peer-compiled", *(["liger-compiled"] if has_liger else [])]

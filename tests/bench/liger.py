@@ -8,6 +8,10 @@ from tests.bench import peers
 from tests.bench.models import Model
 
 
+def load(model: Model) -> None:
+    peers.load(model)
+
+
 def of(model: Model) -> tuple[nn.Module, peers.Loss]:
     from liger_kernel.transformers import apply_liger_kernel_to_llama
 

@@ -5,20 +5,21 @@ mask half) and the products of experts count by their FLOPs, at the rate of the 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from specc.compiler.graphs import Graphs, node_type
-from specc.compiler.program import Call
+from specc.compiler.build import stage_sizes
+from specc.compiler.graphs import node_type
 from specc.compiler.schedule.actions import graph_calls, one_rank
-from specc.compiler.work import graph_work
+from specc.compiler.work import node_flops
 from specc.runtime.products import available, has_bf16, mm, product
 from tests.bench.models import Setting
-from tests.bench.specc_side import lowered
+from tests.bench.specc_side import lowered, program_of
 
 aten = torch.ops.aten
 Shape = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # sizes and strides of both operands
@@ -27,10 +28,9 @@ Shape = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]
 def make(setting: Setting) -> Callable[[], float]:
     """A function that runs every product once and returns the seconds that a whole step of them takes."""
     dtype = torch.bfloat16 if setting.dtype == "bf16" else torch.float32
-    graphs, calls = lowered(setting)
-    shapes, rest = products(graphs, calls)
+    shapes, rest = work(setting)
     drawn = [(_drawn(s[0], s[1], dtype), _drawn(s[2], s[3], dtype), n) for s, n in shapes.items()]
-    known = sum(n * 2.0 * a.shape[0] * a.shape[1] * b.shape[1] for a, b, n in drawn)
+    known = products(shapes)
 
     def step() -> float:
         seconds = sum(n * _fastest(a, b) for a, b, n in drawn)
@@ -41,27 +41,42 @@ def make(setting: Setting) -> Callable[[], float]:
 
 def flops(setting: Setting) -> float:
     """Those of a step."""
-    return sum(n * graph_work(gm).flops for gm, n in uses(*lowered(setting)))
+    shapes, rest = work(setting)
+    return products(shapes) + rest
 
 
-def uses(graphs: dict[str, Graphs], calls: tuple[Call, ...]) -> list[tuple[fx.GraphModule, int]]:
-    """The graphs of a step, and how often each runs."""
-    times = graph_calls(one_rank(len(calls), 1, set(range(len(calls)))), calls)
-    return [(graphs[body].parts()[part], n) for (body, part), n in times.items()]
+def products(shapes: Mapping[Shape, int]) -> float:
+    return sum(n * 2.0 * a[0] * a[1] * b[1] for (a, _, b, _), n in shapes.items())
 
 
-def products(graphs: dict[str, Graphs], calls: tuple[Call, ...]) -> tuple[Counter[Shape], float]:
-    """How often a step multiplies matrices of each shape, and the FLOPs of all else (attention, groups)."""
+def work(setting: Setting) -> tuple[Counter[Shape], float]:
+    """How often a step multiplies matrices of each shape, and the FLOPs of attention and of the products of experts."""
+    graphs, calls = lowered(setting)
     found: Counter[Shape] = Counter()
-    rest = 0.0
-    for gm, n in uses(graphs, calls):
-        rest += n * graph_work(gm).flops
-        for node in gm.graph.nodes:
+    rest = attention(setting)
+    times = graph_calls(one_rank(len(calls), 1, set(range(len(calls)))), calls)
+    for (body, part), n in times.items():
+        for node in graphs[body].parts()[part].graph.nodes:
             if node.target in (aten.mm.default, aten.addmm.default):
                 (_, a, a_strides), (_, b, b_strides) = (node_type(x) for x in node.args[-2:])
                 found[(tuple(a), tuple(a_strides), tuple(b), tuple(b_strides))] += n
-                rest -= n * 2.0 * a[0] * a[1] * b[1]
+            elif str(node.target).startswith("specc.grouped_"):
+                rest += n * node_flops(node)
     return found, rest
+
+
+def attention(setting: Setting) -> float:
+    """Two products forward and five backward, of a causal mask half of the scores."""
+    program, model = program_of(setting.row), setting.row
+    sizes, total = stage_sizes(program, model.batch, {"": model.length}), 0.0
+    for call in program.calls:
+        body = program.bodies[call.body]
+        types = body.types()
+        for e in (e for e in body.eqns if e.op == "attend"):
+            q, k, v = (types[n or ""].shape(sizes) for n in e.ins[:3])
+            scores = math.prod(q[:-1]) * k[-3] * (0.5 if e.attrs.get("causal") else 1.0)
+            total += 3.5 * 2.0 * scores * (q[-1] + v[-1])
+    return total
 
 
 def _drawn(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Tensor:

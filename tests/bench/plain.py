@@ -13,6 +13,10 @@ from tests.bench.models import Model
 from tests.bench.peers import Loss
 
 
+def load(model: Model) -> None:
+    """Nothing beside torch."""
+
+
 def of(model: Model) -> tuple[nn.Module, Loss]:
     """The module, which gives its loss."""
 
@@ -69,7 +73,7 @@ class GLU(nn.Module):
 
 
 class Experts(nn.Module):
-    """Each expert on its own tokens."""
+    """Each expert on its own tokens; how many these are is known late, so that a compiled graph ends here."""
 
     def __init__(self, dim: int, hidden: int, experts: int, used: int) -> None:
         super().__init__()
@@ -89,7 +93,7 @@ class Experts(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, model: Model, norm: Callable[[], nn.Module], attention: Attention, feed: nn.Module) -> None:
+    def __init__(self, norm: Callable[[], nn.Module], attention: Attention, feed: nn.Module) -> None:
         super().__init__()
         self.norm_1, self.norm_2, self.attention, self.feed = norm(), norm(), attention, feed
 
@@ -108,7 +112,7 @@ class Decoder(nn.Module):
         self.embed = nn.Embedding(d["V"], d["D"])
         self.layers = nn.ModuleList(
             Layer(
-                model, lambda: nn.RMSNorm(d["D"], eps=1e-5), Attention(d["D"], d["H"], d["K"], False, True),
+                lambda: nn.RMSNorm(d["D"], eps=1e-5), Attention(d["D"], d["H"], d["K"], False, True),
                 Experts(d["D"], d["F"], d["EXPERTS"], d["USED"]) if routed else GLU(d["D"], d["F"]),
             )
             for _ in range(d["L"])
@@ -139,10 +143,10 @@ class ViT(nn.Module):
         self.token = nn.Parameter(torch.zeros(1, 1, d["D"]))
         self.positions = nn.Parameter(0.02 * torch.randn(1, (d["Y"] // d["P"]) ** 2 + 1, d["D"]))
         self.layers = nn.ModuleList(
-            Layer(model, lambda: nn.LayerNorm(d["D"]), Attention(d["D"], d["H"], d["H"], True, False), mlp(d["D"]))
+            Layer(lambda: nn.LayerNorm(d["D"], eps=1e-12), Attention(d["D"], d["H"], d["H"], True, False), mlp(d["D"]))
             for _ in range(d["L"])
         )
-        self.norm, self.head = nn.LayerNorm(d["D"]), nn.Linear(d["D"], d["CLASSES"])
+        self.norm, self.head = nn.LayerNorm(d["D"], eps=1e-12), nn.Linear(d["D"], d["CLASSES"])
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         x = self.patches(inputs["image"]).flatten(2).transpose(1, 2)
@@ -185,7 +189,7 @@ class DiT(nn.Module):
         self.mod, self.head = nn.Linear(d["D"], 2 * d["D"]), nn.Linear(d["D"], d["P"] ** 2 * 2 * d["C"])
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        angle = inputs["t"][:, None] * torch.exp(-math.log(10000) * torch.arange(128) / 128)
+        angle = inputs["t"].float()[:, None] * torch.exp(-math.log(10000) * torch.arange(128) / 128)
         cond = self.time(torch.cat([angle.cos(), angle.sin()], -1)) + self.classes(inputs["class"])
         x = self.patches(inputs["x_t"]).flatten(2).transpose(1, 2) + self.positions
         for layer in self.layers:

@@ -87,7 +87,7 @@ def make(setting: Setting, compiled: bool = True) -> Callable[[], float]:
     """A function that does one training step and returns the loss."""
     keep_memory()
     made = side(setting, compiled)
-    adam = Optimizer(lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, clip=CLIP)
+    adam = Optimizer(lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, clip=CLIP, no_decay=["*.bias"])
     optimizer = AdamW(adam, {n: x for n, x in made.params.items() if made.program.params[n].trainable})
     batches = torch.Generator().manual_seed(1)
 

@@ -1,6 +1,6 @@
 """`python -m tests.bench.tune`: seconds of each block as measured op by op before, beside those of the block in steps.
 
-The five models of tests/bench/models.py, compiled, in one process each. Prints a table and, as the last line, JSON."""
+The five models of tests/bench/models.py, compiled. Prints a table and, as the last line, JSON."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ import torch
 from specc.runtime.device import forget_peak
 from tests.bench.models import Setting
 
-# Modules are named as text, so that a side imports nothing of the others: its memory is its own.
+# Modules are named as text, so that a side imports no model of the others: its memory is its own.
 SIDES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "limit": ("tests.bench.limit", ()),
     "specc": ("tests.bench.specc_side", ()),
@@ -37,6 +37,8 @@ def main(side: str, settings: str) -> None:
     os.dup2(2, 1)  # whatever a library prints goes to standard error
     module, args = SIDES[side]
     make: Callable[..., Callable[[], float]] = import_module(module).make
+    if args:
+        import_module(args[0]).load(setting.row)
     imported = resident()
     step = make(setting, *args)
     for line in sys.stdin:
