@@ -6,7 +6,8 @@ once and writes each value that is used outside."""
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from typing import Any
 
 import torch
 from torch import fx
@@ -38,13 +39,19 @@ def is_sent(node: fx.Node) -> bool:
 
 def is_alone(node: fx.Node) -> bool:
     """Whether an op is a kernel that nothing is fused into."""
-    space, _, op = name_of(node).partition(".")
-    return space in ("specc", "_c10d_functional") or op.split(".")[0] in ALONE or "scaled_dot_product" in op
+    space, op = _parts(node)
+    return space in ("specc", "_c10d_functional") or op in ALONE or "scaled_dot_product" in op
 
 
 def is_heavy(node: fx.Node) -> bool:
     """Whether an op takes time beside moving its bytes even if it is fused."""
-    return name_of(node).partition(".")[2].split(".")[0] in HEAVY
+    return _parts(node)[1] in HEAVY
+
+
+def _parts(node: fx.Node) -> tuple[str, str]:
+    """`aten` and `mm`, say."""
+    space, _, op = name_of(node).partition(".")
+    return space, op.split(".")[0]
 
 
 def fuses(gm: fx.GraphModule) -> bool:
@@ -102,13 +109,13 @@ def _reads(group: list[fx.Node]) -> Iterator[int]:
 
 def _writes(group: list[fx.Node]) -> Iterator[int]:
     inside = set(group)
-    yield from (tensor_bytes(node_type(n)) for n in group if any(u not in inside for u in _users(n)))
+    yield from (tensor_bytes(node_type(n)) for n in group if any(u not in inside for u in users(n)))
 
 
-def _users(node: fx.Node) -> Iterator[fx.Node]:
-    """Those of a value and of its views."""
+def users(node: fx.Node, through: Container[Any] = ()) -> Iterator[fx.Node]:
+    """Those of a value, of its views, and of what the ops `through` make of it."""
     for user in node.users:
-        if _is_part(user):
-            yield from _users(user)
+        if _is_part(user) or user.target in through:
+            yield from users(user, through)
         else:
             yield user

@@ -32,7 +32,7 @@ def graph_work(gm: fx.GraphModule) -> Work:
     total = Work()
     for node in gm.graph.nodes:
         if node.op == "call_function" and node.target is not operator.getitem and not is_view(node):
-            flops = node_flops(node)
+            flops = _flops(node)
             total += Work(flops, 0.0 if flops else _touched(node), 1)
     return total
 
@@ -41,7 +41,7 @@ def is_view(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and bool(node.target.is_view)
 
 
-def node_flops(node: fx.Node) -> float:
+def _flops(node: fx.Node) -> float:
     name, operands = str(node.target), [t for a in node.args[:3] if isinstance(a, fx.Node) for t in tensors(a)[:1]]
     if name.startswith("specc.grouped_"):
         products = 2 if name.endswith("_backward.default") else 1

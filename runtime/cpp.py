@@ -7,15 +7,12 @@ for every head: as tables they are computed once."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, fx
 
-from specc.compiler.fused import is_alone, is_row_wise, is_sent
+from specc.compiler.fused import is_alone, is_row_wise, is_sent, users
 from specc.compiler.graphs import node_type
 from specc.compiler.partition import ancestors, cut_out
-from specc.compiler.work import is_view
 
 aten = torch.ops.aten
 ROWS = 64  # from which their sum is worth an op
@@ -70,19 +67,10 @@ def without_tables(gm: fx.GraphModule) -> tuple[fx.GraphModule | None, fx.GraphM
 
 
 def _is_table(node: fx.Node) -> bool:
-    larger = any(_size(u) > _size(node) and is_row_wise(u) for u in _users(node))
+    larger = any(_size(u) > _size(node) and is_row_wise(u) for u in users(node, through=(aten._to_copy.default,)))
     return larger and not any(is_alone(n) or is_sent(n) for n in ancestors([node], set()))
 
 
 def _size(node: fx.Node) -> int:
     kind = node_type(node)
     return math.prod(kind[1]) if kind and isinstance(kind[0], str) else 0
-
-
-def _users(node: fx.Node) -> Iterator[fx.Node]:
-    """Those of a value, of its views and of its copies in another dtype."""
-    for user in node.users:
-        if is_view(user) or user.target == aten._to_copy.default:
-            yield from _users(user)
-        else:
-            yield user

@@ -7,9 +7,8 @@ computes besides what its ops took by themselves beyond moving theirs (exponenti
 from __future__ import annotations
 
 import statistics
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +21,9 @@ from specc.compiler.schedule.actions import PARTS
 from specc.compiler.work import is_view
 from specc.runtime.built import Build, Stage
 from specc.runtime.compile import apart, example
-from specc.runtime.device import CPU, settle
+from specc.runtime.device import CPU
 from specc.runtime.products import with_fast_products
+from specc.runtime.rates import clocked
 from specc.runtime.tuned import Op, Seconds, Tuned
 
 TIMES = 5  # runs of an op
@@ -52,10 +52,10 @@ class Clock:
             self.known[key] = typical(lambda: node.target(*args, **kwargs), self.device)  # type: ignore[operator]
         return self.known[key]
 
-    def count(self, node: fx.Node, seconds: float) -> None:
-        name = name_of(node)
-        self.rows[name] += 1
-        self.spent[name] = self.spent.get(name, 0.0) + seconds
+    def count(self, ops: Iterable[tuple[str, float]]) -> None:
+        for name, seconds in ops:
+            self.rows[name] += 1
+            self.spent[name] = self.spent.get(name, 0.0) + seconds
 
     def moving(self, nbytes: int) -> float:
         """Seconds of a kernel that reads and writes so many bytes; between two sizes, as a straight line has it."""
@@ -73,9 +73,14 @@ class Clock:
 class Timing(fx.Interpreter):
     """Runs a graph once, and measures each op on the way."""
 
-    def __init__(self, gm: fx.GraphModule, clock: Clock, counts: bool) -> None:
+    def __init__(self, gm: fx.GraphModule, clock: Clock) -> None:
         super().__init__(gm)
-        self.clock, self.counts, self.plain, self.alone = clock, counts, 0.0, 0.0
+        self.clock, self.alone = clock, 0.0
+        self.ops: list[tuple[str, float]] = []
+
+    @property
+    def plain(self) -> float:
+        return sum(seconds for _, seconds in self.ops)
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "call_function" and is_sent(n):
@@ -83,9 +88,7 @@ class Timing(fx.Interpreter):
         if n.op == "call_function" and name_of(n) and not is_view(n):
             args, kwargs = self.fetch_args_kwargs_from_env(n)
             seconds = self.clock.op(n, args, kwargs)
-            self.plain += seconds
-            if self.counts:
-                self.clock.count(n, seconds)
+            self.ops.append((name_of(n), seconds))
             if is_alone(n):
                 self.alone += seconds
             elif is_heavy(n):
@@ -116,7 +119,9 @@ def graph_seconds(gm: fx.GraphModule, clock: Clock) -> Seconds:
     """Those of one call."""
     if clock.device == CPU:
         gm = with_fast_products(gm)
-    plain = timed(gm, clock, counts=True).plain
+    whole = timed(gm, clock)
+    clock.count(whole.ops)
+    plain = whole.plain
     if not fuses(gm):
         return Seconds(plain, plain)
     tables, rest = apart(gm, clock.device)
@@ -124,24 +129,16 @@ def graph_seconds(gm: fx.GraphModule, clock: Clock) -> Seconds:
     return Seconds(plain, before + timed(rest, clock).alone + sum(map(clock.moving, fused_bytes(rest))))
 
 
-def timed(gm: fx.GraphModule, clock: Clock, counts: bool = False) -> Timing:
-    """The graph, run on drawn values; its ops count as ops of the build if they are not those of another timing."""
-    timing = Timing(gm, clock, counts)
+def timed(gm: fx.GraphModule, clock: Clock) -> Timing:
+    """The graph, run on drawn values."""
+    timing = Timing(gm, clock)
     timing.run(*(_operand(n, clock.device) for n in gm.graph.find_nodes(op="placeholder")))
     return timing
 
 
 def typical(run: Callable[[], object], device: torch.device) -> float:
-    """The median seconds of several runs after a first one."""
-    run()
-    settle(device)
-    seconds: list[float] = []
-    for _ in range(TIMES):
-        began = time.perf_counter()
-        run()
-        settle(device)
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+    """The median seconds of several runs: a step sees no best ones."""
+    return statistics.median(clocked(run, device, TIMES))
 
 
 def _operand(node: fx.Node, device: torch.device) -> Any:

@@ -47,12 +47,20 @@ def measured(compute: torch.dtype, device: torch.device = CPU) -> Rates:
 
 def best(run: Callable[[], object], device: torch.device = CPU, times: int = 5) -> float:
     """The least seconds of several runs after a first one."""
+    return min(clocked(run, device, times))
+
+
+def clocked(
+    run: Callable[[], object], device: torch.device, times: int, before: Callable[[], object] = lambda: None
+) -> list[float]:  # fmt: skip
+    """Seconds of several runs after a first one; what comes before each does not count."""
     run()
-    settle(device)
     seconds: list[float] = []
     for _ in range(times):
+        before()
+        settle(device)
         began = time.perf_counter()
         run()
         settle(device)
         seconds.append(time.perf_counter() - began)
-    return min(seconds)
+    return seconds

@@ -67,7 +67,7 @@ def compare(setting: Setting, sides: Sequence[str], rounds: int, warm: int) -> d
                 took.rounds(workers, rounds)
                 workers.clear()
         took.rounds(workers, rounds)
-    return summary(setting, took.seconds, took.memory, took.last, took.cold)
+    return summary(setting, took)
 
 
 @dataclass
@@ -100,18 +100,16 @@ def started(side: str, setting: Setting, cache: Path, warm: int, took: Took) -> 
     return worker
 
 
-def summary(
-    setting: Setting, seconds: Mapping[str, Sequence[float]], memory: Mapping[str, Mapping[str, float]],
-    last: Mapping[str, float], cold: Mapping[str, float],
-) -> dict[str, Any]:  # fmt: skip
+def summary(setting: Setting, took: Took) -> dict[str, Any]:
     """Medians over the rounds; ratios are medians of the ratios of one round, which saw the same machine."""
     rows: dict[str, Any] = {}
+    seconds, memory = took.seconds, took.memory
     for side in (s for s in seconds if s != LIMIT):
         typical = statistics.median(seconds[side])
         rows[side] = {
             "seconds": typical, "units_per_s": setting.row.units / typical, "peak_bytes": memory[side]["peak"],
-            "peak_over_imports": memory[side]["peak"] - memory[side]["imported"], "first_step": cold[side],
-            "loss": last[side],
+            "peak_over_imports": memory[side]["peak"] - memory[side]["imported"], "first_step": took.cold[side],
+            "loss": took.last[side],
         }  # fmt: skip
         if LIMIT in seconds:
             rows[side]["of_limit"] = ratio(seconds[LIMIT], seconds[side])
@@ -180,10 +178,15 @@ def main() -> None:
         for dtype in args.dtype or ("fp32", *(["bf16"] if has_bf16() else [])):
             results.append(compare(Setting(model, dtype), args.side or SIDES, args.rounds, args.warm))
             print(table(results[-1]), flush=True)
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    give(results, args.json)
+
+
+def give(result: Any, to: Path | None) -> None:
+    """As JSON, to a file or as the last line."""
+    if to:
+        to.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     else:
-        print(json.dumps(results))
+        print(json.dumps(result))
 
 
 if __name__ == "__main__":

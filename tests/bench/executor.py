@@ -56,7 +56,7 @@ def compare(rounds: int) -> dict[str, Any]:
     """Each in turn, the one that goes first changing; both must give the same gradients."""
     torch.set_num_threads(SETTING.threads)
     made = side(SETTING, compiled=False)
-    drawn = SETTING.row.draw(SETTING.row, torch.Generator().manual_seed(1))
+    drawn = SETTING.batch(torch.Generator().manual_seed(1))
     batch, plain = made.inputs(drawn), plain_loop(made)
     steps = {"plain": lambda: plain(batch), "executor": lambda: made.executor.step(made.params, [batch], [1.0]).grads}
     found = {name: step() for name, step in steps.items()}

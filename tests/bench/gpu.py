@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -18,8 +17,9 @@ from typing import Any
 
 import torch
 
-from tests.bench.cpu import compare, table
-from tests.bench.gpu_kernels import LARGE, SMALL, copy_rate, product_rate, right, rows_of
+from specc.runtime.rates import measured
+from tests.bench.cpu import compare, give, table
+from tests.bench.gpu_kernels import LARGE, SMALL, right, rows_of
 from tests.bench.limit import flops
 from tests.bench.models import Setting
 from tests.kernels.interpreter import round_bf16
@@ -52,9 +52,9 @@ def training(model: str, rounds: int) -> dict[str, Any]:
     print(table(found), flush=True)
     if not has_liger:
         print("  Liger-Kernel is not installed: pip install -e '.[gpu]'", flush=True)
-    rate = product_rate(torch.device("cuda"), LARGE)
+    rate, needed = measured(torch.bfloat16, torch.device("cuda")).flops, flops(setting)
     for side, row in found["sides"].items():
-        row["model_flops"] = flops(setting) / row["seconds"] / rate
+        row["model_flops"] = needed / row["seconds"] / rate
         print(
             f"  {side:15} {row['model_flops']:.3f} of the measured product rate ({rate / 1e12:.0f} TFLOP/s)", flush=True
         )
@@ -63,7 +63,11 @@ def training(model: str, rounds: int) -> dict[str, Any]:
 
 def run(parts: Sequence[str], device: torch.device, smoke: bool, model: str, rounds: int) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu, interpreted"
-    result: dict[str, Any] = {"device": name, "torch": torch.__version__, "copy_rate": copy_rate(device)}
+    result: dict[str, Any] = {
+        "device": name,
+        "torch": torch.__version__,
+        "copy_rate": measured(torch.bfloat16, device).bytes,
+    }
     if "right" in parts:
         result["right"] = checked(device)
     if "kernels" in parts:
@@ -89,10 +93,7 @@ def main() -> None:
         round_bf16()
     device = torch.device("cpu" if args.smoke else "cuda")
     result = run(args.part or PARTS, device, args.smoke, args.model, args.rounds)
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    else:
-        print(json.dumps(result))
+    give(result, args.json)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,16 +18,14 @@ from torch import Tensor
 from specc.compiler.kernels.attention import attentions, make_attention
 from specc.compiler.kernels.cross_entropy import make_cross_entropy
 from specc.compiler.kernels.cut import cut
-from specc.compiler.kernels.load import load_kernel
-from specc.compiler.kernels.made import Made
 from specc.compiler.lower.loss import chunk_loss, label_count
 from specc.compiler.lower.run import run_body
 from specc.compiler.passes.sink_masks import sink_masks
 from specc.compiler.program import Body
-from specc.runtime.device import settle
+from specc.runtime.rates import clocked, measured
 from tests.grid.models import Tracer
-from tests.kernels.interpret import called, error
-from tests.kernels.regions import Case, attention_case, broadcasts, cases, operands, sizes_of
+from tests.kernels.interpret import called, compared
+from tests.kernels.regions import Case, attention_case, broadcasts, cases, loaded, operands
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # a GPU sums in another order than fp64 does
 RUNS = 20
@@ -80,51 +77,30 @@ def right(device: torch.device) -> Iterator[dict[str, Any]]:
         module = loaded(case.made, folder)
         for i in range(max(len(c) for c in module.CONFIGS.values())):
             choose(module, i)
-            forward, backward = errors(case, device)
+            forward, backward = compared(case, [x.to(device) for x in operands(case)])
             yield {
                 "name": case.made.name, "model": case.model, "dtype": str(case.dtype), "setting": i,
                 "forward": forward, "backward": backward, "met": max(forward, backward) <= TOLERANCE[case.dtype],
             }  # fmt: skip
 
 
-def errors(case: Case, device: torch.device) -> tuple[float, float]:
-    """Of outs and of gradients, as shares of the largest entry."""
-    given = operands(case)
-    low = [leaf(x.to(device)) for x in given]
-    exact = [leaf(x.double() if x.is_floating_point() else x) for x in given]
-    got, want = called(case, low), run_body(case.body, exact, (), sizes_of(case))
-    forward = max(error(a.cpu(), b) for a, b in zip(got, want, strict=True))
-    ends = [i for i, w in enumerate(want) if w.requires_grad]
-    if not ends:
-        return forward, 0.0
-    draw = torch.Generator().manual_seed(1)
-    cotangents = [torch.randn(want[i].shape, generator=draw, dtype=torch.float64).to(case.dtype) for i in ends]
-    at = [c.to(device) for c in cotangents]
-    found = torch.autograd.grad([got[i] for i in ends], [x for x in low if x.requires_grad], at)
-    true = torch.autograd.grad(
-        [want[i] for i in ends], [x for x in exact if x.requires_grad], [c.double() for c in cotangents],
-        materialize_grads=True, allow_unused=True,
-    )  # fmt: skip
-    return forward, max(error(a.cpu(), b) for a, b in zip(found, true, strict=True))
-
-
 def rows_of(device: torch.device, sizes: Sizes, compiled: bool = True) -> Iterator[Row]:
     """Every kernel of a decoder in bf16, forward alone and with its backward, beside ATen, Inductor and libraries."""
     folder, program = Path(tempfile.mkdtemp()), sink_masks(sizes.model().program())
-    copy, product = copy_rate(device), product_rate(device, sizes)
+    rates = measured(torch.bfloat16, device)
     open_sizes = {"B": sizes.batch, "S": sizes.length}
     for body in program.bodies.values():
         found = cut(body, open_sizes, torch.bfloat16)
         for name, made in found.made.items():
             region = found.regions[name].body
             case = Case("llama", region, made, torch.bfloat16, tuple(range(len(region.ins))))
-            yield from rows(case, open_sizes, device, folder, compiled, copy, {})
+            yield from rows(case, open_sizes, device, folder, compiled, rates.bytes, {})
         for out, a in attentions(body).items():
             made = make_attention(a, torch.bfloat16)
             case = attention_case("llama", body, out, made, torch.bfloat16)
-            yield from rows(case, open_sizes, device, folder, compiled, product, sdpa(sizes, device), causal=sizes)
-    yield loss_row(sizes, device, folder, compiled, copy)
-    yield from library_rows(sizes, device, copy)
+            yield from rows(case, open_sizes, device, folder, compiled, rates.flops, sdpa(sizes, device), causal=sizes)
+    yield loss_row(sizes, device, folder, compiled, rates.bytes)
+    yield from library_rows(sizes, device, rates.bytes)
 
 
 def rows(
@@ -193,8 +169,7 @@ def loss_row(sizes: Sizes, device: torch.device, folder: Path, compiled: bool, r
     logits = torch.randn(n, sizes.dims["V"], device=device, dtype=torch.bfloat16)
     labels = torch.randint(0, sizes.dims["V"], (n,), device=device)
     count = label_count(labels)
-    aten: Callable[[], object] = lambda: chunk_loss(logits.float(), labels, count)  # noqa: E731
-    seconds = {"aten": timed(aten, device)}
+    seconds = {"aten": timed(lambda: chunk_loss(logits.float(), labels, count), device)}
     if compiled:
         by = torch.compile(lambda x: chunk_loss(x.float(), labels, count))
         seconds["inductor"] = timed(lambda: by(logits), device)
@@ -245,45 +220,13 @@ def causal_flops(sizes: Sizes) -> float:
     return 2.0 * sizes.batch * sizes.length**2 * sizes.dims["D"]
 
 
-def copy_rate(device: torch.device) -> float:
-    """Bytes a second, read and written."""
-    x = torch.empty(FLUSH, device=device, dtype=torch.uint8)
-    y = torch.empty_like(x)
-    return 2 * FLUSH / timed(lambda: y.copy_(x), device)
-
-
-def product_rate(device: torch.device, sizes: Sizes) -> float:
-    """FLOP/s of a bf16 product of the model's width."""
-    n = sizes.dims["D"]
-    x = torch.randn(n, n, device=device, dtype=torch.bfloat16)
-    return 2.0 * n**3 / timed(lambda: x @ x, device)
-
-
 def timed(run: Call, device: torch.device) -> float:
     """The median of runs behind a cleared cache."""
-    run()
-    dirty = torch.empty(FLUSH if device.type == "cuda" else 1, device=device, dtype=torch.uint8)
-    seconds: list[float] = []
-    for _ in range(RUNS if device.type == "cuda" else 1):
-        dirty.zero_()
-        settle(device)
-        began = time.perf_counter()
-        run()
-        settle(device)
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
-
-
-def loaded(made: Made, folder: Path) -> ModuleType:
-    file = folder / f"{made.name}.py"
-    file.write_text(made.source, encoding="utf-8")
-    return load_kernel(file)
+    on_gpu = device.type == "cuda"
+    dirty = torch.empty(FLUSH if on_gpu else 1, device=device, dtype=torch.uint8)
+    return statistics.median(clocked(run, device, RUNS if on_gpu else 1, dirty.zero_))
 
 
 def choose(module: ModuleType, i: int) -> None:
     """The i-th setting of each kernel of a file, or its last."""
     module.CHOSEN.update({kind: min(i, len(configs) - 1) for kind, configs in module.CONFIGS.items()})
-
-
-def leaf(x: Tensor) -> Tensor:
-    return x.detach().requires_grad_() if x.is_floating_point() else x

@@ -7,9 +7,7 @@ from torch import nn
 from tests.bench import peers
 from tests.bench.models import Model
 
-
-def load(model: Model) -> None:
-    peers.load(model)
+load = peers.load
 
 
 def of(model: Model) -> tuple[nn.Module, peers.Loss]:

@@ -5,7 +5,6 @@ mask half) and the products of experts count by their FLOPs, at the rate of the 
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from specc.compiler.build import stage_sizes
+from specc.compiler.cost import eqn_cost
 from specc.compiler.graphs import node_type
+from specc.compiler.program import Program
 from specc.compiler.schedule.actions import graph_calls, one_rank
-from specc.compiler.work import node_flops
 from specc.runtime.products import available, has_bf16, mm, product
 from tests.bench.models import Setting
-from tests.bench.specc_side import lowered, program_of
+from tests.bench.specc_side import lowered, program_of, sizes_of
 
 aten = torch.ops.aten
 Shape = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # sizes and strides of both operands
@@ -51,31 +50,27 @@ def products(shapes: Mapping[Shape, int]) -> float:
 
 def work(setting: Setting) -> tuple[Counter[Shape], float]:
     """How often a step multiplies matrices of each shape, and the FLOPs of attention and of the products of experts."""
-    graphs, calls = lowered(setting)
+    program = program_of(setting.row)
+    graphs, calls = lowered(setting, program)
     found: Counter[Shape] = Counter()
-    rest = attention(setting)
     times = graph_calls(one_rank(len(calls), 1, set(range(len(calls)))), calls)
     for (body, part), n in times.items():
         for node in graphs[body].parts()[part].graph.nodes:
             if node.target in (aten.mm.default, aten.addmm.default):
                 (_, a, a_strides), (_, b, b_strides) = (node_type(x) for x in node.args[-2:])
                 found[(tuple(a), tuple(a_strides), tuple(b), tuple(b_strides))] += n
-            elif str(node.target).startswith("specc.grouped_"):
-                rest += n * node_flops(node)
-    return found, rest
+    return found, others(program, sizes_of(setting.row, program))
 
 
-def attention(setting: Setting) -> float:
-    """Two products forward and five backward, of a causal mask half of the scores."""
-    program, model = program_of(setting.row), setting.row
-    sizes, total = stage_sizes(program, model.batch, {"": model.length}), 0.0
-    for call in program.calls:
-        body = program.bodies[call.body]
+def others(program: Program, sizes: Mapping[str, int]) -> float:
+    """FLOPs beside those of plain products. Attention has two products forward and five backward, of a causal mask half
+    of the scores; experts have one and two."""
+    total = 0.0
+    for body in (program.bodies[c.body] for c in program.calls):
         types = body.types()
-        for e in (e for e in body.eqns if e.op == "attend"):
-            q, k, v = (types[n or ""].shape(sizes) for n in e.ins[:3])
-            scores = math.prod(q[:-1]) * k[-3] * (0.5 if e.attrs.get("causal") else 1.0)
-            total += 3.5 * 2.0 * scores * (q[-1] + v[-1])
+        for e in (e for e in body.eqns if e.op in ("attend", "grouped_linear")):
+            passes = 3.0 if e.op == "grouped_linear" else 1.75 if e.attrs.get("causal") else 3.5
+            total += passes * eqn_cost(e, [types[i] if i else None for i in e.ins], sizes, 4).flops
     return total
 
 

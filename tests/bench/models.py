@@ -43,6 +43,10 @@ class Setting:
     def row(self) -> Model:
         return MODELS[self.model]
 
+    def batch(self, by: torch.Generator) -> dict[str, Tensor]:
+        """The inputs of a step."""
+        return {n: x.to(self.device) for n, x in self.row.draw(self.row, by).items()}
+
 
 def text(model: Model, by: torch.Generator) -> dict[str, Tensor]:
     return {"tokens": torch.randint(model.dims["V"], (model.batch, model.length), generator=by)}

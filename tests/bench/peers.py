@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
@@ -26,25 +27,24 @@ def of(model: Model) -> tuple[nn.Module, Loss]:
 def llama(model: Model) -> tuple[nn.Module, Loss]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    d = model.dims
-    config = LlamaConfig(
-        vocab_size=d["V"], hidden_size=d["D"], intermediate_size=d["F"], num_hidden_layers=d["L"],
-        num_attention_heads=d["H"], num_key_value_heads=d["K"], max_position_embeddings=model.length,
-        tie_word_embeddings=True, rms_norm_eps=1e-5,
-    )  # fmt: skip
-    return LlamaForCausalLM(config), text_loss
+    return LlamaForCausalLM(LlamaConfig(**decoder_sizes(model), tie_word_embeddings=True)), text_loss
 
 
 def mixtral(model: Model) -> tuple[nn.Module, Loss]:
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    d = model.dims
-    config = MixtralConfig(
-        vocab_size=d["V"], hidden_size=d["D"], intermediate_size=d["F"], num_hidden_layers=d["L"],
-        num_attention_heads=d["H"], num_key_value_heads=d["K"], max_position_embeddings=model.length,
-        num_local_experts=d["EXPERTS"], num_experts_per_tok=d["USED"], rms_norm_eps=1e-5,
-    )  # fmt: skip
+    experts, used = model.dims["EXPERTS"], model.dims["USED"]
+    config = MixtralConfig(**decoder_sizes(model), num_local_experts=experts, num_experts_per_tok=used)
     return MixtralForCausalLM(config), text_loss
+
+
+def decoder_sizes(model: Model) -> dict[str, Any]:
+    d = model.dims
+    return {
+        "vocab_size": d["V"], "hidden_size": d["D"], "intermediate_size": d["F"], "num_hidden_layers": d["L"],
+        "num_attention_heads": d["H"], "num_key_value_heads": d["K"], "max_position_embeddings": model.length,
+        "rms_norm_eps": 1e-5,
+    }  # fmt: skip
 
 
 def vit(model: Model) -> tuple[nn.Module, Loss]:

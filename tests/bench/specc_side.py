@@ -34,6 +34,7 @@ class Side:
     """A model, lowered: what a step needs."""
 
     program: Program
+    graphs: dict[str, Graphs]
     executor: Executor
     params: dict[str, Tensor]
 
@@ -57,16 +58,19 @@ def program_of(model: Model) -> Program:
     return fuse_linear_cross_entropy(prune(elaborate(spec), []))
 
 
-def lowered(setting: Setting) -> tuple[dict[str, Graphs], tuple[Call, ...]]:
+def lowered(setting: Setting, program: Program) -> tuple[dict[str, Graphs], tuple[Call, ...]]:
     """The graphs of the model's blocks, and their calls."""
-    model, program = setting.row, program_of(setting.row)
-    return lower(program, stage_sizes(program, model.batch, {"": model.length}), DTYPES[setting.dtype])
+    return lower(program, sizes_of(setting.row, program), DTYPES[setting.dtype])
+
+
+def sizes_of(model: Model, program: Program) -> dict[str, int]:
+    return stage_sizes(program, model.batch, {"": model.length})
 
 
 def side(setting: Setting, compiled: bool = True) -> Side:
     """The model's graphs as callables, and its first parameters."""
     program, compute, device = program_of(setting.row), DTYPES[setting.dtype], torch.device(setting.device)
-    graphs, calls = lowered(setting)
+    graphs, calls = lowered(setting, program)
     bodies: dict[str, Compiled] = {}
     for name, g in graphs.items():
         parts = {p: from_json(to_json(gm), device) for p, gm in g.parts().items() if p in ("fwd", "bwd")}
@@ -80,7 +84,7 @@ def side(setting: Setting, compiled: bool = True) -> Side:
     params = {
         n: initial(n, p.type.shape({}), p.init.kind, p.init.args, 0).to(device) for n, p in program.params.items()
     }
-    return Side(program, executor, params)
+    return Side(program, graphs, executor, params)
 
 
 def make(setting: Setting, compiled: bool = True) -> Callable[[], float]:
@@ -92,8 +96,7 @@ def make(setting: Setting, compiled: bool = True) -> Callable[[], float]:
     batches = torch.Generator().manual_seed(1)
 
     def step() -> float:
-        drawn = {n: x.to(setting.device) for n, x in setting.row.draw(setting.row, batches).items()}
-        result = made.executor.step(made.params, [made.inputs(drawn)], [1.0])
+        result = made.executor.step(made.params, [made.inputs(setting.batch(batches))], [1.0])
         clip(result.grads, CLIP)
         optimizer.step(result.grads, LEARNING_RATE)
         return float(result.losses[0])

@@ -23,7 +23,7 @@ def make(setting: Setting, source: str, compiled: bool) -> Callable[[], float]:
     batches = torch.Generator().manual_seed(1)
 
     def step() -> float:
-        inputs = {n: x.to(setting.device) for n, x in setting.row.draw(setting.row, batches).items()}
+        inputs = setting.batch(batches)
         with torch.autocast(setting.device, torch.bfloat16, enabled=setting.dtype == "bf16"):
             loss = loss_of(call, inputs)
         loss.backward()

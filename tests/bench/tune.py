@@ -20,7 +20,7 @@ from specc.runtime.allocator import keep_memory
 from specc.runtime.device import CPU
 from specc.runtime.measure import Clock, graph_seconds
 from tests.bench.models import COMPARED, MODELS, Setting
-from tests.bench.specc_side import lowered, side
+from tests.bench.specc_side import side
 
 TARGET = 0.15  # most that a block's prediction is off
 WARM = 2  # steps that do not count
@@ -30,9 +30,9 @@ class Blocks:
     """The blocks of a model: as measured op by op, and in steps."""
 
     def __init__(self, setting: Setting) -> None:
-        self.made, self.steps = side(setting), 0
-        self.graphs = {n: [g.parts()[p] for p in ("fwd", "bwd")] for n, g in lowered(setting)[0].items()}
-        self.drawn = self.made.inputs(setting.row.draw(setting.row, torch.Generator().manual_seed(1)))
+        self.made = side(setting)
+        self.graphs = {n: [g.parts()[p] for p in ("fwd", "bwd")] for n, g in self.made.graphs.items()}
+        self.drawn = self.made.inputs(setting.batch(torch.Generator().manual_seed(1)))
 
     def predicted(self) -> dict[str, float]:
         """Seconds of a call of each block, forward and backward, compiled."""

@@ -18,11 +18,11 @@ from specc.compiler.facts import call_work
 from specc.compiler.kernels.aot import gate
 from specc.compiler.kernels.cut import Cut
 from specc.compiler.kernels.emit import impl, kernels_of, with_kernels
-from specc.compiler.kernels.load import load_kernel
 from specc.compiler.passes.sink_masks import sink_masks
 from specc.compiler.program import Program
 from specc.compiler.work import Work
 from tests.grid.models import TRACERS, Tracer
+from tests.kernels.regions import loaded
 
 SIZES = {"B": 4, "S": 256, "T": 256}
 OBJECTIVES = {"llama": "causal_lm", "deepseek_v2": "causal_lm", "t5": "span_corruption", "gpt2": "causal_lm",
@@ -77,9 +77,8 @@ def change(model: str) -> Change:
 
 
 def load_all(c: Cut, folder: Path) -> None:
-    for name, made in c.made.items():
-        (folder / f"{name}.py").write_text(made.source, encoding="utf-8")
-        load_kernel(folder / f"{name}.py")
+    for made in c.made.values():
+        loaded(made, folder)
 
 
 def step(program: Program, kernels: set[str]) -> tuple[Work, int]:
@@ -92,9 +91,8 @@ def step(program: Program, kernels: set[str]) -> tuple[Work, int]:
 def show_figures(model: str) -> None:
     folder = Path(tempfile.mkdtemp())
     for cut in kernels_of(sink_masks(program_of(model)), SIZES, torch.bfloat16).values():
-        load_all(cut, folder)
         for name, made in cut.made.items():
-            for f in gate(made, load_kernel(folder / f"{name}.py")):
+            for f in gate(made, loaded(made, folder)):
                 print(
                     f"{model:14} {name:32} {f.kernel:8} {f.target:6} {f.constants} {f.warps:2} warps "
                     f"{f.registers:3} registers, {f.shared:6} shared, {f.wide_loads} of {f.loads} loads wide "

@@ -25,7 +25,7 @@ from specc.compiler.lower.run import run_body
 from specc.compiler.ops.loss import IGNORE
 from tests.kernels.interpreter import Guarded, round_bf16
 from tests.kernels.masks import N_K, N_Q, NAMES, attributes, dense, predicates, tile_file
-from tests.kernels.regions import ODD, Case, broadcasts, cases, operands, sizes_of
+from tests.kernels.regions import ODD, Case, broadcasts, cases, loaded, operands, sizes_of
 
 # Programs that share the rows and rows of a step: so that there are several of each, and a last one that is not full.
 PROGRAMS, STEP = 3, 2
@@ -50,9 +50,7 @@ def main() -> None:
 
 def row(case: Case, folder: Path) -> dict[str, Any]:
     """The largest errors of a region, each as a share of the largest entry, and whether the guard bands stand."""
-    file = folder / f"{case.made.name}.py"
-    file.write_text(case.made.source, encoding="utf-8")
-    module, guard = load_kernel(file), Guarded()
+    module, guard = loaded(case.made, folder), Guarded()
     few(module, case)
     module.torch = guard  # type: ignore[attr-defined]
     ins = [guard.guarded(x) for x in operands(case)]
@@ -72,23 +70,24 @@ def few(module: ModuleType, case: Case) -> None:
 
 
 def compared(case: Case, ins: Sequence[Tensor]) -> tuple[float, float]:
-    """Errors of outs and of gradients against the same body in fp64."""
+    """Errors of outs and of gradients against the same body in fp64 on the CPU."""
     low = [x.requires_grad_() if x.is_floating_point() else x for x in ins]
-    exact = [x.detach().double().requires_grad_() if x.is_floating_point() else x for x in ins]
+    exact = [x.detach().cpu().double().requires_grad_() if x.is_floating_point() else x.cpu() for x in ins]
     got = called(case, low)
     want = run_body(case.body, exact, (), sizes_of(case))
-    forward = max(error(a, b) for a, b in zip(got, want, strict=True))
+    forward = max(error(a.cpu(), b) for a, b in zip(got, want, strict=True))
     ends = [i for i, w in enumerate(want) if w.requires_grad]
     if not ends:
         return forward, 0.0
     draw = torch.Generator().manual_seed(1)
     cotangents = [torch.randn(want[i].shape, generator=draw, dtype=torch.float64).to(case.dtype) for i in ends]
-    found = torch.autograd.grad([got[i] for i in ends], [x for x in low if x.requires_grad], cotangents)
+    at = [c.to(ins[0].device) for c in cotangents]
+    found = torch.autograd.grad([got[i] for i in ends], [x for x in low if x.requires_grad], at)
     true = torch.autograd.grad(
         [want[i] for i in ends], [x for x in exact if x.requires_grad], [c.double() for c in cotangents],
         materialize_grads=True, allow_unused=True,
     )  # fmt: skip
-    return forward, max(error(a, b) for a, b in zip(found, true, strict=True))
+    return forward, max(error(a.cpu(), b) for a, b in zip(found, true, strict=True))
 
 
 def called(case: Case, ins: Sequence[Tensor]) -> list[Tensor]:
@@ -132,9 +131,7 @@ def wrong_masks(folder: Path) -> list[str]:
 def losses(folder: Path) -> dict[str, Any]:
     """A head's losses and gradients over a vocabulary that fills no block, with labels that do not count."""
     made = make_cross_entropy(VOCAB, torch.float32, "a head")
-    file, guard = folder / f"{made.name}.py", Guarded()
-    file.write_text(made.source, encoding="utf-8")
-    module = load_kernel(file)
+    module, guard = loaded(made, folder), Guarded()
     module.CONFIGS["forward"] = ((256, 4),)
     module.torch = guard  # type: ignore[attr-defined]
     draw = torch.Generator().manual_seed(0)
@@ -149,9 +146,7 @@ def losses(folder: Path) -> dict[str, Any]:
 def grouped(folder: Path) -> dict[str, Any]:
     """A grouped product and its gradients; a group has no rows, and no width fills a tile."""
     made = make_grouped(Grouped(40, 24, "experts"), torch.float32)
-    file, guard = folder / f"{made.name}.py", Guarded()
-    file.write_text(made.source, encoding="utf-8")
-    module = load_kernel(file)
+    module, guard = loaded(made, folder), Guarded()
     module.CONFIGS.update({kind: ((16, 16, 16, 4),) for kind in module.CONFIGS})
     module.torch = guard  # type: ignore[attr-defined]
     draw = torch.Generator().manual_seed(0)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
+from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from specc.compiler.kernels.attention import attentions, make_attention, with_attention
 from specc.compiler.kernels.cut import Cut, cut
+from specc.compiler.kernels.load import load_kernel
 from specc.compiler.kernels.made import Made
 from specc.compiler.kernels.region import Region, sub_body, trace
 from specc.compiler.kernels.source import make
@@ -101,6 +104,13 @@ def attention_case(model: str, body: Body, out: str, made: Made, dtype: torch.dt
     read = list(dict.fromkeys(i for e in (*masks, attend) for i in e.ins if i and i not in [m.outs[0] for m in masks]))
     kernel = next(e for e in with_attention(body, {out: made.name}).eqns if out in e.outs)
     return Case(model, own, made, dtype, tuple(read.index(i or "") for i in kernel.ins))
+
+
+def loaded(made: Made, folder: Path) -> ModuleType:
+    """The module of a file, written below `folder`."""
+    file = folder / f"{made.name}.py"
+    file.write_text(made.source, encoding="utf-8")
+    return load_kernel(file)
 
 
 def sizes_of(case: Case) -> dict[str, int]:
