@@ -7,6 +7,7 @@ for every head: as tables they are computed once."""
 from __future__ import annotations
 
 import math
+
 import torch
 from torch import Tensor, fx
 
