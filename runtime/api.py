@@ -1,4 +1,5 @@
-"""specc from Python: build a spec, run it, sample from it, as the commands of these names do."""
+"""specc from Python: run a build and sample from it, as the commands of these names do; `make` has building, which
+imports the compiler."""
 
 from __future__ import annotations
 
@@ -6,12 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from specc.compiler.build import build_spec
-from specc.compiler.facts import StageFacts
-from specc.compiler.foresight.choose import chosen
-from specc.compiler.placement.mesh import mesh_mistakes
-from specc.compiler.report import render
-from specc.compiler.report.gather import read_build
 from specc.runtime import checkpoint
 from specc.runtime.built import Build, Stage, open_build
 from specc.runtime.data import tokenizer as tokenizers
@@ -20,36 +15,9 @@ from specc.runtime.errors import RunError
 from specc.runtime.sample import Choice, write_text
 from specc.runtime.start import start
 from specc.runtime.train import stage_folder
-from specc.spec.errors import SpecError, did_you_mean, in_order
-from specc.spec.spec import Spec, load
+from specc.spec.errors import did_you_mean
 
-SpecLike = Spec | str | Path
 BuildLike = Build | str | Path
-
-
-def build(
-    spec: SpecLike, out: str | Path | None = None, overrides: Sequence[str] = (), allow_ops: bool = False
-) -> Build:
-    """Compile a spec (or a spec file, with overrides such as "model.dims.L=4") into `out`, by default build/NAME.
-
-    `allow_ops` says that the Python files under the spec's `ops:` are trusted: building runs them."""
-    return open_build(build_files(spec, out, overrides, allow_ops)[1])
-
-
-def build_files(
-    spec: SpecLike, out: str | Path | None, overrides: Sequence[str], allow_ops: bool
-) -> tuple[list[StageFacts], Path]:
-    """Write a build with its page; what a person wants to know of it, and where it is."""
-    found = spec if isinstance(spec, Spec) else load(spec, overrides)
-    if isinstance(spec, Spec) and overrides:
-        found = spec.changed(*overrides)
-    if mistakes := mesh_mistakes(found):
-        raise SpecError(*in_order(mistakes))
-    found = chosen(found)
-    target = Path(out or f"build/{found.name}")
-    facts = build_spec(found, target, allow_ops)
-    (target / "report.html").write_text(render(read_build(target)), encoding="utf-8")
-    return facts, target
 
 
 def run(

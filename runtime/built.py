@@ -24,7 +24,6 @@ from specc.runtime.compile import Decision, callable_of, decide
 from specc.runtime.device import CPU
 from specc.runtime.errors import RunError
 from specc.runtime.executor import Compiled, Executor
-from specc.runtime.kernels import load_kernels
 from specc.runtime.rates import measured
 from specc.runtime.tuned import Seconds, step_seconds, tuned_of
 from specc.runtime.weights import Function
@@ -112,6 +111,8 @@ class Stage:
     ) -> Executor:  # fmt: skip
         """The stage's graphs, loaded; those that a step runs as C++ if `compiled`. `coordinates` are a rank's place."""
         if self.plan.get("kernels") == "triton":
+            from specc.runtime.kernels import load_kernels  # late: it imports the compiler
+
             load_kernels(self.path.parents[1], self.spec, self.compute)
         actions = self.schedules[wire.rank if wire else 0]
         run = {self.calls[a.call].body for a in actions if a.call >= 0}

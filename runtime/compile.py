@@ -19,7 +19,6 @@ from specc.compiler.fused import fuses
 from specc.compiler.graphs import dtype_named
 from specc.compiler.units import duration
 from specc.compiler.work import Work
-from specc.runtime.cpp import with_row_sums, without_tables
 from specc.runtime.device import CPU
 from specc.runtime.products import with_fast_products
 
@@ -77,7 +76,11 @@ def callable_of(gm: fx.GraphModule, compiled: bool, device: torch.device = CPU) 
 
 def apart(gm: fx.GraphModule, device: torch.device) -> tuple[fx.GraphModule | None, fx.GraphModule]:
     """What runs before a graph as it is, and what of it is compiled."""
-    return without_tables(with_row_sums(gm)) if device == CPU else (None, gm)
+    if device != CPU:
+        return None, gm
+    from specc.runtime.cpp import with_row_sums, without_tables  # late: it imports what cuts graphs, a second
+
+    return without_tables(with_row_sums(gm))
 
 
 def compile_graph(gm: fx.GraphModule, device: torch.device = CPU) -> Function:

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
+from specc.runtime.adamw import MOMENTS, no_steps, update
 from specc.runtime.device import CPU
 from specc.runtime.host import Lane
 from specc.spec.stage import Optimizer
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 BESIDE = 2  # updates after which moments that went back are let go
 
 
@@ -34,7 +33,7 @@ class HostMoments:
         device = next(iter(params.values())).device if params else CPU
         self.lane = Lane(device)
         self.moments = {n: [self.lane.room(p.shape, p.dtype).zero_() for _ in MOMENTS] for n, p in params.items()}
-        self.steps = {n: torch.zeros((), dtype=torch.float32, device=p.device) for n, p in params.items()}
+        self.steps = {n: no_steps(p) for n, p in params.items()}
 
     def step(self, grads: Mapping[str, Tensor], lrs: Mapping[str, float], decays: Mapping[str, float]) -> None:
         """Update a parameter after the other."""
@@ -45,27 +44,14 @@ class HostMoments:
             assert coming is not None
             here, coming = coming, self._fetch(paths[i + 1]) if i + 1 < len(paths) else None
             self.lane.settle(here.done)
-            grad = grads[path].to(self.params[path].dtype).contiguous()
-            first, second = here.moments
-            adamw(
-                [self.params[path]], [grad], [first], [second], [], [self.steps[path]], fused=True,
-                amsgrad=False, beta1=self.spec.betas[0], beta2=self.spec.betas[1], lr=lrs[path],
-                weight_decay=decays[path], eps=self.spec.eps, maximize=False,
+            update(
+                self.spec, [self.params[path]], [grads[path]], [here.moments], [self.steps[path]], lrs[path],
+                decays[path],
             )  # fmt: skip
             gone.append(self._store(path, here))
             if len(gone) > BESIDE:
                 self.lane.settle(gone.pop(0).done)
         self.lane.finish()
-
-    def state(self) -> dict[str, Tensor]:
-        """Moments and counts by `name/path`."""
-        found = {f"{name}/{n}": m for n, ms in self.moments.items() for name, m in zip(MOMENTS, ms, strict=True)}
-        return found | {f"step/{n}": x for n, x in self.steps.items()}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        own = self.state()
-        for key, value in state.items():
-            own[key].copy_(value)
 
     def _fetch(self, path: str) -> Visit:
         if self.lane.stream is None:

@@ -9,8 +9,8 @@ import torch
 
 from specc.compiler.build import trained
 from specc.compiler.elaborate import elaborate
-from specc.compiler.kernels.emit import LIST, sources
-from specc.compiler.kernels.load import load_kernel
+from specc.compiler.kernels.emit import sources
+from specc.compiler.kernels.load import LIST, load_kernel
 from specc.runtime.errors import RunError
 from specc.spec.spec import load
 from specc.spec.stage import StageSpec

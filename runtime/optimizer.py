@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
+from specc.runtime.adamw import MOMENTS, no_steps, state_of, update
 from specc.runtime.host_moments import HostMoments
 from specc.spec.errors import Diagnostic, SpecError, did_you_mean
 from specc.spec.stage import Optimizer, Schedule
@@ -77,49 +78,37 @@ def matches(patterns: Iterable[str], paths: Iterable[str]) -> set[str]:
 
 
 class AdamW:
-    """torch's fused AdamW over named tensors; weights are updated in place. `on_host` keeps moments on the host."""
+    """AdamW over named tensors; weights are updated in place. `on_host` keeps moments on the host."""
 
     def __init__(self, spec: Optimizer, params: Mapping[str, Tensor], on_host: bool = False) -> None:
         self.spec, self.params = spec, dict(params)
         self.groups = groups(spec, params)
         self.host = HostMoments(spec, self.params) if on_host else None
-        self.optimizer = torch.optim.AdamW(
-            [{"params": [self.params[p] for p in g.paths], "weight_decay": g.weight_decay} for g in self.groups],
-            lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=True,
-        )  # fmt: skip
+        here = {} if on_host else self.params
+        self.moments = {n: [torch.zeros_like(p) for _ in MOMENTS] for n, p in here.items()}
+        self.steps = {n: no_steps(p) for n, p in here.items()}
 
-    @torch.no_grad()
     def step(self, grads: Mapping[str, Tensor], lr: float) -> None:
         """One update at the learning rate `lr`, times each group's scale."""
         if self.host:
             lrs = {p: lr * g.lr_scale for g in self.groups for p in g.paths}
             self.host.step(grads, lrs, {p: g.weight_decay for g in self.groups for p in g.paths})
             return
-        for group, made in zip(self.groups, self.optimizer.param_groups, strict=True):
-            made["lr"] = lr * group.lr_scale
-        for path, tensor in self.params.items():
-            tensor.grad = grads[path].to(tensor.dtype).contiguous()  # the fused kernel reads it in the order of memory
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for g in self.groups:
+            params, given = [self.params[n] for n in g.paths], [grads[n] for n in g.paths]
+            moments, steps = [self.moments[n] for n in g.paths], [self.steps[n] for n in g.paths]
+            update(self.spec, params, given, moments, steps, lr * g.lr_scale, g.weight_decay)
 
     def state(self) -> dict[str, Tensor]:
         """Moments and counts by `name/path`."""
-        if self.host:
-            return self.host.state()
-        found: dict[str, Tensor] = {}
-        for path, tensor in self.params.items():
-            for name, value in self.optimizer.state[tensor].items():
-                found[f"{name}/{path}"] = value
-        return found
+        held = self.host or self
+        return state_of(held.moments, held.steps)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state` gave."""
-        if self.host:
-            self.host.load(state)
-            return
+        own = self.state()
         for key, value in state.items():
-            name, path = key.split("/", 1)
-            self.optimizer.state[self.params[path]][name] = value.to(self.params[path].device, copy=True)
+            own[key].copy_(value)
 
 
 def squares(grads: Mapping[str, Tensor], owned: Iterable[str]) -> float:

@@ -20,8 +20,7 @@ from specc.runtime.worker import as_rank, own_rank
 from specc.spec.errors import Diagnostic, SpecError
 
 MAX_RESTARTS = 3
-# What ranks would import one by one: torch imports the second for the first optimizer that is made.
-MODULES = ("specc.runtime.start", "torch._dynamo")
+MODULES = ("specc.runtime.start",)  # what ranks would import one by one
 EVENTS = "tensorboard.summary.writer.event_file_writer"
 SHOW_CURSOR = "\033[?25h"  # a bar that was killed has hidden it
 

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from specc.runtime.api import build
+from specc.runtime.make import build
 from specc.runtime.metrics import METRICS, SAMPLES, VOLATILE
 
 SPEC = """

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specc.runtime.api import build, run
+from specc.runtime.api import run
 from specc.runtime.errors import RunError
+from specc.runtime.make import build
 
 LAYER = """
     layer:

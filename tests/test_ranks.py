@@ -20,6 +20,7 @@ from specc.runtime.built import open_build
 from specc.runtime.cli import main
 from specc.runtime.commands.verify import told as verify_text
 from specc.runtime.loop import one_step
+from specc.runtime.make import build
 from specc.runtime.seat import take_seat
 from specc.runtime.team import Processes
 from specc.runtime.train import begin, stage_folder
@@ -76,10 +77,10 @@ def test_a_run_goes_on_under_another_mesh(tmp_path: Path) -> None:
     """On two ranks until a signal, then on two of another mesh, and so on: the samples and losses of one process."""
     spec = write_spec(tmp_path)
     long = ("stages.pretrain.budget.steps=90", "stages.pretrain.checkpoint.every=1000")
-    api.run(api.build(spec, tmp_path / "one" / "tiny", long), say=lambda _: None)
+    api.run(build(spec, tmp_path / "one" / "tiny", long), say=lambda _: None)
     told: list[str] = []
     for i, mesh in enumerate(MESHES):
-        api.build(spec, tmp_path / "two" / "tiny", [*long, *mesh])
+        build(spec, tmp_path / "two" / "tiny", [*long, *mesh])
         before, process = lines(tmp_path / "two"), specc(tmp_path, "run", "two/tiny")
         if i < len(MESHES) - 1:
             end = time.monotonic() + 120
@@ -94,8 +95,8 @@ def test_a_run_goes_on_under_another_mesh(tmp_path: Path) -> None:
         told += re.findall(r"saved with (.*): the last bits may differ", out)
     assert told == ["mesh tp=2, now pp=2", "mesh pp=2, now dp=2", "mesh dp=2, now tp=2"]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
-    for build in ("one", "two"):
-        assert api.sample(tmp_path / build / "tiny", "the", tokens=2)
+    for name in ("one", "two"):
+        assert api.sample(tmp_path / name / "tiny", "the", tokens=2)
 
 
 def poisoned(rank: int, path: str) -> tuple[bool, list[str], bool]:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from specc.runtime import api
 from specc.runtime.cli import main
+from specc.runtime.make import build
 
 SPEC = """
 specc: 1
@@ -49,7 +49,7 @@ def write_spec(folder: Path, steps: int) -> Path:
 
 def built(folder: Path, steps: int) -> Path:
     """The build of the spec, made in this process."""
-    return api.build(write_spec(folder, steps), folder / "build" / "tiny").path
+    return build(write_spec(folder, steps), folder / "build" / "tiny").path
 
 
 def specc(folder: Path, *args: str) -> subprocess.Popen[str]:

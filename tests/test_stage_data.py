@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from specc.runtime.api import build, run
+from specc.runtime.api import run
 from specc.runtime.errors import RunError
+from specc.runtime.make import build
 from tests.training import write_spec
 
 SFT = """

@@ -17,7 +17,7 @@ from specc.compiler.kernels.attention import attentions, make_attention, with_at
 from specc.compiler.kernels.cross_entropy import loss_impl, losses_of, make_cross_entropy
 from specc.compiler.kernels.cut import Cut, cut
 from specc.compiler.kernels.grouped import grouped_impl, grouped_of, make_grouped
-from specc.compiler.kernels.load import load_kernel
+from specc.compiler.kernels.load import LIST, load_kernel
 from specc.compiler.kernels.made import Made
 from specc.compiler.lower.local import Impl, Local, Result
 from specc.compiler.passes.sink_masks import sink_masks
@@ -25,7 +25,6 @@ from specc.compiler.program import Body, Program
 from specc.spec.errors import Diagnostic, Mark, SpecError
 from specc.spec.plan import PlanSpec
 
-LIST = "aot.json"
 UNTUNED = "aten: not tuned on the device"
 
 

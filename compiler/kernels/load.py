@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 PACKAGE = "specc_kernels"
+LIST = "aot.json"  # beside the files: what they take on a device, and what is used
 
 
 def load_kernel(path: Path) -> ModuleType:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from specc.compiler.elaborate import elaborate
-from specc.compiler.kernels.emit import LIST
+from specc.compiler.kernels.load import LIST
 from specc.compiler.program import Call, Program
 from specc.compiler.report.data import Action, Compiled, Cover, Kernel, Memory, Model, Report, Schedule, Stage
 from specc.compiler.report.program import model_data

@@ -12,9 +12,9 @@ from specc.compiler.facts import StageFacts
 from specc.compiler.kernels.emit import summary as kernel_summary
 from specc.compiler.report.text import flops
 from specc.compiler.units import count, duration, size
-from specc.runtime.api import build_files
 from specc.runtime.built import open_build
 from specc.runtime.compile import Decision
+from specc.runtime.make import build_files
 
 
 def run(args: argparse.Namespace) -> int:

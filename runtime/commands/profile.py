@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from specc.compiler.units import size
-from specc.runtime.api import build_files
 from specc.runtime.device import ask
+from specc.runtime.make import build_files
 from specc.runtime.profile import Profile, profiles, trace
 
 

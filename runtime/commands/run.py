@@ -7,7 +7,6 @@ import json
 import sys
 from pathlib import Path
 
-from specc.runtime.api import build_files
 from specc.runtime.commands.report import read_runs, write_page
 from specc.runtime.device import ask
 from specc.runtime.start import start, under_torchrun
@@ -23,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     if target.is_dir() and (args.overrides or args.out):
         hint = "give the spec file instead, or build it again"
         raise SpecError(Diagnostic("S304", f"{target} is a build: --set and --out act on specs alone", hint=hint))
-    path = target if target.is_dir() else build_files(target, args.out, args.overrides, args.allow_ops)[1]
+    path = target if target.is_dir() else built(target, args)
     out = sys.stderr if args.json else sys.stdout
     bar = out if has_progress(out) else None
     build = start(
@@ -37,3 +36,10 @@ def run(args: argparse.Namespace) -> int:
         talks = any(s.facts["decodes"] for s in build.stages.values())
         print(f"\nlook: {page}" + (f"        talk: specc sample {path} --prompt TEXT" if talks else ""))
     return 0
+
+
+def built(spec: Path, args: argparse.Namespace) -> Path:
+    """The build that is made of a spec."""
+    from specc.runtime.make import build_files  # late: it imports the compiler, which a build does without
+
+    return build_files(spec, args.out, args.overrides, args.allow_ops)[1]

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from specc.compiler.ops.user import op
-    from specc.runtime.api import build, run, sample
+    from specc.runtime.api import run, sample
     from specc.runtime.built import Build
     from specc.runtime.errors import RunError
+    from specc.runtime.make import build
     from specc.spec.data import DataSpec, Source, TokenizerSpec
     from specc.spec.errors import Diagnostic, SpecError
     from specc.spec.model import Attribute, Block, ModelSpec, NameRule, Step, step
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "specc.compiler.ops.user": ("op",),
-    "specc.runtime.api": ("build", "run", "sample"),
+    "specc.runtime.api": ("run", "sample"),
     "specc.runtime.built": ("Build",),
     "specc.runtime.errors": ("RunError",),
+    "specc.runtime.make": ("build",),
     "specc.spec.data": ("DataSpec", "Source", "TokenizerSpec"),
     "specc.spec.errors": ("Diagnostic", "SpecError"),
     "specc.spec.model": ("Attribute", "Block", "ModelSpec", "NameRule", "Step", "step"),
