@@ -1,7 +1,5 @@
-"""Which ops of a graph a compiler makes one kernel of, and the bytes that each such kernel moves.
-
-Row-wise ops that follow one another without a product between them are one kernel: it reads each value from outside
-once and writes each value that is used outside."""
+"""Which ops of a graph a compiler makes one kernel of: row-wise ops that follow one another without a product between
+them."""
 
 from __future__ import annotations
 
@@ -12,18 +10,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from specc.compiler.graphs import node_type, tensor_bytes
 from specc.compiler.work import is_view
 
 # Ops of ATen that are kernels of their own, beside all of specc's.
 ALONE = {
     "mm", "bmm", "addmm", "baddbmm", "convolution", "convolution_backward", "embedding_dense_backward", "index_put",
     "scatter", "scatter_add", "scatter_reduce", "index_add", "sort", "topk", "multinomial", "nonzero",
-}  # fmt: skip
-# Row-wise ops whose arithmetic takes longer than moving their bytes.
-HEAVY = {
-    "exp", "exp2", "expm1", "log", "log1p", "logsumexp", "_softmax", "_log_softmax", "sigmoid", "tanh", "silu",
-    "silu_backward", "gelu", "gelu_backward", "erf", "softplus", "sin", "cos",
 }  # fmt: skip
 SENT = ("_c10d_functional", "specc.exchange", "specc.shift")  # what goes between ranks
 
@@ -43,11 +35,6 @@ def is_alone(node: fx.Node) -> bool:
     return space in ("specc", "_c10d_functional") or op in ALONE or "scaled_dot_product" in op
 
 
-def is_heavy(node: fx.Node) -> bool:
-    """Whether an op takes time beside moving its bytes even if it is fused."""
-    return _parts(node)[1] in HEAVY
-
-
 def _parts(node: fx.Node) -> tuple[str, str]:
     """`aten` and `mm`, say."""
     space, _, op = name_of(node).partition(".")
@@ -57,11 +44,6 @@ def _parts(node: fx.Node) -> tuple[str, str]:
 def fuses(gm: fx.GraphModule) -> bool:
     """Whether a compiler finds anything to make one kernel of."""
     return any(len(group) > 1 for group in groups(gm))
-
-
-def fused_bytes(gm: fx.GraphModule) -> list[int]:
-    """Bytes that each kernel of row-wise ops moves."""
-    return [sum(_reads(group)) + sum(_writes(group)) for group in groups(gm)]
 
 
 def groups(gm: fx.GraphModule) -> Iterator[list[fx.Node]]:
@@ -94,22 +76,6 @@ def _root(node: fx.Node) -> fx.Node:
     while _is_part(node):
         node = node.all_input_nodes[0]
     return node
-
-
-def _reads(group: list[fx.Node]) -> Iterator[int]:
-    inside = set(group)
-    seen: dict[fx.Node, int] = {}
-    for source in (i for node in group for i in node.all_input_nodes):
-        root = _root(source)
-        if root not in inside:
-            part = min(tensor_bytes(node_type(source)), tensor_bytes(node_type(root)) or 1 << 62)
-            seen[root] = max(seen.get(root, 0), part)
-    yield from seen.values()
-
-
-def _writes(group: list[fx.Node]) -> Iterator[int]:
-    inside = set(group)
-    yield from (tensor_bytes(node_type(n)) for n in group if any(u not in inside for u in users(n)))
 
 
 def users(node: fx.Node, through: Container[Any] = ()) -> Iterator[fx.Node]:

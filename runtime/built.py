@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,19 +31,19 @@ from specc.runtime.wire import Wire
 from specc.spec.stage import StageSpec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
-BODY_PARTS = {"fwd", "bwd", "bwd_input", "bwd_weight"}
+BODY_PARTS = {"fwd", "bwd", "bwd_input", "bwd_weight"}  # those of parameters hardly compute: they are not compiled
 assert grouped_mm is not None
 assert exchange is not None
 assert flash_attention is not None
 
 
 def body_of(
-    layout: Mapping[str, Any], texts: Mapping[str, str], compiled: bool = False, device: torch.device = CPU
+    layout: Mapping[str, Any], texts: Mapping[str, str], compiled: Collection[str] = (), device: torch.device = CPU
 ) -> Compiled:  # fmt: skip
-    """A body's graphs as callables; those of its parameters stay as they are, since they hardly compute."""
+    """A body's graphs as callables, some compiled."""
     parts: dict[str, Function] = {}
     for name, text in texts.items():
-        parts[name] = callable_of(from_json(text, device), compiled and name in BODY_PARTS, device)
+        parts[name] = callable_of(from_json(text, device), name in compiled, device)
     ins, params, outs = (tuple(layout[k]) for k in ("in_grads", "param_grads", "out_grads"))
     return Compiled(
         parts["fwd"], parts.get("bwd"), parts.get("bwd_input"), parts.get("bwd_weight"), layout["n_outs"], ins, params,
@@ -89,11 +89,14 @@ class Stage:
         known, optimizer = self.predicted(device), measured(self.compute, device).seconds(self.optimizer)
         step, graphs = step_seconds(known, self.calls, self.schedules), Work(**self.work["graphs"])
         seconds = optimizer + step.plain, optimizer + step.compiled
-        return decide(self.plan["compile"], seconds, graphs, self.work["n"], self.spec.steps(), device)
+        slower = [n for n, s in known.items() if s.plain < s.compiled]
+        return decide(
+            self.plan["compile"], seconds, graphs, self.work["n"] - len(slower), self.spec.steps(), device, slower
+        )
 
     def predicted(self, device: torch.device = CPU) -> Mapping[str, Seconds]:
-        """Seconds of a call of each graph, by `body.part`: those of its ops where `specc tune` measured them on such a
-        machine, or else its work by the machine's rates."""
+        """Seconds of a call of each graph, by `body.part`: those that `specc tune` measured on such a machine, or else
+        its work by the machine's rates."""
         tuned = tuned_of(self.path.parents[1], device)
         if tuned is not None and self.name in tuned.graphs:
             return tuned.graphs[self.name]
@@ -107,16 +110,18 @@ class Stage:
 
     def executor(
         self, compiled: bool = False, coordinates: Sequence[Tensor] = (), wire: Wire | None = None,
-        device: torch.device = CPU,
+        device: torch.device = CPU, plain: Collection[str] = (),
     ) -> Executor:  # fmt: skip
-        """The stage's graphs, loaded; those that a step runs as C++ if `compiled`. `coordinates` are a rank's place."""
+        """The stage's graphs, loaded; those that a step runs as C++ if `compiled`, but for those that stay `plain`.
+        `coordinates` are a rank's place."""
         if self.plan.get("kernels") == "triton":
             from specc.runtime.kernels import load_kernels  # late: it imports the compiler
 
             load_kernels(self.path.parents[1], self.spec, self.compute)
         actions = self.schedules[wire.rank if wire else 0]
         run = {self.calls[a.call].body for a in actions if a.call >= 0}
-        bodies = {n: self._body(n, at, actions, compiled and n in run, device) for n, at in self.graphs.items()}
+        faster = {f"{n}.{p}" for n in run for p in BODY_PARTS} - set(plain) if compiled else set()
+        bodies = {n: self._body(n, at, actions, faster, device) for n, at in self.graphs.items()}
         return Executor(
             self.calls, bodies, actions, self.facts["loss"], {}, frozenset(self.trainable()), self.compute,
             torch.float64 if self.compute == torch.float64 else torch.float32, coordinates, wire,
@@ -124,11 +129,11 @@ class Stage:
         )  # fmt: skip
 
     def _body(
-        self, name: str, layout: Mapping[str, Any], actions: list[Action], compiled: bool, device: torch.device
+        self, name: str, layout: Mapping[str, Any], actions: list[Action], compiled: set[str], device: torch.device
     ) -> Compiled:  # fmt: skip
         used = parts_of(actions)
         text = {p: (self.path / "graphs" / f"{name}.{p}.json").read_text() for p in layout["parts"] if p in used}
-        return body_of(layout, text, compiled, device)
+        return body_of(layout, text, {p for p in used if f"{name}.{p}" in compiled}, device)
 
 
 @dataclass(frozen=True)

@@ -29,19 +29,21 @@ SECONDS_A_GRAPH, SECONDS_A_NODE = 2.0, 0.025  # what compiling takes on two core
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether to compile, why, and the predicted seconds of a step either way."""
+    """Whether to compile, why, the predicted seconds of a step either way, and graphs that stay as they are."""
 
     compiled: bool
     why: str
     step_seconds: float
     device: str = "cpu"
+    plain: Sequence[str] = ()
 
 
 def decide(
-    mode: Mode, seconds: tuple[float, float], graphs: Work, n_graphs: int, steps: int, device: torch.device = CPU
-) -> Decision:
+    mode: Mode, seconds: tuple[float, float], graphs: Work, n_graphs: int, steps: int, device: torch.device = CPU,
+    slower: Sequence[str] = (),
+) -> Decision:  # fmt: skip
     """Compile if that takes less time than it saves in all steps; `seconds` of a step are those of the graphs as they
-    are and compiled."""
+    are and compiled, but for those that would be `slower`."""
     plain, compiled = seconds
     cost = n_graphs * SECONDS_A_GRAPH + graphs.nodes * SECONDS_A_NODE
     pays = (plain - compiled) * steps > cost
@@ -49,7 +51,9 @@ def decide(
     verb = "pays" if pays else "does not pay"
     note = f"compiling {n_graphs} graphs (about {duration(cost)}) {verb} in a run of {duration(plain * steps)}"
     why = note if mode == "auto" else f"compile: {mode}"
-    return Decision(chosen, why, compiled if chosen else plain, device.type)
+    if chosen and slower:
+        why += f"; not {', '.join(slower)}, as measured"
+    return Decision(chosen, why, compiled if chosen else plain, device.type, tuple(slower) if chosen else ())
 
 
 def decided(path: Path, make: Callable[[], Decision], device: torch.device = CPU) -> Decision:

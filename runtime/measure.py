@@ -1,50 +1,43 @@
-"""What the graphs of a build take on this machine: each of their ops is measured, with the shapes that it has there.
+"""What the graphs of a build take on this machine, as they are and compiled, and which of their ops take longest.
 
-A graph as it is takes the sum of its ops. Compiled, products, attention and the like take what they took by themselves,
-and the rest goes in kernels as compiler.fused has them: one moves its bytes as fast as a sum of as many does, and
-computes besides what its ops took by themselves beyond moving theirs (exponentials, say)."""
+A graph runs by itself on drawn values, with caches as other graphs leave them in a step. What other ranks send is drawn
+too. Each op is measured by itself besides, with the shapes that it has there."""
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from specc.compiler.fused import fused_bytes, fuses, is_alone, is_heavy, is_sent, name_of
-from specc.compiler.graphs import from_json, node_type, tensor_bytes
+from specc.compiler.fused import fuses, is_sent, name_of
+from specc.compiler.graphs import from_json, node_type
 from specc.compiler.schedule.actions import PARTS
 from specc.compiler.work import is_view
+from specc.runtime.allocator import keep_memory
 from specc.runtime.built import Build, Stage
-from specc.runtime.compile import apart, example
+from specc.runtime.compile import Function, callable_of, example
 from specc.runtime.device import CPU
-from specc.runtime.products import with_fast_products
 from specc.runtime.rates import clocked
 from specc.runtime.tuned import Op, Seconds, Tuned
 
-TIMES = 5  # runs of an op
+TIMES = 5  # runs of an op, or of a graph
 TABLES = ("aten.embedding", "aten.embedding_dense_backward")
-SIZES = tuple(1 << n for n in range(14, 27, 2))  # bytes of which moving is measured
+CACHED = 1 << 26  # bytes that are written before a graph runs, more than caches hold
 
 
 @dataclass
 class Clock:
-    """Seconds of ops and of moving bytes, each measured once."""
+    """Seconds of ops, each measured once, and of graphs."""
 
     device: torch.device
     known: dict[str, float] = field(default_factory=dict)
-    moved: dict[int, float] = field(default_factory=dict)
     rows: Counter[str] = field(default_factory=Counter)
     spent: dict[str, float] = field(default_factory=dict)
-
-    def beyond_moving(self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
-        """Seconds that an op takes by itself beyond those of its bytes."""
-        touched = sum(tensor_bytes(node_type(n)) for n in (node, *node.all_input_nodes))
-        return max(0.0, self.op(node, args, kwargs) - self.moving(touched))
 
     def op(self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
         key = f"{node.target}{_kinds(args)}{_kinds(kwargs)}"
@@ -52,22 +45,13 @@ class Clock:
             self.known[key] = typical(lambda: node.target(*args, **kwargs), self.device)  # type: ignore[operator]
         return self.known[key]
 
-    def count(self, ops: Iterable[tuple[str, float]]) -> None:
-        for name, seconds in ops:
-            self.rows[name] += 1
-            self.spent[name] = self.spent.get(name, 0.0) + seconds
+    def count(self, name: str, seconds: float) -> None:
+        self.rows[name] += 1
+        self.spent[name] = self.spent.get(name, 0.0) + seconds
 
-    def moving(self, nbytes: int) -> float:
-        """Seconds of a kernel that reads and writes so many bytes; between two sizes, as a straight line has it."""
-        for size in SIZES:
-            if size not in self.moved:
-                x = torch.zeros(size // 8, device=self.device)
-                y = torch.empty_like(x)
-                self.moved[size] = typical(lambda x=x, y=y: torch.add(x, 1.0, out=y), self.device)  # type: ignore[misc]
-        low = max((s for s in SIZES[:-1] if s <= nbytes), default=SIZES[0])
-        high = SIZES[SIZES.index(low) + 1]
-        slope = (self.moved[high] - self.moved[low]) / (high - low)
-        return max(self.moved[SIZES[0]], self.moved[low] + slope * (nbytes - low))
+    def whole(self, function: Function, operands: Sequence[Any]) -> float:
+        others = torch.zeros(CACHED // 4, device=self.device)
+        return typical(lambda: function(*operands), self.device, lambda: others.add_(1.0))
 
 
 class Timing(fx.Interpreter):
@@ -75,29 +59,17 @@ class Timing(fx.Interpreter):
 
     def __init__(self, gm: fx.GraphModule, clock: Clock) -> None:
         super().__init__(gm)
-        self.clock, self.alone = clock, 0.0
-        self.ops: list[tuple[str, float]] = []
-
-    @property
-    def plain(self) -> float:
-        return sum(seconds for _, seconds in self.ops)
+        self.clock = clock
 
     def run_node(self, n: fx.Node) -> Any:
-        if n.op == "call_function" and is_sent(n):
-            return _drawn(node_type(n), self.clock.device)  # what other ranks send is not computed here
         if n.op == "call_function" and name_of(n) and not is_view(n):
-            args, kwargs = self.fetch_args_kwargs_from_env(n)
-            seconds = self.clock.op(n, args, kwargs)
-            self.ops.append((name_of(n), seconds))
-            if is_alone(n):
-                self.alone += seconds
-            elif is_heavy(n):
-                self.alone += self.clock.beyond_moving(n, args, kwargs)
+            self.clock.count(name_of(n), self.clock.op(n, *self.fetch_args_kwargs_from_env(n)))
         return super().run_node(n)
 
 
 def measure(build: Build, device: torch.device = CPU) -> Tuned:
-    """Measure all ops of a build's graphs, on drawn values."""
+    """Measure all graphs of a build's steps, and their ops."""
+    keep_memory()
     clock = Clock(device)
     graphs = {name: _stage(stage, clock) for name, stage in build.stages.items()}
     ops = [Op(name, clock.rows[name], seconds) for name, seconds in clock.spent.items()]
@@ -108,37 +80,56 @@ def _stage(stage: Stage, clock: Clock) -> dict[str, Seconds]:
     found: dict[str, Seconds] = {}
     if isinstance(stage.plan["threads"], int):
         torch.set_num_threads(stage.plan["threads"])
+    compiles = stage.plan["compile"] != "off"
     for body, layout in stage.graphs.items():
         for part in sorted(set(layout["parts"]) & set(PARTS.values())):
             text = (stage.path / "graphs" / f"{body}.{part}.json").read_text(encoding="utf-8")
-            found[f"{body}.{part}"] = graph_seconds(from_json(text, clock.device), clock)
+            found[f"{body}.{part}"] = graph_seconds(text, clock, compiles)
     return found
 
 
-def graph_seconds(gm: fx.GraphModule, clock: Clock) -> Seconds:
-    """Those of one call."""
-    if clock.device == CPU:
-        gm = with_fast_products(gm)
-    whole = timed(gm, clock)
-    clock.count(whole.ops)
-    plain = whole.plain
-    if not fuses(gm):
+def graph_seconds(text: str, clock: Clock, compiles: bool = True) -> Seconds:
+    """Those of a call of a recorded graph; as it is for both if it is not to be compiled, or has nothing to fuse."""
+    gm = given_what_is_sent(from_json(text, clock.device))
+    operands = [_operand(n, clock.device) for n in gm.graph.find_nodes(op="placeholder")]
+    Timing(gm, clock).run(*operands)
+    plain = clock.whole(callable_of(gm, False, clock.device), operands)
+    if not compiles or not fuses(gm):
         return Seconds(plain, plain)
-    tables, rest = apart(gm, clock.device)
-    before = timed(tables, clock).plain if tables else 0.0
-    return Seconds(plain, before + timed(rest, clock).alone + sum(map(clock.moving, fused_bytes(rest))))
+    again = given_what_is_sent(from_json(text, clock.device))
+    return Seconds(plain, clock.whole(callable_of(again, True, clock.device), operands))
 
 
-def timed(gm: fx.GraphModule, clock: Clock) -> Timing:
-    """The graph, run on drawn values."""
-    timing = Timing(gm, clock)
-    timing.run(*(_operand(n, clock.device) for n in gm.graph.find_nodes(op="placeholder")))
-    return timing
+def given_what_is_sent(gm: fx.GraphModule) -> fx.GraphModule:
+    """The graph with what other ranks send as operands, behind its own."""
+    for node in list(gm.graph.nodes):
+        if is_sent(node):
+            parts = [(node, node_type(node))] if isinstance(node_type(node)[0], str) else _parts(node)
+            for value, kind in parts:
+                with gm.graph.inserting_before(_first_op(gm)):
+                    operand = gm.graph.placeholder(f"sent_{value.name}")
+                operand.meta["type"] = kind
+                value.replace_all_uses_with(operand)
+    gm.graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))
+    gm.recompile()
+    return gm
 
 
-def typical(run: Callable[[], object], device: torch.device) -> float:
+def _parts(node: fx.Node) -> list[tuple[fx.Node, Any]]:
+    """The values that a node of several gives, and their types."""
+    return [(user, node_type(node)[user.args[1]]) for user in node.users]
+
+
+def _first_op(gm: fx.GraphModule) -> fx.Node:
+    found: fx.Node = next(n for n in gm.graph.nodes if n.op != "placeholder")
+    return found
+
+
+def typical(
+    run: Callable[[], object], device: torch.device, before: Callable[[], object] = lambda: None
+) -> float:  # fmt: skip
     """The median seconds of several runs: a step sees no best ones."""
-    return statistics.median(clocked(run, device, TIMES))
+    return statistics.median(clocked(run, device, TIMES, before))
 
 
 def _operand(node: fx.Node, device: torch.device) -> Any:

@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from specc.compiler.schedule.actions import PARTS, Action
 from specc.runtime.built import Build, Stage, open_build
+from specc.runtime.compile import Decision
 from specc.runtime.device import settle
 from specc.runtime.heartbeat import STARTING, Pulse
 from specc.runtime.launch import Job, launch
@@ -110,7 +111,7 @@ def profiled(build: Build, name: str, steps: int, team: Team, pulse: Pulse) -> P
         torch.set_num_threads(stage.plan["threads"])
     seat = take_seat(stage, team, pulse)
     decision = stage.decide(seat.device)
-    clocked = Clocked(stage, seat, decision.compiled)
+    clocked = Clocked(stage, seat, decision)
     for _ in range(WARM):
         clocked.step()
     found = [clocked.step() for _ in range(steps)]
@@ -127,10 +128,10 @@ def profiled(build: Build, name: str, steps: int, team: Team, pulse: Pulse) -> P
 class Clocked:
     """A stage's state on this rank, and steps that note when each action begins."""
 
-    def __init__(self, stage: Stage, seat: Seat, compiled: bool) -> None:
+    def __init__(self, stage: Stage, seat: Seat, decision: Decision) -> None:
         self.stage, self.seat = stage, seat
         self.params = first_values(stage, seat, master(stage))
-        self.executor = stage.executor(compiled, seat.coordinates, seat.wire, seat.device)
+        self.executor = stage.executor(decision.compiled, seat.coordinates, seat.wire, seat.device, decision.plain)
         own = {p: self.params[p] for p in stage.trainable() if p in self.params}
         self.optimizer = AdamW(stage.spec.optimizer, own, stage.plan["offload"]["optimizer"])
         n = stage.spec.batch.microbatches
@@ -174,7 +175,7 @@ def predictions(stage: Stage, compiled: bool, device: torch.device) -> Iterator[
     for body in stage.work["parts"]:
         for kind, part in PARTS.items():
             if f"{body}.{part}" in known:
-                yield f"{kind} {body}", known[f"{body}.{part}"].of(compiled)
+                yield f"{kind} {body}", known[f"{body}.{part}"].best if compiled else known[f"{body}.{part}"].plain
     yield OPTIMIZER, measured(stage.compute, device).seconds(stage.optimizer)
 
 

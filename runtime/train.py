@@ -89,7 +89,7 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
         seat.team, lambda: decided(folder / "compile.json", lambda: stage.decide(seat.device), seat.device)
     )
     say(f"{stage.name}: {decision.why}; a step takes about {duration(decision.step_seconds)}")
-    executor = stage.executor(decision.compiled, seat.coordinates, seat.wire, seat.device)
+    executor = stage.executor(decision.compiled, seat.coordinates, seat.wire, seat.device, decision.plain)
     run = Run(stage, folder, tokenizer, data, executor, params, optimizer, ema, metrics, say, step, seat)
     if loaded:
         run.guard = Guard(int(loaded.facts["skipped"]), int(loaded.facts["in_a_row"]))

@@ -22,8 +22,9 @@ class Seconds:
     plain: float
     compiled: float
 
-    def of(self, compiled: bool) -> float:
-        return self.compiled if compiled else self.plain
+    @property
+    def best(self) -> float:
+        return min(self.plain, self.compiled)
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,9 @@ def tuned_of(path: Path, device: torch.device) -> Tuned | None:
 def step_seconds(
     known: Mapping[str, Seconds], calls: Sequence[Call], schedules: Iterable[Sequence[Action]]
 ) -> Seconds:  # fmt: skip
-    """What the graphs of a step take on the rank that computes longest."""
+    """What the graphs of a step take on the rank that computes longest; compiled, those alone that gain by it."""
     ranks = [graph_calls(actions, calls) for actions in schedules]
-    plain, compiled = (
-        max(sum(n * known[f"{body}.{part}"].of(c) for (body, part), n in times.items()) for times in ranks)
-        for c in (False, True)
+    return Seconds(
+        max(sum(n * known[f"{body}.{part}"].plain for (body, part), n in times.items()) for times in ranks),
+        max(sum(n * known[f"{body}.{part}"].best for (body, part), n in times.items()) for times in ranks),
     )
-    return Seconds(plain, compiled)

@@ -1,4 +1,4 @@
-"""`specc tune`: measure the ops of a build on this machine, or the machine itself as a device for `specc plan`."""
+"""`specc tune`: measure the graphs of a build on this machine, or the machine itself as a device for `specc plan`."""
 
 from __future__ import annotations
 
@@ -42,6 +42,6 @@ def told(tuned: Tuned) -> Iterator[str]:
     for stage, graphs in tuned.graphs.items():
         rows = [["graph", "a call", "compiled"]]
         rows += [[name, ms(s.plain), ms(s.compiled)] for name, s in graphs.items()]
-        yield from (f"{stage}: each op measured on {tuned.device}, {tuned.threads} threads", *table(rows), "")
+        yield from (f"{stage}: graphs measured on {tuned.device}, {tuned.threads} threads", *table(rows), "")
     ops = [[o.name, str(o.calls), ms(o.seconds)] for o in tuned.ops[:MOST_OPS]]
     yield from table([["op", "times", "in all"], *ops])

@@ -1,4 +1,4 @@
-"""`python -m tests.bench.tune`: seconds of each block as measured op by op before, beside those of the block in steps.
+"""`python -m tests.bench.tune`: seconds of each block as `specc tune` measures it by itself, beside those in steps.
 
 The five models of tests/bench/models.py, compiled. Prints a table and, as the last line, JSON."""
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from specc.compiler.graphs import from_json, to_json
+from specc.compiler.graphs import to_json
 from specc.compiler.schedule.actions import PARTS
 from specc.runtime.allocator import keep_memory
 from specc.runtime.device import CPU
@@ -27,7 +27,7 @@ WARM = 2  # steps that do not count
 
 
 class Blocks:
-    """The blocks of a model: as measured op by op, and in steps."""
+    """The blocks of a model: as measured by themselves, and in steps."""
 
     def __init__(self, setting: Setting) -> None:
         self.made = side(setting)
@@ -37,7 +37,7 @@ class Blocks:
     def predicted(self) -> dict[str, float]:
         """Seconds of a call of each block, forward and backward, compiled."""
         clock = Clock(CPU)
-        each = {n: [graph_seconds(from_json(to_json(gm)), clock) for gm in gms] for n, gms in self.graphs.items()}
+        each = {n: [graph_seconds(to_json(gm), clock) for gm in gms] for n, gms in self.graphs.items()}
         return {n: sum(s.compiled for s in parts) for n, parts in each.items()}
 
     def measured(self) -> dict[str, float]:
