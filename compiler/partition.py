@@ -13,6 +13,7 @@ from torch._functorch import config as functorch_config
 from torch._functorch.partitioners import _extract_graph_with_inputs_outputs as extract
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx._lazy_graph_module import _use_lazy_graph_module as lazy_code
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from specc.compiler.graphs import Graphs, verify
@@ -40,7 +41,7 @@ def build_graphs(
     themselves and not as views, so that they need not stay between forward and backward."""
     primals, flags = [*ins, *params], [*in_grads, *param_grads]
     n = len(ins)
-    with mode:
+    with mode, lazy_code(True):  # what is only cut further never runs, so it needs no Python code
         outs = run_traced(fn, primals, flags, n)[0]
         out_grads = tuple(o.requires_grad for o in outs)
         cotangents = [torch.empty_like(o.detach()) for o, g in zip(outs, out_grads, strict=True) if g]
