@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +35,7 @@ class Decision:
     why: str
     step_seconds: float
     device: str = "cpu"
-    plain: Sequence[str] = ()
+    plain: list[str] = field(default_factory=list)
 
 
 def decide(
@@ -53,7 +53,7 @@ def decide(
     why = note if mode == "auto" else f"compile: {mode}"
     if chosen and slower:
         why += f"; not {', '.join(slower)}, as measured"
-    return Decision(chosen, why, compiled if chosen else plain, device.type, tuple(slower) if chosen else ())
+    return Decision(chosen, why, compiled if chosen else plain, device.type, list(slower) if chosen else [])
 
 
 def decided(path: Path, make: Callable[[], Decision], device: torch.device = CPU) -> Decision:
