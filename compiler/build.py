@@ -19,7 +19,7 @@ from specc.compiler.elaborate import elaborate
 from specc.compiler.facts import StageFacts, facts_of
 from specc.compiler.graphs import Graphs, to_json, to_text, verify
 from specc.compiler.kernels.coverage import coverage
-from specc.compiler.kernels.emit import Emitted, emit
+from specc.compiler.kernels.emit import emit
 from specc.compiler.lower.bodies import DTYPES, Variant, as_function, operands, variants
 from specc.compiler.lower.decode import refusal
 from specc.compiler.lower.decode_bodies import decode_body, decode_function, decode_operands
@@ -99,25 +99,25 @@ def build_stage(
     if placed:
         write(out / "placed.txt", str(placed))
     apart = local_masks(spec.plan, program, mesh)
-    kernels = emit(spec.plan, apart, sizes, compute, out.parents[1] / "kernels", spec.mark(("plan",)))
-    lower_with = partial(lowered_with, placed, kernels, sizes, compute, own)
+    kernels = emit(spec.plan, placed or apart, sizes, compute, out.parents[1] / "kernels", spec.mark(("plan",)))
+    lower_with = partial(lowered, kernels.program, sizes, compute, {**own, **kernels.impls})
     order_of = partial(order, spec.plan, stage, program, mesh, sizes, placed)
-    lowered, calls, ordered = fitted(spec.plan, mesh, lower_with, order_of)
-    write_graphs(lowered, out / "graphs")
+    graphs, calls, ordered = fitted(spec.plan, mesh, lower_with, order_of)
+    write_graphs(graphs, out / "graphs")
     if kernels.whole and spec.plan.kernels != "auto":  # lowering twice more takes its time: it is to be asked for
-        before = lower(apart, sizes, compute, own)[0]
-        after = lower(kernels.whole, sizes, compute, {**own, **kernels.made})[0]
+        before = lowered(placed or apart, sizes, compute, own)[0]
+        after = lowered(kernels.whole, sizes, compute, {**own, **kernels.made})[0]
         write_json(out / "kernels.json", {n: vars(coverage(before[n], g, kernels.left[n])) for n, g in after.items()})
     write_json(
-        out / "calls.json", {"calls": [vars(c) for c in calls], "graphs": {n: layout(g) for n, g in lowered.items()}}
+        out / "calls.json", {"calls": [vars(c) for c in calls], "graphs": {n: layout(g) for n, g in graphs.items()}}
     )
     write_json(out / "params.json", [param_facts(program, p, placed) for p in program.params])
     write_order(ordered, out)
     decoding = build_decoding(whole, stage, compute, out / "decode", own, rows)
     write(out / "decode.txt", decoding + "\n")
-    result = facts_of(name, stage, spec.plan, program, sizes, lowered, calls, ordered.actions, ordered.fullest)
+    result = facts_of(name, stage, spec.plan, program, sizes, graphs, calls, ordered.actions, ordered.fullest)
     write_json(out / "memory.json", result.memory)
-    write_json(out / "work.json", work_facts(result, lowered))
+    write_json(out / "work.json", work_facts(result, graphs))
     described = {
         "name": name, "spec": stage.model_dump(mode="json", by_alias=True), "plan": spec.plan.model_dump(mode="json"),
         "inputs": {n: str(t) for n, t in program.inputs.items()}, "loss": program.loss, "sizes": sizes,
@@ -129,14 +129,14 @@ def build_stage(
     return result
 
 
-def lowered_with(
-    placed: Placed | None, kernels: Emitted, sizes: Mapping[str, int], compute: torch.dtype, own: Mapping[str, Impl],
-    share: float,
+def lowered(
+    program: Program | Placed, sizes: Mapping[str, int], compute: torch.dtype, own: Mapping[str, Impl],
+    share: float = 1.0,
 ) -> Lowered:  # fmt: skip
-    """The program as it is placed, or else with its kernels; blocks save a share of their bytes."""
-    if placed:
-        return lower_placed(placed, compute, own, share)
-    return lower(kernels.program, sizes, compute, {**own, **kernels.impls}, share)
+    """Graphs of the program, of a rank's parts where it is placed; blocks save a share of their bytes."""
+    if isinstance(program, Placed):
+        return lower_placed(program, compute, own, share)
+    return lower(program, sizes, compute, own, share)
 
 
 def work_facts(facts: StageFacts, lowered: Mapping[str, Graphs]) -> dict[str, Any]:
@@ -170,9 +170,11 @@ def placement(
 
 
 def local_masks(plan: PlanSpec, program: Program, mesh: Mesh) -> Program:
-    """Where tokens may go around a ring, or calls to other ranks, masks are made of attributes block by block."""
+    """Where tokens may go around a ring, or calls to other ranks, masks are made of attributes block by block, as where
+    the attention of a rank may be a kernel: it reads the attributes."""
     rings = any(a.role == "sequence" for a in mesh.axes) and plan.context in ("auto", "ring")
-    return sink_masks(program) if rings or mesh.stages > 1 else program
+    reads = bool(mesh.inner.axes) and plan.kernels in ("emit", "triton")
+    return sink_masks(program) if rings or reads or mesh.stages > 1 else program
 
 
 def mesh_facts(mesh: Mesh, program: Program, placed: Placed | None) -> dict[str, Any]:

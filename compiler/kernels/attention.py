@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from specc.compiler.kernels.attention_text import (
     BACKWARD_KEYS,
@@ -22,6 +23,8 @@ from specc.compiler.kernels.kernel import POINTERS
 from specc.compiler.kernels.made import Entry, Made, Setting
 from specc.compiler.kernels.mask_forms import HELPERS, tile_text
 from specc.compiler.kernels.source import plain
+from specc.compiler.lower.local import Impl, Local
+from specc.compiler.lower.placed_attention import own_heads
 from specc.compiler.masks import CAUSAL, implies_causal
 from specc.compiler.program import Body, Eqn
 from specc.spec.expr import Expr
@@ -125,6 +128,16 @@ def _entries(a: Attention, dtype: torch.dtype, blocks: tuple[int, int]) -> tuple
         )
         for kind, tiles in TILES.items()
     )  # fmt: skip
+
+
+def attention_impl(name: str) -> Impl:
+    def call(e: Local, q: Tensor, k: Tensor, v: Tensor, *attributes: Tensor) -> Tensor:
+        if e.spread and e.spread.using("kv_heads"):
+            k, v = own_heads(e, q, k, v)
+        y: Tensor = getattr(torch.ops.specc, name)(q, k, v, *attributes)[0]
+        return y
+
+    return call
 
 
 def attentions(body: Body) -> dict[str, Attention]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -11,7 +10,8 @@ from torch import Tensor
 from specc.compiler.kernels.kernel import POINTERS
 from specc.compiler.kernels.made import Entry, Made, Setting
 from specc.compiler.kernels.template import filled
-from specc.compiler.lower.local import Impl
+from specc.compiler.lower import placed_loss
+from specc.compiler.lower.local import Impl, Local
 from specc.compiler.lower.loss import linear_cross_entropy
 from specc.compiler.ops.loss import IGNORE
 from specc.compiler.program import Body
@@ -122,4 +122,8 @@ def loss_impl(name: str) -> Impl:
         losses, grad = getattr(torch.ops.specc, name)(logits, labels, count)
         return losses.sum(), grad
 
-    return partial(linear_cross_entropy, chunk=chunk)
+    def call(e: Local, *xs: Tensor | None) -> Tensor:
+        whole: Callable[..., Tensor] = placed_loss.linear_cross_entropy if e.spread else linear_cross_entropy
+        return whole(e, *xs, chunk=chunk)
+
+    return call

@@ -13,14 +13,17 @@ import torch
 from torch import Tensor
 
 from specc.compiler.kernels.aot import Figures, gate, targets_of
-from specc.compiler.kernels.attention import attentions, make_attention, with_attention
+from specc.compiler.kernels.attention import attention_impl, attentions, make_attention, with_attention
 from specc.compiler.kernels.cross_entropy import loss_impl, losses_of, make_cross_entropy
 from specc.compiler.kernels.cut import Cut, cut
 from specc.compiler.kernels.grouped import grouped_impl, grouped_of, make_grouped
 from specc.compiler.kernels.load import LIST, load_kernel
 from specc.compiler.kernels.made import Made
+from specc.compiler.kernels.on_mesh import local_bodies, with_local_kernels
 from specc.compiler.lower.local import Impl, Local, Result
+from specc.compiler.lower.placed import zigzag
 from specc.compiler.passes.sink_masks import sink_masks
+from specc.compiler.placement.placed import Placed
 from specc.compiler.program import Body, Program
 from specc.spec.errors import Diagnostic, Mark, SpecError
 from specc.spec.plan import PlanSpec
@@ -30,27 +33,29 @@ UNTUNED = "aten: not tuned on the device"
 
 @dataclass(frozen=True)
 class Emitted:
-    """The program that is lowered, and implementations of the kernels that it calls.
+    """The program that is lowered, as it is placed on a mesh if it is, and implementations of the kernels it calls.
 
-    `whole` is the program with all kernels that passed, called or not, `made` their implementations, and `left` says by
+    `whole` is the same with all kernels that passed, called or not, `made` their implementations, and `left` says by
     body which row-wise ops are in none of them, and why."""
 
-    program: Program
+    program: Program | Placed
     impls: Mapping[str, Impl]
-    whole: Program | None = None
+    whole: Program | Placed | None = None
     made: Mapping[str, Impl] = field(default_factory=dict)
     left: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def emit(
-    plan: PlanSpec, program: Program, sizes: Mapping[str, int], compute: torch.dtype, folder: Path,
+    plan: PlanSpec, program: Program | Placed, sizes: Mapping[str, int], compute: torch.dtype, folder: Path,
     mark: Mark | None = None,
 ) -> Emitted:  # fmt: skip
-    """Write the kernels that the plan wants below `folder`; `kernels: triton` puts them into the program."""
+    """Write the kernels that the plan wants below `folder`; `kernels: triton` puts them into the program. Those of a
+    placed one are for what a rank has."""
     if not are_wanted(plan):
         return Emitted(program, {})
     _check(plan, mark)
-    cuts = kernels_of(sunk := sink_masks(program), sizes, compute)
+    cut_of = Cuts(program, sizes, compute)
+    cuts = cut_of.cuts
     made = {n: m for c in cuts.values() for n, m in c.made.items()}
     folder.mkdir(exist_ok=True)
     table = json.loads((folder / LIST).read_text(encoding="utf-8")) if (folder / LIST).is_file() else {}
@@ -59,7 +64,7 @@ def emit(
         figures = gate(m, load_kernel(folder / f"{name}.py"), targets_of(plan.cluster.device, plan.kernels != "emit"))
         table[name] = _row(plan, figures, cuts, name)
     (folder / LIST).write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    whole = with_kernels(sunk, cuts, {n for n in made if table[n]["problems"]})
+    whole = cut_of.applied({n for n in made if table[n]["problems"]})
     impls, left = {n: impl(n) for n in made}, {n: c.left for n, c in cuts.items()}
     called = (whole, impls) if plan.kernels == "triton" else (program, {})
     return Emitted(*called, whole, impls, left)
@@ -76,10 +81,29 @@ def _check(plan: PlanSpec, mark: Mark | None) -> None:
         raise SpecError(Diagnostic("S562", "there are no kernels in fp64", mark, "kernels: aten"))
     if importlib.util.find_spec("triton") is None:
         raise SpecError(Diagnostic("S560", "Triton is not installed, and kernels are wanted", mark, "kernels: aten"))
-    inner = [n for n, k in plan.mesh.items() if n != "pp" and k != 1] if isinstance(plan.mesh, dict) else []
-    if plan.kernels == "triton" and inner:
-        text = f"kernels are not yet used on a mesh ('{inner[0]}')"
-        raise SpecError(Diagnostic("S561", text, mark, "kernels: emit writes and checks them"))
+
+
+class Cuts:
+    """The kernels of a program, or of what a rank has of it where it is placed."""
+
+    def __init__(self, program: Program | Placed, sizes: Mapping[str, int], compute: torch.dtype) -> None:
+        if isinstance(program, Placed):
+            self.program: Program | Placed = program
+            self.local = local_bodies(program, zigzag(program))
+            self.cuts = {n: _kernels_of(b.body, {**sizes, **b.sizes}, compute) for n, b in self.local.items()}
+        else:
+            self.program = sink_masks(program)
+            self.cuts = kernels_of(self.program, sizes, compute)
+
+    def applied(self, refused: set[str]) -> Program | Placed:
+        """The program with its kernels, but for bodies that would need a refused one."""
+        if isinstance(self.program, Program):
+            return with_kernels(self.program, self.cuts, refused)
+        bodies = {
+            n: b if refused & set(self.cuts[n].made) else with_local_kernels(self.local[n], self.cuts[n])
+            for n, b in self.program.bodies.items()
+        }
+        return replace(self.program, bodies=bodies)
 
 
 def kernels_of(program: Program, sizes: Mapping[str, int], compute: torch.dtype) -> dict[str, Cut]:
@@ -115,9 +139,12 @@ def with_kernels(program: Program, cuts: Mapping[str, Cut], refused: set[str]) -
     return replace(program, bodies={n: cuts[n].body if n in whole else b for n, b in program.bodies.items()})
 
 
+TEMPLATES = {"attention_": attention_impl, "cross_entropy_": loss_impl, "grouped_": grouped_impl}
+
+
 def impl(name: str) -> Impl:
     """A kernel as the implementation of its equation."""
-    for prefix, make_impl in (("cross_entropy_", loss_impl), ("grouped_", grouped_impl)):
+    for prefix, make_impl in TEMPLATES.items():
         if name.startswith(prefix):
             return make_impl(name)
 
@@ -153,6 +180,6 @@ def summary(folder: Path) -> str:
     return f"{len(rows)} kernels: {passed}; {run}" + (f"; see {', '.join(bad)}" if bad else "")
 
 
-def sources(program: Program, sizes: Mapping[str, int], compute: torch.dtype) -> dict[str, Made]:
+def sources(program: Program | Placed, sizes: Mapping[str, int], compute: torch.dtype) -> dict[str, Made]:
     """The files that a build of the program has."""
-    return {n: m for c in kernels_of(sink_masks(program), sizes, compute).values() for n, m in c.made.items()}
+    return {n: m for c in Cuts(program, sizes, compute).cuts.values() for n, m in c.made.items()}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from specc.compiler.lower.collectives import all_gather, all_reduce, step
 from specc.compiler.lower.local import Impl, Local, wide
-from specc.compiler.lower.loss import LinearCrossEntropy, chunk_loss, mean_cross_entropy
+from specc.compiler.lower.loss import Chunk, LinearCrossEntropy, chunk_loss, mean_cross_entropy
 from specc.compiler.lower.placed_ops import own_entries, spread
 from specc.compiler.ops.loss import IGNORE
 from specc.compiler.placement.reshard import Move
@@ -92,15 +92,17 @@ def _chunk_loss(logits: Tensor, labels: Tensor, count: Tensor, vocab: Vocabulary
     return loss, grad.scatter_add(1, at[:, None], hit[:, None])
 
 
-def linear_cross_entropy(e: Local, x: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear_cross_entropy(
+    e: Local, x: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, chunk: Chunk = chunk_loss
+) -> Tensor:  # fmt: skip
     matrix, rows, flat = weight.reshape(x.shape[-1], -1), x.reshape(-1, x.shape[-1]), labels.reshape(-1)
     vocab = vocabulary(e, 1)
     if bias is not None and vocab is not None and bias.numel() != matrix.shape[1]:
         bias = bias.index_select(0, vocab.places)
     needs = tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in (rows, matrix, bias))
-    chunk = chunk_loss if vocab is None else partial(_chunk_loss, vocab=vocab)
+    of_rows = chunk if vocab is None else partial(_chunk_loss, vocab=vocab)
     apply: Callable[..., Tensor] = LinearCrossEntropy.apply
-    return apply(rows, matrix, bias, flat, count_of_all(e, flat), chunk, needs)
+    return apply(rows, matrix, bias, flat, count_of_all(e, flat), of_rows, needs)
 
 
 IMPLS: dict[str, Impl] = {"cross_entropy": cross_entropy, "linear_cross_entropy": linear_cross_entropy}

@@ -1,4 +1,5 @@
-"""`python -m tests.grid [--plans NAME...] [--models NAME...] [--ranks N...] [--json OUT]`: all cases, as a table."""
+"""`python -m tests.grid [--plans NAME...] [--models NAME...] [--ranks N...] [--kernels] [--json OUT]`: all cases, as a
+table."""
 
 from __future__ import annotations
 
@@ -20,14 +21,16 @@ SECONDS = 90.0  # for a case, beside the start of its processes
 BATCH = 6  # cases that share processes
 
 
-def cases(models: Iterable[str], plans: Iterable[str], ranks: Iterable[int], dtype: torch.dtype) -> Iterator[Case]:
+def cases(
+    models: Iterable[str], plans: Iterable[str], ranks: Iterable[int], dtype: torch.dtype, kernels: bool
+) -> Iterator[Case]:  # fmt: skip
     for n in ranks:
         for plan in plans:
             for model in models:
                 p = PLANS[plan]
                 fits = model in p.only if p.only else not TRACERS[model].is_deep
                 if p.least <= n <= p.most and fits:
-                    yield Case(model, plan, n, dtype)
+                    yield Case(model, plan, n, dtype, kernels)
 
 
 def run(chosen: Sequence[Case], tell: bool = True) -> dict[str, str | float]:
@@ -77,11 +80,14 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=list(TRACERS), choices=list(TRACERS))
     parser.add_argument("--ranks", nargs="+", type=int, default=[2, 4, 8])
     parser.add_argument("--dtype", default="float64", choices=["float64", "float32"])
+    parser.add_argument("--kernels", action="store_true", help="graphs call the models' kernels, in torch's form")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.kernels and args.dtype == "float64":
+        parser.error("there are no kernels in fp64: --dtype float32")
     torch.set_num_threads(1)
     dtype = getattr(torch, args.dtype)
-    found = run(list(cases(args.models, args.plans, args.ranks, dtype)))
+    found = run(list(cases(args.models, args.plans, args.ranks, dtype, args.kernels)))
     good = [e for e in found.values() if isinstance(e, float) and e <= TOLERANCE[dtype]]
     print(f"{len(good)} of {len(found)} cases within {TOLERANCE[dtype]:g}; largest error {max(good, default=0.0):.1e}")
     if args.json:

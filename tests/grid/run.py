@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,16 +14,17 @@ import torch
 from torch import Tensor
 
 from specc.compiler.build import layout as facts
-from specc.compiler.build import lower
+from specc.compiler.build import lower, lowered
 from specc.compiler.graphs import Graphs, dtype_named, to_json
+from specc.compiler.kernels.emit import Cuts, impl
+from specc.compiler.kernels.load import load_kernel
 from specc.compiler.lower.placed import zigzag
-from specc.compiler.lower.placed_bodies import lower_placed
 from specc.compiler.order import in_turn
 from specc.compiler.passes.sink_masks import sink_masks
 from specc.compiler.placement.place import place
 from specc.compiler.placement.placed import Placed
 from specc.compiler.placement.types import Layout, Mesh, R
-from specc.compiler.program import Call
+from specc.compiler.program import Call, Program
 from specc.compiler.rank_memory import Widths, rank_memories
 from specc.compiler.schedule.actions import Action
 from specc.compiler.schedule.assemble import Order, Pipeline, assemble
@@ -52,9 +55,11 @@ class Case:
     plan: str
     ranks: int
     dtype: torch.dtype = torch.float64
+    kernels: bool = False  # graphs call those of the models, in torch's form
 
     def __str__(self) -> str:
-        return f"{self.model} {self.plan} x{self.ranks} {str(self.dtype).removeprefix('torch.')}"
+        words = f"{self.model} {self.plan} x{self.ranks} {str(self.dtype).removeprefix('torch.')}"
+        return f"{words} kernels" if self.kernels else words
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class Artifact:
     inputs: Mapping[str, InputLayout]
     pipe: Pipeline | None
     peaks: Sequence[int]  # predicted bytes of each rank of the pipeline
+    sources: Mapping[str, str]  # of the kernels that graphs call
 
 
 @dataclass(frozen=True)
@@ -93,13 +99,16 @@ class Sent:
 
 def artifact(case: Case) -> Artifact:
     tracer, plan = TRACERS[case.model], PLANS[case.plan]
-    program = sink_masks(tracer.program()) if plan.sunk else tracer.program()
+    program = sink_masks(tracer.program()) if plan.sunk or case.kernels else tracer.program()
     mesh, names = plan.mesh(case.ranks), program.trainable
     placed = place(program, mesh.inner, tracer.sizes, plan.options) if mesh.inner.axes else None
-    if placed:
-        graphs, calls = lower_placed(placed, case.dtype, share=plan.share)
-    else:
-        graphs, calls = lower(program, tracer.sizes, case.dtype, share=plan.share)
+    made: dict[str, str] = {}
+    whole: Program | Placed = placed or program
+    if case.kernels:
+        found = Cuts(whole, tracer.sizes, case.dtype)
+        whole, made = found.applied(set()), {n: m.source for c in found.cuts.values() for n, m in c.made.items()}
+        registered(made)
+    graphs, calls = lowered(whole, tracer.sizes, case.dtype, {n: impl(n) for n in made}, plan.share)
     pipe = pipelined(plan, mesh, placed, calls, graphs, program.loss or "", names) if mesh.stages > 1 else None
     outer = (R,) * (len(mesh.axes) - len(mesh.inner.axes))
     order = zigzag(placed) if placed else {}
@@ -121,8 +130,16 @@ def artifact(case: Case) -> Artifact:
     )  # fmt: skip
     return Artifact(
         case, texts_of(graphs), calls, actions, program.loss or "", names, mesh, params, inputs, pipe,
-        [m.peak for m in memories],
+        [m.peak for m in memories], made,
     )  # fmt: skip
+
+
+def registered(sources: Mapping[str, str]) -> None:
+    """Register the ops of kernels in this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in sources.items():
+            (Path(folder) / f"{name}.py").write_text(text)
+            load_kernel(Path(folder) / f"{name}.py")
 
 
 def pipelined(
@@ -174,6 +191,7 @@ def run_artifact(a: Artifact, rank: int) -> Outcome:
 def ready(a: Artifact, rank: int) -> tuple[Seat, Executor, dict[str, Tensor]]:
     """A rank's place, its executor, and its parts of the first parameters."""
     seat = seat_of(a, rank)
+    registered(a.sources)
     bodies = {n: body_of(*each) for n, each in a.graphs.items()}
     dtype = a.case.dtype
     actions = a.actions[seat.wire.rank if seat.wire else 0]

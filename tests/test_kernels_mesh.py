@@ -1,0 +1,97 @@
+"""Kernels on a mesh: cut from what a rank computes between moves, and called by the graphs of its ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from specc.compiler.build import build_spec
+from specc.compiler.kernels.emit import Cuts
+from specc.compiler.kernels.on_mesh import is_local
+from specc.compiler.passes.sink_masks import sink_masks
+from specc.compiler.placement.place import place
+from specc.compiler.placement.placed import Placed, PlacedEqn, Strategy
+from specc.compiler.placement.types import Place, R, S
+from specc.compiler.program import Eqn
+from specc.compiler.types import Dim, TensorType
+from specc.runtime.built import open_build
+from specc.runtime.kernels import load_kernels
+from specc.spec.spec import load
+from tests.grid.__main__ import TOLERANCE, run
+from tests.grid.models import TRACERS
+from tests.grid.plans import PLANS
+from tests.grid.run import Case
+from tests.training import write_spec
+
+KINDS = ("attention", "cross_entropy", "grouped", "rope", "rms_norm", "expr")
+
+
+def kinds(model: str, plan: str, body: str, ranks: int = 2) -> set[str]:
+    """What kinds of kernels a rank calls in a body."""
+    tracer, how = TRACERS[model], PLANS[plan]
+    placed = place(sink_masks(tracer.program()), how.mesh(ranks), tracer.sizes, how.options)
+    whole = Cuts(placed, tracer.sizes, torch.float32).applied(set())
+    assert isinstance(whole, Placed)
+    ops = [e.eqn.op for e in whole.bodies[body].eqns]
+    return {kind for kind in KINDS if any(op.startswith(f"{kind}_") and len(op.rpartition("_")[2]) == 10 for op in ops)}
+
+
+@pytest.mark.parametrize(
+    ("model", "plan", "body", "expected"),
+    [
+        ("llama", "zero3", "layers", {"attention", "rope", "rms_norm", "expr"}),
+        ("llama", "zero3", "head", {"cross_entropy", "rms_norm"}),
+        ("llama", "tp+sp", "layers", {"attention", "rope", "rms_norm", "expr"}),
+        ("llama", "tp", "head", {"rms_norm"}),  # the vocabulary is split
+        ("llama", "ring", "layers", {"rope", "rms_norm", "expr"}),  # keys go around
+        ("llama", "ulysses", "layers", {"attention", "rope", "rms_norm", "expr"}),  # queries are whole there
+    ],
+)
+def test_a_rank_calls_kernels_for_what_it_does_alone(model: str, plan: str, body: str, expected: set[str]) -> None:
+    assert kinds(model, plan, body) == expected
+
+
+def test_experts_of_a_rank_are_a_kernel() -> None:
+    tracer = TRACERS["deepseek_v2"]
+    assert any("grouped" in kinds("deepseek_v2", "ep", body) for body in tracer.program().bodies)
+
+
+B, T, D = Dim("B", 4), Dim("S", 8), Dim("D", 16)
+X = TensorType((B, T, D))
+
+
+def equation(op: str, strategy: str, at: Place) -> PlacedEqn:
+    return PlacedEqn(Eqn(op, ("x",), ("y",), (X,), {}, ""), (Strategy(strategy, (at,), (at,)),))
+
+
+@pytest.mark.parametrize(
+    ("op", "strategy", "at", "local"),
+    [
+        ("expr", "split:S", S(1), True), ("expr", "rep", R, True), ("mean", "sum:D", S(2), False),
+        ("dropout", "split:B", S(0), True), ("dropout", "split:S", S(1), False),
+        ("index", "split:S", S(0), False), ("mask", "split:B", S(0), True), ("mask", "split:S", S(1), False),
+        ("attend", "split:B", S(0), False), ("linear_cross_entropy", "vocab", R, False),
+    ],
+)  # fmt: skip
+def test_what_looks_beyond_its_part_is_no_kernel(op: str, strategy: str, at: Place, local: bool) -> None:
+    """`S(0)` are the tokens of an attention's [tokens heads numbers]."""
+    assert is_local(equation(op, strategy, at), {"x": X}) == local
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_a_mesh_with_kernels_trains_as_one_process_does() -> None:
+    cases = [Case(m, p, 2, torch.float32, kernels=True) for m, p in (("llama", "tp+sp"), ("deepseek_v2", "ep"))]
+    found = run(cases, tell=False)
+    assert all(isinstance(e, float) and e <= TOLERANCE[torch.float32] for e in found.values()), found
+
+
+@pytest.mark.slow
+def test_the_kernels_of_a_mesh_are_those_of_its_build(tmp_path: Path) -> None:
+    words = ["plan.kernels=triton", "plan.cluster.device=h100-sxm", "plan.mesh={tp: 2}"]
+    build_spec(load(write_spec(tmp_path), words), tmp_path / "build")
+    stage = open_build(tmp_path / "build").stages["pretrain"]
+    assert "specc.attention_" in (stage.path / "graphs" / "layers.fwd.txt").read_text()
+    load_kernels(tmp_path / "build", stage.spec, stage.compute)
