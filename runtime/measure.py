@@ -25,7 +25,8 @@ from specc.runtime.device import CPU
 from specc.runtime.rates import clocked
 from specc.runtime.tuned import Op, Seconds, Tuned
 
-TIMES = 5  # runs of an op, or of a graph
+TIMES = 5  # runs of an op, and of a graph at least
+SECONDS = 0.2  # that runs of a graph go on
 TABLES = ("aten.embedding", "aten.embedding_dense_backward")
 CACHED = 1 << 26  # bytes that are written before a graph runs, more than caches hold
 
@@ -42,7 +43,7 @@ class Clock:
     def op(self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
         key = f"{node.target}{_kinds(args)}{_kinds(kwargs)}"
         if key not in self.known:
-            self.known[key] = typical(lambda: node.target(*args, **kwargs), self.device)  # type: ignore[operator]
+            self.known[key] = typical(lambda: node.target(*args, **kwargs), self.device, TIMES)  # type: ignore[operator]
         return self.known[key]
 
     def count(self, name: str, seconds: float) -> None:
@@ -51,7 +52,12 @@ class Clock:
 
     def whole(self, function: Function, operands: Sequence[Any]) -> float:
         others = torch.zeros(CACHED // 4, device=self.device)
-        return typical(lambda: function(*operands), self.device, lambda: others.add_(1.0))
+
+        def run(times: int) -> float:
+            return typical(lambda: function(*operands), self.device, times, lambda: others.add_(1.0))
+
+        first = run(TIMES)
+        return first if (more := round(SECONDS / first)) <= TIMES else run(more)
 
 
 class Timing(fx.Interpreter):
@@ -126,10 +132,10 @@ def _first_op(gm: fx.GraphModule) -> fx.Node:
 
 
 def typical(
-    run: Callable[[], object], device: torch.device, before: Callable[[], object] = lambda: None
+    run: Callable[[], object], device: torch.device, times: int, before: Callable[[], object] = lambda: None
 ) -> float:  # fmt: skip
     """The median seconds of several runs: a step sees no best ones."""
-    return statistics.median(clocked(run, device, TIMES, before))
+    return statistics.median(clocked(run, device, times, before))
 
 
 def _operand(node: fx.Node, device: torch.device) -> Any:
