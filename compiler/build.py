@@ -107,7 +107,9 @@ def build_stage(
     if kernels.whole and spec.plan.kernels != "auto":  # lowering twice more takes its time: it is to be asked for
         before = lowered(placed or apart, sizes, compute, own)[0]
         after = lowered(kernels.whole, sizes, compute, {**own, **kernels.made})[0]
-        write_json(out / "kernels.json", {n: vars(coverage(before[n], g, kernels.left[n])) for n, g in after.items()})
+        source = {n: v.source for n, v in variants(program, placed.params if placed else None)[0].items()}
+        covers = {n: coverage(before[n], g, kernels.left[source[n]]) for n, g in after.items()}
+        write_json(out / "kernels.json", {n: vars(c) for n, c in covers.items()})
     write_json(
         out / "calls.json", {"calls": [vars(c) for c in calls], "graphs": {n: layout(g) for n, g in graphs.items()}}
     )

@@ -17,7 +17,7 @@ from specc.compiler.lower.exchange import exchange  # registers ops that graphs 
 from specc.compiler.lower.flash import flash_attention  # and these
 from specc.compiler.lower.grouped import grouped_mm
 from specc.compiler.program import Call
-from specc.compiler.schedule.actions import Action, parts_of
+from specc.compiler.schedule.actions import Action, graph_calls, parts_of
 from specc.compiler.schedule.files import calls_of, read_schedules
 from specc.compiler.work import Work
 from specc.runtime.compile import Decision, callable_of, decide
@@ -89,7 +89,8 @@ class Stage:
         known, optimizer = self.predicted(device), measured(self.compute, device).seconds(self.optimizer)
         step, graphs = step_seconds(known, self.calls, self.schedules), Work(**self.work["graphs"])
         seconds = optimizer + step.plain, optimizer + step.compiled
-        slower = [n for n, s in known.items() if s.plain < s.compiled]
+        run = {f"{body}.{part}" for actions in self.schedules for body, part in graph_calls(actions, self.calls)}
+        slower = [n for n, s in known.items() if n in run and s.plain < s.compiled]
         return decide(
             self.plan["compile"], seconds, graphs, self.work["n"] - len(slower), self.spec.steps(), device, slower
         )
@@ -114,10 +115,7 @@ class Stage:
     ) -> Executor:  # fmt: skip
         """The stage's graphs, loaded; those that a step runs as C++ if `compiled`, but for those that stay `plain`.
         `coordinates` are a rank's place."""
-        if self.plan.get("kernels") == "triton":
-            from specc.runtime.kernels import load_kernels  # late: it imports the compiler
-
-            load_kernels(self.path.parents[1], self.spec, self.compute)
+        self.register_kernels()
         actions = self.schedules[wire.rank if wire else 0]
         run = {self.calls[a.call].body for a in actions if a.call >= 0}
         faster = {f"{n}.{p}" for n in run for p in BODY_PARTS} - set(plain) if compiled else set()
@@ -127,6 +125,13 @@ class Stage:
             torch.float64 if self.compute == torch.float64 else torch.float32, coordinates, wire,
             device,
         )  # fmt: skip
+
+    def register_kernels(self) -> None:
+        """Register the ops of the kernels that the graphs may call."""
+        if self.plan.get("kernels") == "triton":
+            from specc.runtime.kernels import load_kernels  # late: it imports the compiler
+
+            load_kernels(self.path.parents[1], self.spec, self.compute)
 
     def _body(
         self, name: str, layout: Mapping[str, Any], actions: list[Action], compiled: set[str], device: torch.device

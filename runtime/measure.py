@@ -16,17 +16,18 @@ from torch import Tensor, fx
 
 from specc.compiler.fused import fuses, is_sent, name_of
 from specc.compiler.graphs import from_json, node_type
-from specc.compiler.schedule.actions import PARTS
+from specc.compiler.schedule.actions import graph_calls
 from specc.compiler.work import is_view
 from specc.runtime.allocator import keep_memory
 from specc.runtime.built import Build, Stage
 from specc.runtime.compile import Function, callable_of, example
 from specc.runtime.device import CPU
+from specc.runtime.products import with_fast_products
 from specc.runtime.rates import clocked
 from specc.runtime.tuned import Op, Seconds, Tuned
 
 TIMES = 5  # runs of an op, and of a graph at least
-SECONDS = 0.2  # that runs of a graph go on
+SECONDS, MOST = 0.2, 50  # that runs of a graph go on, and how many they are at most
 TABLES = ("aten.embedding", "aten.embedding_dense_backward")
 CACHED = 1 << 26  # bytes that are written before a graph runs, more than caches hold
 
@@ -57,7 +58,7 @@ class Clock:
             return typical(lambda: function(*operands), self.device, times, lambda: others.add_(1.0))
 
         first = run(TIMES)
-        return first if (more := round(SECONDS / first)) <= TIMES else run(more)
+        return first if (more := min(MOST, round(SECONDS / first))) <= TIMES else run(more)
 
 
 class Timing(fx.Interpreter):
@@ -86,11 +87,11 @@ def _stage(stage: Stage, clock: Clock) -> dict[str, Seconds]:
     found: dict[str, Seconds] = {}
     if isinstance(stage.plan["threads"], int):
         torch.set_num_threads(stage.plan["threads"])
+    stage.register_kernels()
     compiles = stage.plan["compile"] != "off"
-    for body, layout in stage.graphs.items():
-        for part in sorted(set(layout["parts"]) & set(PARTS.values())):
-            text = (stage.path / "graphs" / f"{body}.{part}.json").read_text(encoding="utf-8")
-            found[f"{body}.{part}"] = graph_seconds(text, clock, compiles)
+    for body, part in sorted({key for actions in stage.schedules for key in graph_calls(actions, stage.calls)}):
+        text = (stage.path / "graphs" / f"{body}.{part}.json").read_text(encoding="utf-8")
+        found[f"{body}.{part}"] = graph_seconds(text, clock, compiles)
     return found
 
 
@@ -98,7 +99,7 @@ def graph_seconds(text: str, clock: Clock, compiles: bool = True) -> Seconds:
     """Those of a call of a recorded graph; as it is for both if it is not to be compiled, or has nothing to fuse."""
     gm = given_what_is_sent(from_json(text, clock.device))
     operands = [_operand(n, clock.device) for n in gm.graph.find_nodes(op="placeholder")]
-    Timing(gm, clock).run(*operands)
+    Timing(with_fast_products(gm) if clock.device == CPU else gm, clock).run(*operands)
     plain = clock.whole(callable_of(gm, False, clock.device), operands)
     if not compiles or not fuses(gm):
         return Seconds(plain, plain)
@@ -107,15 +108,19 @@ def graph_seconds(text: str, clock: Clock, compiles: bool = True) -> Seconds:
 
 
 def given_what_is_sent(gm: fx.GraphModule) -> fx.GraphModule:
-    """The graph with what other ranks send as operands, behind its own."""
+    """The graph with what other ranks send as operands, behind its own, and what it sends among its results."""
+    sends: list[fx.Node] = []
     for node in list(gm.graph.nodes):
         if is_sent(node):
+            sends += [n for n in node.all_input_nodes if not is_sent(n) and n.op != "placeholder"]
             parts = [(node, node_type(node))] if isinstance(node_type(node)[0], str) else _parts(node)
             for value, kind in parts:
                 with gm.graph.inserting_before(_first_op(gm)):
                     operand = gm.graph.placeholder(f"sent_{value.name}")
                 operand.meta["type"] = kind
                 value.replace_all_uses_with(operand)
+    output = gm.graph.output_node()
+    output.args = ((*output.args[0], *sends),)  # type: ignore[misc]
     gm.graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))
     gm.recompile()
     return gm

@@ -212,7 +212,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "tune": Command(
-        "measure the ops of a build on this machine; without one its processor and links, for `specc plan --hardware`",
+        "measure a build's graphs on this machine; without one its processor and links, for `specc plan --hardware`",
         "specc.runtime.commands.tune:run",
         (
             option("build", metavar="BUILD", nargs="?", help="a build directory (default: measure the machine)"),

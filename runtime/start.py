@@ -21,6 +21,10 @@ from specc.spec.errors import Diagnostic, SpecError
 
 MAX_RESTARTS = 3
 MODULES = ("specc.runtime.start",)  # what ranks would import one by one
+COMPILERS = {
+    ("compile", "on"): ("specc.runtime.cpp", "torch._inductor"),
+    ("kernels", "triton"): ("specc.runtime.kernels",),
+}
 EVENTS = "tensorboard.summary.writer.event_file_writer"
 SHOW_CURSOR = "\033[?25h"  # a bar that was killed has hidden it
 
@@ -42,7 +46,7 @@ def start(
     argument = {"path": str(path), "stage": stage, "base": str(base or Path.cwd())}
     restarts = MAX_RESTARTS if max_restarts is None else max_restarts
     logs = path.parent / f"{path.name}.runs" / "logs"
-    modules = (*MODULES, EVENTS) if has_events() else MODULES
+    modules = modules_of(build)
     job = Job("specc.runtime.start:rank", argument, wanted, logs, restarts, modules, talks)
     try:
         launch(job, say)
@@ -50,6 +54,13 @@ def start(
         if bar is not None:
             bar.write(SHOW_CURSOR)
     return build
+
+
+def modules_of(build: Build) -> tuple[str, ...]:
+    """What all ranks import: those of a plan that surely compiles, or calls kernels, the compiler too."""
+    plans = [s.plan for s in build.stages.values()]
+    more = [m for (key, word), ms in COMPILERS.items() if any(p.get(key) == word for p in plans) for m in ms]
+    return (*MODULES, *more, *((EVENTS,) if has_events() else ()))
 
 
 def ranks_of(build: Build) -> int:

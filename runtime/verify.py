@@ -156,7 +156,8 @@ def _fewer_tiles(text: str, numbers: Mapping[str, int], least: int) -> dict[str,
 def _plan(mesh: Mapping[str, int]) -> list[str]:
     axes = ", ".join(f"{n}: {size}" for n, size in mesh.items())
     fp64 = "{compute: fp64, master: fp64, reduce: fp64}"
-    return [f"plan.mesh={{{axes}}}", "plan.cluster.devices=auto", f"plan.precision={fp64}", "plan.compile='off'"]
+    return [f"plan.mesh={{{axes}}}", "plan.cluster.devices=auto", f"plan.precision={fp64}", "plan.compile='off'",
+            "plan.kernels=aten"]  # fmt: skip
 
 
 def _sizes(stage: str, mesh: Mapping[str, int]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,13 +73,20 @@ def equation(op: str, strategy: str, at: Place) -> PlacedEqn:
     [
         ("expr", "split:S", S(1), True), ("expr", "rep", R, True), ("mean", "sum:D", S(2), False),
         ("dropout", "split:B", S(0), True), ("dropout", "split:S", S(1), False),
-        ("index", "split:S", S(0), False), ("mask", "split:B", S(0), True), ("mask", "split:S", S(1), False),
-        ("attend", "split:B", S(0), False), ("linear_cross_entropy", "vocab", R, False),
+        ("mask", "split:B", S(0), True), ("mask", "split:S", S(1), False), ("linear_cross_entropy", "vocab", R, False),
     ],
 )  # fmt: skip
 def test_what_looks_beyond_its_part_is_no_kernel(op: str, strategy: str, at: Place, local: bool) -> None:
-    """`S(0)` are the tokens of an attention's [tokens heads numbers]."""
-    assert is_local(equation(op, strategy, at), {"x": X}) == local
+    assert is_local(equation(op, strategy, at), {"x": X}, {}) == local
+
+
+def test_a_sequence_in_zigzag_is_in_no_order() -> None:
+    whole = {"x": TensorType((B, T, D, Dim("E", 2)))}
+    attend = equation("attend", "rep", R)
+    attend = replace(attend, eqn=replace(attend.eqn, ins=("x", "x", "x")))
+    attend = replace(attend, strategies=(Strategy("rep", (R, R, R), (R,)),))
+    assert is_local(attend, whole, {})
+    assert not is_local(attend, whole, {"S": 2})
 
 
 @pytest.mark.dist
@@ -90,8 +99,10 @@ def test_a_mesh_with_kernels_trains_as_one_process_does() -> None:
 
 @pytest.mark.slow
 def test_the_kernels_of_a_mesh_are_those_of_its_build(tmp_path: Path) -> None:
-    words = ["plan.kernels=triton", "plan.cluster.device=h100-sxm", "plan.mesh={tp: 2}"]
+    words = ["plan.kernels=triton", "plan.cluster.device=h100-sxm", "plan.mesh={tp: 2}", "model.freeze=['embed.*']"]
     build_spec(load(write_spec(tmp_path), words), tmp_path / "build")
     stage = open_build(tmp_path / "build").stages["pretrain"]
     assert "specc.attention_" in (stage.path / "graphs" / "layers.fwd.txt").read_text()
     load_kernels(tmp_path / "build", stage.spec, stage.compute)
+    covers = json.loads((stage.path / "kernels.json").read_text())
+    assert set(covers) == {"stem", "layers", "layers_2", "head"}, "the first layer passes no gradient on"

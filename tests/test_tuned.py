@@ -67,9 +67,11 @@ def test_what_other_ranks_send_is_an_operand() -> None:
         return (torch.ops._c10d_functional.wait_tensor(sent) * 2.0,)
 
     gm = given_what_is_sent(from_json(to_json(make_fx(of_two, tracing_mode="fake")(torch.ones(4)))))
-    assert [str(n.target) for n in gm.graph.nodes if n.op == "call_function"] == ["aten.mul.Tensor"]
-    with torch.no_grad():
-        assert torch.equal(gm(torch.zeros(4), torch.zeros(4), torch.full((4,), 3.0))[0], torch.full((4,), 6.0))
+    assert [str(n.target) for n in gm.graph.nodes if n.op == "call_function"] == ["aten.add.Tensor", "aten.mul.Tensor"]
+    x, sent, come = torch.zeros(4), torch.zeros(4), torch.full((4,), 3.0)
+    given, sends = gm(x, sent, come)
+    assert torch.equal(given, torch.full((4,), 6.0))
+    assert torch.equal(sends, torch.ones(4)), "what it computes for others is computed"
 
 
 @pytest.mark.parametrize("mesh", ["{dp: 1}", "{tp: 2}", "{ring: 2}", "{pp: 2}"])

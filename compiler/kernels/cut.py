@@ -20,6 +20,7 @@ from specc.compiler.program import Body, Eqn
 from specc.compiler.types import Dim, TensorType, size_of
 from specc.compiler.work import is_view
 
+PLACED = "placed."  # before the op of an equation that looks beyond what a rank has (compiler.kernels.on_mesh)
 LEAST = 2  # kernels of ATen that a region replaces; one alone gains nothing
 
 
@@ -75,6 +76,9 @@ def cut(body: Body, sizes: Mapping[str, int], compute: torch.dtype) -> Cut:
 def _part(body: Body, i: int, sizes: Mapping[str, int], compute: torch.dtype, left: dict[str, str]) -> Part | None:
     """An equation as a part, if it is row-wise."""
     e, types = body.eqns[i], body.types()
+    if (own := OPS.get(e.op.removeprefix(PLACED))) and e.op.startswith(PLACED) and own.flops == "pointwise":
+        left[e.outs[0]] = "it looks beyond what its rank has"
+        return None
     operands = [*e.types, *(types[n] for n in e.ins if n)]
     widest = max(operands, key=lambda t: len(t.dims))
     if e.op not in OPS or OPS[e.op].flops != "pointwise" or not widest.dims:
@@ -125,11 +129,17 @@ def _join(a: Part, b: Part) -> Part | None:
     if not (a.n_ops and b.n_ops):
         return None
     small, big = sorted((a, b), key=lambda p: len(p.dims))
-    names, wide = [d.name for d in small.dims], [d.name for d in big.dims]
-    rest = iter(wide)
-    if not all(n in rest for n in names) or (small.is_along and names[-1] != wide[-1]):
+    rest = iter(big.dims)
+    if not all(any(_agree(d, other) for other in rest) for d in small.dims):
+        return None
+    if small.is_along and small.dims[-1].name != big.dims[-1].name:
         return None
     return Part(tuple(sorted(a.eqns + b.eqns)), big.dims, a.is_along or b.is_along, a.n_ops + b.n_ops)
+
+
+def _agree(a: Dim, b: Dim) -> bool:
+    """Whether two dims are one: parts of a dim on a mesh have its name, and another size."""
+    return a.name == b.name and (a.size is None or b.size is None or a.size == b.size)
 
 
 def in_order(of: Mapping[int, Part], body: Body, makers: Mapping[str, int]) -> list[Part] | None:

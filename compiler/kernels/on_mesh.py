@@ -6,10 +6,10 @@ kernel: %8, %9 = expr_rms_norm_1a2b3c4d5e(%x, %7: R, %p)"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from specc.compiler.kernels.cut import Cut
+from specc.compiler.kernels.cut import PLACED, Cut
 from specc.compiler.lower.placed import Ragged, local_type, localised, ragged
 from specc.compiler.lower.spread import Setting
 from specc.compiler.placement.placed import Placed, PlacedBody, PlacedEqn, Strategy
@@ -18,8 +18,7 @@ from specc.compiler.program import Body, Eqn
 from specc.compiler.types import Dim, TensorType
 
 MOVE = "move"
-# Ops that look at where in the whole their part lies, by which of their result's dims.
-LOOKING = {"index": (0,), "mask": (-2, -1), "relative_bucket": (-2, -1)}
+LOOKING = (-2, -1)  # the dims of a mask that make it look at where in the whole a part lies
 TOKENS = -3  # the dim of queries and of keys
 MASK = 3  # the operand of an attention
 
@@ -51,6 +50,9 @@ class _Making:
         self.names = {pair: n for n, pair in self.lies.items()}
         self.makers = {o: e for e in self.placed.eqns for o in e.eqn.outs}
 
+    def is_local(self, e: PlacedEqn) -> bool:
+        return is_local(e, self.types, self.setting.zigzag)
+
     def read(self, name: str, layout: Layout) -> str:
         """A value in a layout, by its name here."""
         if (name, layout) not in self.names:
@@ -62,7 +64,7 @@ class _Making:
     def read_mask(self, name: str, layout: Layout) -> str:
         """A mask in a layout: one that lies otherwise is made anew of its attributes."""
         maker = self.makers.get(name)
-        known = (name, layout) in self.names and maker is not None and is_local(maker, self.types)
+        known = (name, layout) in self.names and maker is not None and self.is_local(maker)
         if known or maker is None or maker.eqn.op != "mask":
             return self.read(name, layout)
         dims = self.types[name].dims
@@ -91,11 +93,11 @@ class _Making:
         ins: list[str | None] = []
         for i, n in enumerate(e.eqn.ins):
             layout = e.takes(i)
-            read = self.read_mask if e.eqn.op == "attend" and i == MASK and is_local(e, self.types) else self.read
+            read = self.read_mask if e.eqn.op == "attend" and i == MASK and self.is_local(e) else self.read
             ins.append(None if n is None or layout is None else read(n, layout))
         types = tuple(self.type_of(o, e.gives(j)) for j, o in enumerate(e.eqn.outs))
         dims = {d.name: d for t in (*(self.type_of(*self.lies[i]) for i in ins if i), *types) for d in t.dims}
-        op = e.eqn.op if is_local(e, self.types) else f"placed.{e.eqn.op}"
+        op = e.eqn.op if self.is_local(e) else f"{PLACED}{e.eqn.op}"
         attrs = {k: localised(v, dims) for k, v in e.eqn.attrs.items()}
         self.eqns.append(replace(e.eqn, op=op, ins=tuple(ins), types=types, attrs=attrs))
 
@@ -118,22 +120,24 @@ def local_body(placed: PlacedBody, setting: Setting) -> LocalBody:
     return LocalBody(placed, body, making.sizes, making.lies)
 
 
-def is_local(e: PlacedEqn, types: Mapping[str, TensorType]) -> bool:
+def is_local(e: PlacedEqn, types: Mapping[str, TensorType], zigzag: Mapping[str, int]) -> bool:
     """Whether a rank does with its parts what the op does with wholes."""
     names = {s.name for s in e.strategies}
-    op, rank = e.eqn.op, len(e.eqn.types[0].dims)
+    op, result = e.eqn.op, e.eqn.types[0]
     if any(n.startswith("sum:") for n in names) or names & {"ring", "gather_kv", "vocab", "rows"}:
         return False
+
+    def ordered(layout: Layout | None, dims: Sequence[Dim], at: int) -> bool:
+        """Whether the entries along a dim are all here, one after the other."""
+        i = at % len(dims)
+        whole = layout is not None and not any(p.kind == "S" and p.dim == i for p in layout)
+        return whole and (dims[i].of or dims[i].name) not in zigzag
+
     if op == "attend":
-        at = len(types[e.eqn.ins[0] or ""].dims) + TOKENS
-        return not any(splits(e.takes(i), at) for i in (0, 1))
+        return all(ordered(e.takes(i), types[e.eqn.ins[i] or ""].dims, TOKENS) for i in (0, 1))
     if op == "dropout":  # its elements are counted within a sequence
-        return not any(splits(e.gives(0), i) for i in range(1, rank))
-    return not any(splits(e.gives(0), i % rank) for i in LOOKING.get(op, ()))
-
-
-def splits(layout: Layout | None, dim: int) -> bool:
-    return layout is not None and any(p.kind == "S" and p.dim == dim for p in layout)
+        return all(ordered(e.gives(0), result.dims, i) for i in range(1, len(result.dims)))
+    return op != "mask" or all(ordered(e.gives(0), result.dims, i) for i in LOOKING)
 
 
 def with_local_kernels(local: LocalBody, cut: Cut) -> PlacedBody:
@@ -144,7 +148,7 @@ def with_local_kernels(local: LocalBody, cut: Cut) -> PlacedBody:
 def _placed_eqns(local: LocalBody, cut: Cut) -> Iterator[PlacedEqn]:
     made_by = {e.eqn.outs[0]: e for e in local.placed.eqns}
     before = {e.outs[0]: e for e in local.body.eqns}
-    types, n_axes = local.placed.body.types(), len(local.placed.eqns[0].strategies)
+    types, n_axes = local.placed.body.types(), max((len(e.strategies) for e in local.placed.eqns), default=0)
     for e in cut.body.eqns:
         known = made_by.get(e.outs[0])
         if e.op == MOVE or (known is None and e.op == "mask"):
