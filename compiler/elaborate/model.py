@@ -193,6 +193,8 @@ def find_loss(frame: Frame) -> list[str]:
     here = (*frame.at, "loss")
     tree: Expr = formula(frame, frame.expr(text, here), here)
     values = formula_values(frame, tree, here)
+    if not values:
+        frame.fail("S207", f"the loss is a number of the model's values, and `{text}` has none", here, "name a value")
     if tree.op == "name":
         out = values[0]
     else:
