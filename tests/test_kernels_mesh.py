@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,13 +31,19 @@ from tests.training import write_spec
 KINDS = ("attention", "cross_entropy", "grouped", "rope", "rms_norm", "expr")
 
 
-def kinds(model: str, plan: str, body: str, ranks: int = 2) -> set[str]:
-    """What kinds of kernels a rank calls in a body."""
+@cache
+def with_kernels(model: str, plan: str) -> Placed:
+    """The program on two ranks."""
     tracer, how = TRACERS[model], PLANS[plan]
-    placed = place(sink_masks(tracer.program()), how.mesh(ranks), tracer.sizes, how.options)
+    placed = place(sink_masks(tracer.program()), how.mesh(2), tracer.sizes, how.options)
     whole = Cuts(placed, tracer.sizes, torch.float32).applied(set())
     assert isinstance(whole, Placed)
-    ops = [e.eqn.op for e in whole.bodies[body].eqns]
+    return whole
+
+
+def kinds(model: str, plan: str, body: str) -> set[str]:
+    """What kinds of kernels a rank calls in a body."""
+    ops = [e.eqn.op for e in with_kernels(model, plan).bodies[body].eqns]
     return {kind for kind in KINDS if any(op.startswith(f"{kind}_") and len(op.rpartition("_")[2]) == 10 for op in ops)}
 
 
@@ -56,8 +63,8 @@ def test_a_rank_calls_kernels_for_what_it_does_alone(model: str, plan: str, body
 
 
 def test_experts_of_a_rank_are_a_kernel() -> None:
-    tracer = TRACERS["deepseek_v2"]
-    assert any("grouped" in kinds("deepseek_v2", "ep", body) for body in tracer.program().bodies)
+    bodies = with_kernels("deepseek_v2", "ep").bodies
+    assert any("grouped" in kinds("deepseek_v2", "ep", body) for body in bodies)
 
 
 B, T, D = Dim("B", 4), Dim("S", 8), Dim("D", 16)
@@ -92,8 +99,8 @@ def test_a_sequence_in_zigzag_is_in_no_order() -> None:
 @pytest.mark.dist
 @pytest.mark.slow
 def test_a_mesh_with_kernels_trains_as_one_process_does() -> None:
-    cases = [Case(m, p, 2, torch.float32, kernels=True) for m, p in (("llama", "tp+sp"), ("deepseek_v2", "ep"))]
-    found = run(cases, tell=False)
+    """`python -m tests.grid --kernels` has all models and plans."""
+    found = run([Case("llama", "tp+sp", 2, torch.float32, kernels=True)], tell=False)
     assert all(isinstance(e, float) and e <= TOLERANCE[torch.float32] for e in found.values()), found
 
 
