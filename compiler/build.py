@@ -98,14 +98,14 @@ def build_stage(
     placed = placement(spec.plan, program, mesh, sizes, rows) if mesh.inner.axes else None
     if placed:
         write(out / "placed.txt", str(placed))
-    apart = local_masks(spec.plan, program, mesh)
-    kernels = emit(spec.plan, placed or apart, sizes, compute, out.parents[1] / "kernels", spec.mark(("plan",)))
+    bare = placed or local_masks(spec.plan, program, mesh)
+    kernels = emit(spec.plan, bare, sizes, compute, out.parents[1] / "kernels", spec.mark(("plan",)))
     lower_with = partial(lowered, kernels.program, sizes, compute, {**own, **kernels.impls})
     order_of = partial(order, spec.plan, stage, program, mesh, sizes, placed)
     graphs, calls, ordered = fitted(spec.plan, mesh, lower_with, order_of)
     write_graphs(graphs, out / "graphs")
     if kernels.whole and spec.plan.kernels != "auto":  # lowering twice more takes its time: it is to be asked for
-        before = lowered(placed or apart, sizes, compute, own)[0]
+        before = lowered(bare, sizes, compute, own)[0]
         after = lowered(kernels.whole, sizes, compute, {**own, **kernels.made})[0]
         source = {n: v.source for n, v in variants(program, placed.params if placed else None)[0].items()}
         covers = {n: coverage(before[n], g, kernels.left[source[n]]) for n, g in after.items()}

@@ -31,7 +31,6 @@ from specc.runtime.wire import Wire
 from specc.spec.stage import StageSpec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
-BODY_PARTS = {"fwd", "bwd", "bwd_input", "bwd_weight"}  # those of parameters hardly compute: they are not compiled
 assert grouped_mm is not None
 assert exchange is not None
 assert flash_attention is not None
@@ -89,11 +88,16 @@ class Stage:
         known, optimizer = self.predicted(device), measured(self.compute, device).seconds(self.optimizer)
         step, graphs = step_seconds(known, self.calls, self.schedules), Work(**self.work["graphs"])
         seconds = optimizer + step.plain, optimizer + step.compiled
-        run = {f"{body}.{part}" for actions in self.schedules for body, part in graph_calls(actions, self.calls)}
+        run = set().union(*map(self.runs, self.schedules))
         slower = [n for n, s in known.items() if n in run and s.plain < s.compiled]
         return decide(
             self.plan["compile"], seconds, graphs, self.work["n"] - len(slower), self.spec.steps(), device, slower
         )
+
+    def runs(self, actions: Sequence[Action]) -> set[str]:
+        """The graphs that these actions run, by `body.part`; those of parameters, which hardly compute, are not among
+        them."""
+        return {f"{body}.{part}" for body, part in graph_calls(actions, self.calls)}
 
     def predicted(self, device: torch.device = CPU) -> Mapping[str, Seconds]:
         """Seconds of a call of each graph, by `body.part`: those that `specc tune` measured on such a machine, or else
@@ -117,8 +121,7 @@ class Stage:
         `coordinates` are a rank's place."""
         self.register_kernels()
         actions = self.schedules[wire.rank if wire else 0]
-        run = {self.calls[a.call].body for a in actions if a.call >= 0}
-        faster = {f"{n}.{p}" for n in run for p in BODY_PARTS} - set(plain) if compiled else set()
+        faster = self.runs(actions) - set(plain) if compiled else set()
         bodies = {n: self._body(n, at, actions, faster, device) for n, at in self.graphs.items()}
         return Executor(
             self.calls, bodies, actions, self.facts["loss"], {}, frozenset(self.trainable()), self.compute,

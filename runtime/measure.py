@@ -16,7 +16,6 @@ from torch import Tensor, fx
 
 from specc.compiler.fused import fuses, is_sent, name_of
 from specc.compiler.graphs import from_json, node_type
-from specc.compiler.schedule.actions import graph_calls
 from specc.compiler.work import is_view
 from specc.runtime.allocator import keep_memory
 from specc.runtime.built import Build, Stage
@@ -89,9 +88,9 @@ def _stage(stage: Stage, clock: Clock) -> dict[str, Seconds]:
         torch.set_num_threads(stage.plan["threads"])
     stage.register_kernels()
     compiles = stage.plan["compile"] != "off"
-    for body, part in sorted({key for actions in stage.schedules for key in graph_calls(actions, stage.calls)}):
-        text = (stage.path / "graphs" / f"{body}.{part}.json").read_text(encoding="utf-8")
-        found[f"{body}.{part}"] = graph_seconds(text, clock, compiles)
+    for name in sorted(set().union(*map(stage.runs, stage.schedules))):
+        text = (stage.path / "graphs" / f"{name}.json").read_text(encoding="utf-8")
+        found[name] = graph_seconds(text, clock, compiles)
     return found
 
 

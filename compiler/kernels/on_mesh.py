@@ -6,12 +6,12 @@ kernel: %8, %9 = expr_rms_norm_1a2b3c4d5e(%x, %7: R, %p)"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from specc.compiler.kernels.cut import PLACED, Cut
 from specc.compiler.lower.placed import Ragged, local_type, localised, ragged
-from specc.compiler.lower.spread import Setting
+from specc.compiler.lower.spread import Setting, is_ordered
 from specc.compiler.placement.placed import Placed, PlacedBody, PlacedEqn, Strategy
 from specc.compiler.placement.types import Layout, R, S
 from specc.compiler.program import Body, Eqn
@@ -127,17 +127,11 @@ def is_local(e: PlacedEqn, types: Mapping[str, TensorType], zigzag: Mapping[str,
     if any(n.startswith("sum:") for n in names) or names & {"ring", "gather_kv", "vocab", "rows"}:
         return False
 
-    def ordered(layout: Layout | None, dims: Sequence[Dim], at: int) -> bool:
-        """Whether the entries along a dim are all here, one after the other."""
-        i = at % len(dims)
-        whole = layout is not None and not any(p.kind == "S" and p.dim == i for p in layout)
-        return whole and (dims[i].of or dims[i].name) not in zigzag
-
     if op == "attend":
-        return all(ordered(e.takes(i), types[e.eqn.ins[i] or ""].dims, TOKENS) for i in (0, 1))
-    if op == "dropout":  # its elements are counted within a sequence
-        return all(ordered(e.gives(0), result.dims, i) for i in range(1, len(result.dims)))
-    return op != "mask" or all(ordered(e.gives(0), result.dims, i) for i in LOOKING)
+        return all(is_ordered(e.takes(i) or (), types[e.eqn.ins[i] or ""].dims, TOKENS, zigzag) for i in (0, 1))
+    # The elements of a dropout are counted within a sequence.
+    looking = range(1, len(result.dims)) if op == "dropout" else LOOKING if op == "mask" else ()
+    return all(is_ordered(e.gives(0), result.dims, i, zigzag) for i in looking)
 
 
 def with_local_kernels(local: LocalBody, cut: Cut) -> PlacedBody:

@@ -12,6 +12,7 @@ from specc.compiler.lower.collectives import step
 from specc.compiler.lower.local import Impl, Local
 from specc.compiler.lower.placed_ops import spread
 from specc.compiler.lower.ring import Ring, Seen, ring_attend
+from specc.compiler.lower.spread import is_ordered
 from specc.compiler.placement.reshard import Move
 from specc.compiler.placement.types import Layout, R, S, V
 
@@ -39,8 +40,7 @@ def in_order(e: Local) -> bool:
     s, layout, type_ = spread(e), spread(e).placed.takes(0), spread(e).ins[0]
     assert layout is not None
     assert type_ is not None
-    at = len(type_.dims) - 3
-    return not s.split(layout, at) and (type_.dims[at].of or type_.dims[at].name) not in s.setting.zigzag
+    return is_ordered(layout, type_.dims, -3, s.setting.zigzag)
 
 
 def key_places(e: Local, rings: list[int]) -> Tensor:

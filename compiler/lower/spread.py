@@ -39,6 +39,12 @@ class Setting:
         return at if parts is None else unzigzag(at, whole, parts)
 
 
+def is_ordered(layout: Layout, dims: Sequence[Dim], at: int, zigzag: Mapping[str, int]) -> bool:
+    """Whether the entries along a dim of a value are all here, one after the other."""
+    i = at % len(dims)
+    return not any(p.kind == "S" and p.dim == i for p in layout) and (dims[i].of or dims[i].name) not in zigzag
+
+
 def unzigzag(at: Tensor, whole: int, parts: int) -> Tensor:
     """The true index of a place in a sequence that lies in zigzag."""
     chunk = whole // (2 * parts)
