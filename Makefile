@@ -6,6 +6,9 @@ VENV   ?= .venv
 JOBS   ?= 2
 EXTRAS ?= dev,parity
 
+# The tests start Python hundreds of times: without bytecode, each compiles specc's sources first.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 

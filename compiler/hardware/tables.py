@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,11 +19,25 @@ Row = TypeVar("Row")
 
 def hardware(extra: Path | None = None) -> Hardware:
     """All rows. Raises SpecError for a file that is not such a table."""
+    if extra is None:
+        return _shipped()
+    more = load_text(read_file(extra), str(extra))
+    validate(more, HardwareFile)
+    return _joined([*_documents(), more])
+
+
+@cache
+def _shipped() -> Hardware:
+    return _joined(_documents())
+
+
+def _documents() -> list[Document]:
     texts = {name: files("specc.compiler.hardware").joinpath(name).read_text(encoding="utf-8") for name in FILES}
-    documents = [load_text(text, name) for name, text in texts.items()]
-    if extra is not None:
-        documents.append(load_text(read_file(extra), str(extra)))
-        validate(documents[-1], HardwareFile)
+    return [load_text(text, name) for name, text in texts.items()]
+
+
+def _joined(documents: Sequence[Document]) -> Hardware:
+    """One table; what stands in a later document replaces rows of the earlier ones."""
     rows: dict[str, dict[str, Any]] = {table: {} for table in Hardware.model_fields}
     for document in documents:
         for table, found in document.data.items():
