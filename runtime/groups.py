@@ -34,8 +34,9 @@ def coordinates(mesh: Mesh, rank: int, device: torch.device = CPU) -> list[Tenso
 
 
 def cut(x: Tensor, layout: Layout, mesh: Mesh, rank: int) -> Tensor:
-    """A rank's part of a whole value."""
-    return x[part(x.shape, layout, mesh, rank)].contiguous()
+    """A rank's part of a whole value, which does not keep the whole alive."""
+    own = x[part(x.shape, layout, mesh, rank)]
+    return x.contiguous() if own.shape == x.shape else own.clone(memory_format=torch.contiguous_format)
 
 
 def whole(x: Tensor, layout: Layout, mesh: Mesh) -> Tensor:
