@@ -95,10 +95,21 @@ def fresh_bytes(kept: Sequence[fx.Node], operands: Sequence[fx.Node]) -> int:
     return sum(n for key, n in storages(kept).items() if key not in known)
 
 
-def peak_bytes(gm: fx.GraphModule) -> int:
-    """The most bytes alive at once in a call beyond what came in, if values go after their last use."""
+@dataclass(frozen=True)
+class Stretch:
+    """Of a call: the most bytes alive beyond what came in, up to where some operands, by place, have their last use."""
+
+    most: int
+    last_used: tuple[int, ...]
+
+
+def stretches(gm: fx.GraphModule) -> tuple[Stretch, ...]:
+    """A call from last use to last use of its operands, if values go after theirs."""
     nodes = list(gm.graph.nodes)
-    known = storages(gm.graph.find_nodes(op="placeholder"))
+    operands: dict[int, list[int]] = {}
+    for place, node in enumerate(gm.graph.find_nodes(op="placeholder")):
+        for key in storages([node]):
+            operands.setdefault(key, []).append(place)
     last: dict[int, int] = {}
     for i, node in enumerate(nodes):
         for key in storages([node, *node.all_input_nodes]):
@@ -106,11 +117,16 @@ def peak_bytes(gm: fx.GraphModule) -> int:
     ends: dict[int, list[int]] = {}
     for key, i in last.items():
         ends.setdefault(i, []).append(key)
+    found: list[Stretch] = []
     alive: dict[int, int] = {}
     most = 0
     for i, node in enumerate(nodes):
-        alive |= {key: n for key, n in storages([node]).items() if key not in known}
+        alive |= {key: n for key, n in storages([node]).items() if key not in operands}
         most = max(most, sum(alive.values()))
+        gone = [place for key in ends.get(i, []) for place in operands.get(key, [])]
         for key in ends.get(i, []):
             alive.pop(key, None)
-    return most
+        if gone:
+            found.append(Stretch(most, tuple(gone)))
+            most = sum(alive.values())
+    return (*found, Stretch(most, ()))

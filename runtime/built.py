@@ -20,13 +20,13 @@ from specc.compiler.program import Call
 from specc.compiler.schedule.actions import Action, graph_calls, parts_of
 from specc.compiler.schedule.files import calls_of, read_schedules
 from specc.compiler.work import Work
+from specc.runtime.boxed import Function
 from specc.runtime.compile import Decision, callable_of, decide
 from specc.runtime.device import CPU
 from specc.runtime.errors import RunError
 from specc.runtime.executor import Compiled, Executor
 from specc.runtime.rates import measured
 from specc.runtime.tuned import Seconds, step_seconds, tuned_of
-from specc.runtime.weights import Function
 from specc.runtime.wire import Wire
 from specc.spec.stage import StageSpec
 

@@ -14,15 +14,16 @@ from typing import Any, Literal
 
 import torch
 from torch import SymInt, Tensor, fx
+from torch._functorch import config as functorch
 
 from specc.compiler.fused import fuses
 from specc.compiler.graphs import dtype_named
 from specc.compiler.units import duration
 from specc.compiler.work import Work
+from specc.runtime.boxed import Function, boxed
 from specc.runtime.device import CPU
 from specc.runtime.products import with_fast_products
 
-Function = Callable[..., Sequence[Tensor]]
 Mode = Literal["auto", "on", "off"]
 SECONDS_A_GRAPH, SECONDS_A_NODE = 2.0, 0.025  # what compiling takes on two cores, with nothing in the cache
 
@@ -72,10 +73,20 @@ def callable_of(gm: fx.GraphModule, compiled: bool, device: torch.device = CPU) 
     if device == CPU:
         gm = with_fast_products(gm)
     if not compiled or not fuses(gm):
-        return gm
+        return boxed(gm)
     tables, rest = apart(gm, device)
     ready = compile_graph(rest, device)
-    return ready if tables is None else lambda *args: ready(*args, *tables(*args))
+    return ready if tables is None else _before(boxed(tables), ready)
+
+
+def _before(first: Function, then: Function) -> Function:
+    """Two graphs of the same operands; the second one takes the first one's results behind them."""
+
+    def both(box: list[Tensor]) -> Sequence[Tensor]:
+        box.extend(first([*box]))
+        return then(box)
+
+    return both
 
 
 def apart(gm: fx.GraphModule, device: torch.device) -> tuple[fx.GraphModule | None, fx.GraphModule]:
@@ -95,8 +106,19 @@ def compile_graph(gm: fx.GraphModule, device: torch.device = CPU) -> Function:
     made: list[Tensor | int | SymInt | None] = [
         example(node.meta["type"], device) for node in gm.graph.find_nodes(op="placeholder")
     ]
-    compiled: Any = import_module("torch._inductor").compile(gm, made)  # imported late: it takes a second
-    return lambda *args: compiled(*args)
+    found: list[Function] = []
+    inductor: Any = import_module("torch._inductor.compile_fx")  # imported late: it takes a second
+
+    def keep(*args: Any, **kwargs: Any) -> Any:
+        found.append(inductor.compile_fx_inner(*args, **kwargs))
+        return found[-1]
+
+    # What compile_fx returns takes operands one by one and holds them to the end; what it wraps takes a list. Nodes
+    # stay in the graph's order: values are made late and go early, as a backward's are in torch.compile.
+    settings = inductor.config.patch(reorder_for_locality=False)
+    with settings, functorch.patch(enable_autograd_cache=False):  # from that cache would come the wrapper alone
+        inductor.compile_fx(gm, made, inner_compile=keep)
+    return found[-1]
 
 
 def example(type_: tuple[str, list[int], list[int]], device: torch.device = CPU) -> Tensor:

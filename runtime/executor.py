@@ -154,8 +154,8 @@ class Executor:
 
     def _run_forward(self, a: Action, state: _State) -> Sequence[Tensor]:
         call = self.calls[a.call]
-        ins = (state.values[a.microbatch, v] for v in call.ins)
-        return self.bodies[call.body].fwd(*ins, *state.weights.operands(a.call))
+        ins = [state.values[a.microbatch, v] for v in call.ins]
+        return self.bodies[call.body].fwd([*ins, *state.weights.operands(a.call)])
 
     def _save(self, a: Action, results: Sequence[Tensor], state: _State) -> None:
         """Keep what the backward reads."""
@@ -174,12 +174,13 @@ class Executor:
         """The saved values without the parameters that come again, so that these can go."""
         return [None if j in body.again else x for j, x in enumerate(saved)] if body.again else saved
 
-    def _with(self, saved: Sequence[Tensor | None], a: Action, state: _State) -> Sequence[Tensor | None]:
-        again = self.bodies[self.calls[a.call].body].again
-        if not again:
-            return saved
-        params = state.weights.operands(a.call)
-        return [params[again[j]] if j in again else x for j, x in enumerate(saved)]
+    def _operands(self, a: Action, state: _State) -> list[Tensor]:
+        """Those of the call's backward, which are nobody else's once this list is empty: what its forward kept, with
+        the parameters that come again, and gradients of its outs."""
+        saved, again = self._saved(a, state), self.bodies[self.calls[a.call].body].again
+        params = state.weights.operands(a.call) if again else []
+        operands = [params[again[j]] if j in again else x for j, x in enumerate(saved)]
+        return [*operands, *self._cotangents(a, state)]  # type: ignore[list-item]
 
     def _saved(self, a: Action, state: _State) -> Sequence[Tensor | None]:
         """What the forward kept, here."""
@@ -209,7 +210,7 @@ class Executor:
     def _backward(self, a: Action, state: _State) -> None:
         body = self.bodies[self.calls[a.call].body]
         assert body.bwd is not None
-        results = body.bwd(*self._with(self._saved(a, state), a, state), *self._cotangents(a, state))
+        results = body.bwd(self._operands(a, state))
         n = sum(body.in_grads)
         self._add_values(a, state, results[:n])
         state.weights.add(a.call, results[n:], results[:n])
@@ -217,8 +218,7 @@ class Executor:
     def _backward_input(self, a: Action, state: _State) -> None:
         body = self.bodies[self.calls[a.call].body]
         assert body.bwd_input is not None
-        saved = self._with(self._saved(a, state), a, state)
-        results = body.bwd_input(*saved, *self._cotangents(a, state))
+        results = body.bwd_input(self._operands(a, state))
         n = sum(body.in_grads)
         self._add_values(a, state, results[:n])
         state.live[a.call, a.microbatch] = results[n:]
@@ -227,7 +227,7 @@ class Executor:
         body = self.bodies[self.calls[a.call].body]
         assert body.bwd_weight is not None
         live = state.live.pop((a.call, a.microbatch))
-        state.weights.add(a.call, body.bwd_weight(*live), live)
+        state.weights.add(a.call, body.bwd_weight([*live]), live)
 
     def _add_values(self, a: Action, state: _State, grads: Sequence[Tensor]) -> None:
         call = self.calls[a.call]
@@ -278,7 +278,7 @@ class Executor:
         call = self.calls[i]
         body = self.bodies[call.body]
         self._arrived(call, 0, state)
-        outs = body.fwd(*(state.values[0, v] for v in call.ins), *state.weights.operands(i))[: body.n_outs]
+        outs = body.fwd([*(state.values[0, v] for v in call.ins), *state.weights.operands(i)])[: body.n_outs]
         state.weights.free(i)
         state.values |= {(0, v): t for v, t in zip(call.outs, outs, strict=True)}
         return outs

@@ -18,8 +18,9 @@ from specc.compiler.fused import fuses, is_sent, name_of
 from specc.compiler.graphs import from_json, node_type
 from specc.compiler.work import is_view
 from specc.runtime.allocator import keep_memory
+from specc.runtime.boxed import Function
 from specc.runtime.built import Build, Stage
-from specc.runtime.compile import Function, callable_of, example
+from specc.runtime.compile import callable_of, example
 from specc.runtime.device import CPU
 from specc.runtime.products import with_fast_products
 from specc.runtime.rates import clocked
@@ -54,7 +55,7 @@ class Clock:
         others = torch.zeros(CACHED // 4, device=self.device)
 
         def run(times: int) -> float:
-            return typical(lambda: function(*operands), self.device, times, lambda: others.add_(1.0))
+            return typical(lambda: function([*operands]), self.device, times, lambda: others.add_(1.0))
 
         first = run(TIMES)
         return first if (more := min(MOST, round(SECONDS / first))) <= TIMES else run(more)

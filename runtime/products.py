@@ -29,6 +29,21 @@ def _(x: Tensor, y: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], y.shape[1])
 
 
+@torch.library.custom_op("specc::addmm", mutates_args=(), device_types="cpu")
+def addmm(other: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """x [M K] times y [K N] plus what broadcasts to it, all fp32."""
+    out: Tensor = mm(x, y)
+    return out.add_(other)
+
+
+@addmm.register_fake
+def _(other: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], y.shape[1])
+
+
+FAST = {aten.mm.default: torch.ops.specc.mm.default, aten.addmm.default: torch.ops.specc.addmm.default}
+
+
 def available() -> bool:
     return bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -56,22 +71,27 @@ def with_fast_products(gm: fx.GraphModule) -> fx.GraphModule:
     if not has_bf16():
         widen(gm)
     if is_faster():
-        for node in gm.graph.find_nodes(op="call_function", target=aten.mm.default):
-            dtype, (m, n), _ = node.meta["type"]
-            inner = node.args[0].meta["type"][1][1]
-            if dtype == "float32" and math.prod((m, n, inner)) >= LARGE:
-                node.target = torch.ops.specc.mm.default
+        for node in [n for n in gm.graph.nodes if n.target in FAST and not n.kwargs]:
+            dtype, shape, _ = node.meta["type"]
+            inner = node.args[-1].meta["type"][1][0]
+            if dtype == "float32" and math.prod((*shape, inner)) >= LARGE:
+                node.target = FAST[node.target]
     gm.recompile()
     return gm
 
 
 def widen(gm: fx.GraphModule) -> None:
-    """bf16 products in fp32: mm(x, y)   becomes   bf16(mm(fp32(x), fp32(y))). It rounds once, as bf16 units do."""
+    """bf16 products in fp32: mm(x, y)   becomes   bf16(mm(fp32(x), fp32(y))). It rounds once, as bf16 units do.
+
+    An operand of several products is widened once: Inductor makes as many copies as there are casts."""
+    wide: dict[fx.Node, fx.Node] = {}
     for node in [n for n in gm.graph.nodes if n.target in PRODUCTS and n.meta["type"][0] == "bfloat16"]:
         uses = list(node.users)
         for operand in dict.fromkeys(node.all_input_nodes):
-            with gm.graph.inserting_before(node):
-                node.replace_input_with(operand, _cast(gm, operand, torch.float32))
+            if operand not in wide:
+                with gm.graph.inserting_before(node):
+                    wide[operand] = _cast(gm, operand, torch.float32)
+            node.replace_input_with(operand, wide[operand])
         node.meta["type"] = ("float32", *node.meta["type"][1:])
         with gm.graph.inserting_after(node):
             back = _cast(gm, node, torch.bfloat16)

@@ -5,7 +5,7 @@ after it, and gradients are brought to where their parameters are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, Protocol, TypeVar
@@ -15,8 +15,7 @@ from torch import Tensor
 
 from specc.compiler.graphs import comes_again
 from specc.compiler.program import Call
-
-Function = Callable[..., Sequence[Tensor]]
+from specc.runtime.boxed import Function
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ class Carried:
         body = self.wiring.body(call)
         kept = [self.wiring.cast(self.params[p]) for p in self.wiring.calls[call].params]
         moved = [kept[i] for i in body.gathered]
-        pending = body.unshard_start(*moved, *self.wiring.coordinates) if body.unshard_start else []
+        pending = body.unshard_start([*moved, *self.wiring.coordinates]) if body.unshard_start else []
         self.coming[call] = _Coming(pending, kept)
 
     def operands(self, call: int) -> list[Tensor]:
@@ -180,7 +179,7 @@ class Carried:
         if coming:
             body, used = self.wiring.body(call), coming.kept
             if body.unshard_finish:
-                for i, x in zip(body.gathered, body.unshard_finish(*coming.pending), strict=True):
+                for i, x in zip(body.gathered, body.unshard_finish([*coming.pending]), strict=True):
                     used[i] = x
             self.used[call] = used
         return [*self.used[call], *self.wiring.coordinates]
@@ -203,7 +202,7 @@ class Carried:
         }
         if body.reduce_start:
             given = [found.pop(i).contiguous() for i in body.reduced]
-            pending = body.reduce_start(*given, *self.wiring.coordinates)
+            pending = body.reduce_start([*given, *self.wiring.coordinates])
             del given
         before, self.leaving = self.leaving, _Leaving(call, pending, found)
         self._add(before)
@@ -219,7 +218,7 @@ class Carried:
             return
         body, paths, found = self.wiring.body(come.call), self.wiring.calls[come.call].params, come.found
         if body.reduce_finish:
-            found |= zip(body.reduced, body.reduce_finish(*come.pending), strict=True)
+            found |= zip(body.reduced, body.reduce_finish([*come.pending]), strict=True)
         seen: set[int] = set()
         for i in sorted(found):
             self.sums.add(paths[i], found[i], seen)

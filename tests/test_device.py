@@ -11,6 +11,7 @@ from specc.compiler.build import lower
 from specc.compiler.graphs import from_json, to_json
 from specc.compiler.schedule.actions import one_rank
 from specc.runtime import built, device, gloo
+from specc.runtime.boxed import boxed
 from specc.runtime.errors import RunError
 from specc.runtime.executor import Compiled, Executor, StepResult
 from tests.grid.models import TRACERS, inputs_of
@@ -26,7 +27,7 @@ def step(name: str, graphs_on: torch.device, tensors_on: torch.device) -> StepRe
     graphs, calls = lower(program, tracer.sizes, torch.float32)
     bodies: dict[str, Compiled] = {}
     for body, g in graphs.items():
-        part = {n: from_json(to_json(gm), graphs_on) for n, gm in g.parts().items()}
+        part = {n: boxed(from_json(to_json(gm), graphs_on)) for n, gm in g.parts().items()}
         bodies[body] = Compiled(
             part["fwd"], part.get("bwd"), None, None, g.n_outs, g.in_grads, g.param_grads, g.out_grads
         )  # fmt: skip

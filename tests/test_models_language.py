@@ -14,10 +14,11 @@ from specc.compiler.lower.run import run_program
 from specc.compiler.ops.pointwise import FUNCTIONS
 from specc.compiler.program import Program
 from specc.compiler.schedule.actions import one_rank
-from specc.runtime.executor import Compiled, Executor
+from specc.runtime.executor import Executor
 from specc.runtime.init import initial
 from specc.spec.errors import SpecError
 from specc.spec.model import ModelSpec
+from tests.parity.case import body_as_it_is
 
 
 def model(**sections: Any) -> Program:
@@ -177,10 +178,7 @@ def test_every_function_of_a_formula_lowers_with_its_gradient(name: str) -> None
     inputs = {"y": torch.full((5,), 0.4, dtype=torch.float64)}
     (want,) = torch.autograd.grad(run_program(program, inputs, {"x": x}, {})["loss"], x)
     graphs, calls = lower(program, {}, torch.float64)
-    bodies = {
-        n: Compiled(g.fwd, g.bwd, g.bwd_input, g.bwd_weight, g.n_outs, g.in_grads, g.param_grads, g.out_grads)
-        for n, g in graphs.items()
-    }
+    bodies = {n: body_as_it_is(g) for n, g in graphs.items()}
     actions = one_rank(len(calls), 1, set(range(len(calls))))
     run = Executor(calls, bodies, actions, program.loss, {}, frozenset({"x"}), torch.float64)
     grad = run.step({"x": x.detach()}, [inputs], [1.0]).grads["x"]

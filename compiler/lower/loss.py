@@ -81,8 +81,8 @@ class LinearCrossEntropy(torch.autograd.Function):
             if needs[0]:
                 d_x.append(grad @ weight.t())
             if needs[1]:
-                more = part.t() @ grad
-                d_weight = more if d_weight is None else d_weight + more
+                # A sum in the product: one apart would wait for the products of all chunks, if it is fused.
+                d_weight = part.t() @ grad if d_weight is None else torch.addmm(d_weight, part.t(), grad)
         ctx.save_for_backward(torch.cat(d_x) if d_x else None, d_weight, None if d_bias is None else d_bias.to(x.dtype))
         return total / count
 

@@ -11,7 +11,7 @@ from torch import fx
 from specc.compiler.graphs import Graphs, node_type, tensor_bytes
 from specc.compiler.lower.collectives import WAIT, c10d
 from specc.compiler.program import Call
-from specc.compiler.work import peak_bytes, storages
+from specc.compiler.work import Stretch, storages, stretches
 
 ALL_REDUCE = c10d.all_reduce.default
 
@@ -21,11 +21,24 @@ class Footprint:
     """For each result the operand whose memory it lies in, or -1 - i for the i-th memory of the call's own. Behind the
     results comes what collectives that begin in the graph, and are not waited for there, read.
 
-    `own` are the bytes of these; `peak` is the most that the call has alive beyond its operands."""
+    `own` are the bytes of these; `stretches` tell what the call has alive beyond its operands."""
 
     results: tuple[int, ...]
     own: tuple[int, ...]
-    peak: int
+    stretches: tuple[Stretch, ...]
+
+    def peak(self, operands: Sequence[int], going: Mapping[int, int]) -> int:
+        """The most bytes beyond these memories as operands; `going` are bytes of those that go at their last use."""
+        used = ((i, place) for i, s in enumerate(self.stretches) for place in s.last_used if place < len(operands))
+        last = {operands[place]: i for i, place in used}
+        ends = [0] * len(self.stretches)
+        for memory, nbytes in going.items():
+            ends[last[memory]] += nbytes
+        most = gone = 0
+        for stretch, end in zip(self.stretches, ends, strict=True):
+            most = max(most, stretch.most - gone)
+            gone += end
+        return most
 
 
 def footprint(gm: fx.GraphModule) -> Footprint:
@@ -43,7 +56,7 @@ def footprint(gm: fx.GraphModule) -> Footprint:
             found[key] = -1 - len(own)
             own.append(nbytes)
         results.append(operands[key] if key in operands else found[key])
-    return Footprint(tuple(results), tuple(own), peak_bytes(gm))
+    return Footprint(tuple(results), tuple(own), stretches(gm))
 
 
 def read_later(gm: fx.GraphModule) -> list[fx.Node]:

@@ -22,7 +22,8 @@ class Ledger:
         self.holders: Counter[int] = Counter()
         self.held: dict[Key, tuple[int, ...]] = {}
         self.alive: Counter[str] = Counter()
-        self.most: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()  # where the device is fullest
+        self.anywhere = 0  # the most bytes of the device and the host together
 
     def new(self, kind: str, nbytes: int) -> int:
         """A memory that nobody holds yet."""
@@ -47,6 +48,11 @@ class Ledger:
         self._release(memories)
         return memories
 
+    def held_by(self, keys: Iterable[Key]) -> dict[int, int]:
+        """Bytes of the memories that these keys hold and no other does."""
+        times = Counter(memory for key in keys for memory in self.held.get(key, ()))
+        return {memory: self.sizes[memory][1] for memory, n in times.items() if self.holders[memory] == n}
+
     def _release(self, memories: Iterable[int]) -> None:
         for memory in memories:
             self.holders[memory] -= 1
@@ -57,9 +63,11 @@ class Ledger:
     def begin(self) -> None:
         """Forget the fullest moment so far."""
         self.most = self.alive.copy()
+        self.anywhere = self.alive.total()
 
     def rise(self, work: int = 0) -> None:
         """A moment at which `work` bytes are alive beside what is held."""
+        self.anywhere = max(self.anywhere, self.alive.total() + work)
         if on_device(self.alive) + work > on_device(self.most):
             self.most = self.alive.copy()
             self.most["work space"] += work

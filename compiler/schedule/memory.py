@@ -38,11 +38,13 @@ class Kept:
 
 @dataclass(frozen=True)
 class Moment:
-    """An action, the bytes by kind at its fullest, and those that are alive when it is done; both beside the host's."""
+    """An action, the bytes by kind where it has the device fullest, those that are alive when it is done, both beside
+    the host's, and the most that device and host have together."""
 
     action: Action
     most: Mapping[str, int]
     after: Mapping[str, int]
+    anywhere: int
 
     @property
     def total(self) -> int:
@@ -73,6 +75,11 @@ class Memory:
     def peak(self) -> int:
         return self.fullest.total
 
+    @property
+    def anywhere(self) -> int:
+        """The most bytes of device and host together, which is what a processor has that is both."""
+        return max(m.anywhere for m in self.moments)
+
 
 def memory_of(
     actions: Sequence[Action], calls: Sequence[Call], graphs: Mapping[str, Graphs], feet: Feet, kept: Kept,
@@ -90,7 +97,7 @@ def memory_of(
             walk.ledger.drop(("value", m, name))
         if done >= 0 and kept.in_parts:
             walk.ledger.drop(("used", done))
-        moments.append(Moment(action, dict(walk.ledger.most), dict(walk.ledger.alive)))
+        moments.append(Moment(action, dict(walk.ledger.most), dict(walk.ledger.alive), walk.ledger.anywhere))
     trained = sum(n for path, n in kept.params.items() if path in kept.trainable)
     return Memory(tuple(moments), trained * kept.master * MOMENTS)
 
@@ -144,12 +151,18 @@ class _Walk:
     def run(self, a: Action) -> None:
         WALKS[a.kind](self, a)
 
-    def call(self, a: Action, part: str, operands: Sequence[int], kinds: Mapping[int, str], rest: str) -> list[int]:
+    def call(
+        self, a: Action, part: str, operands: Sequence[int], kinds: Mapping[int, str], rest: str,
+        last: Sequence[Key] = (),
+    ) -> list[int]:  # fmt: skip
         """Run a graph: the memories of its results. Its own are of the kind `rest`, or that of the result's place.
 
+        The call is the last to read what the keys `last` hold: operands that nobody else holds go at their last use.
         Behind the operands come the rank's coordinates, which weigh nothing but may be saved."""
         foot = self.feet[self.calls[a.call].body][part]
-        self.ledger.rise(foot.peak)
+        self.ledger.rise(foot.peak(operands, self.ledger.held_by(last)))
+        for key in last:
+            self.ledger.drop(key)
         own: dict[int, int] = {}
         for i, result in enumerate(foot.results):
             if result < 0 and result not in own:
@@ -283,13 +296,12 @@ class _Walk:
         cotangents = [self.ledger.held["d", m, v][0] for v in names]
         n = sum(g.in_grads)
         operands = [*self.saved.pop((a.call, m)), *cotangents]
-        results = self.call(a, part, operands, dict.fromkeys(range(n), "activations"), "gradients")
+        last: list[Key] = [("saved", a.call, m), *(("d", m, v) for v in names)]
+        results = self.call(a, part, operands, dict.fromkeys(range(n), "activations"), "gradients", last)
         self.ledger.hold(("results",), results)
         for v in names:
-            self.ledger.drop(("d", m, v))
             for peer in self.peers.pop((m, v), ()):
                 self.ledger.drop(("sent", m, f"%{v}", peer))
-        self.ledger.drop(("saved", a.call, m))
         ins = [v for v, flows in zip(call.ins, g.in_grads, strict=True) if flows]
         for v, memory in zip(ins, results[:n], strict=True):
             self.add_value(("d", m, v), memory)

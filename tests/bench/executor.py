@@ -30,7 +30,7 @@ def plain_loop(made: Side) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     def step(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         values, saved, grads = dict(batch), [], {}
         for call, body, params in calls:
-            results = body.fwd(*[values[v] for v in call.ins], *params)
+            results = body.fwd([*(values[v] for v in call.ins), *params])
             values.update(zip(call.outs, results[: body.n_outs], strict=True))
             saved.append(results[body.n_outs :])
         loss = values[made.program.loss or ""]
@@ -38,7 +38,7 @@ def plain_loop(made: Side) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
         for call, body, _ in reversed(calls):
             assert body.bwd is not None
             d_outs = [d_values.pop(v) for v, flows in zip(call.outs, body.out_grads, strict=True) if flows]
-            results = list(body.bwd(*saved.pop(), *d_outs))
+            results = list(body.bwd([*saved.pop(), *d_outs]))
             for v, flows in zip(call.ins, body.in_grads, strict=True):
                 if flows:
                     d = results.pop(0)

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from specc.compiler.graphs import to_json
 from specc.runtime.allocator import keep_memory
+from specc.runtime.boxed import Function
 from specc.runtime.device import CPU
 from specc.runtime.measure import Clock, graph_seconds
-from specc.runtime.weights import Function
 from tests.bench.models import COMPARED, MODELS, Setting
 from tests.bench.specc_side import side
 
@@ -57,9 +57,9 @@ class Blocks:
 
 
 def clocked(graph: Function, name: str, spent: dict[str, float]) -> Function:
-    def call(*operands: Tensor) -> Sequence[Tensor]:
+    def call(box: list[Tensor]) -> Sequence[Tensor]:
         began = time.perf_counter()
-        results = graph(*operands)
+        results = graph(box)
         spent[name] += time.perf_counter() - began
         return results
 

@@ -130,7 +130,7 @@ def artifact(case: Case) -> Artifact:
     )  # fmt: skip
     return Artifact(
         case, texts_of(graphs), calls, actions, program.loss or "", names, mesh, params, inputs, pipe,
-        [m.peak for m in memories], made,
+        [m.anywhere for m in memories], made,
     )  # fmt: skip
 
 

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from specc.compiler.build import lower
 from specc.compiler.elaborate import elaborate
+from specc.compiler.graphs import Graphs
 from specc.compiler.lower.run import bound_sizes
 from specc.compiler.passes.prune import prune
 from specc.compiler.program import Program
 from specc.compiler.schedule.actions import one_rank
+from specc.runtime.boxed import boxed
 from specc.runtime.convert.names import from_checkpoint, links, to_checkpoint
 from specc.runtime.executor import Compiled, Executor
 from specc.runtime.init import initial
@@ -122,13 +124,19 @@ def step(
     return {**result.outputs, "loss": result.losses[0]}, result.grads
 
 
+def body_as_it_is(g: Graphs) -> Compiled:
+    """A body's graphs as callables; they are taken over."""
+    part = {n: boxed(gm) for n, gm in g.parts().items()}
+    return Compiled(
+        part["fwd"], part.get("bwd"), part.get("bwd_input"), part.get("bwd_weight"), g.n_outs, g.in_grads,
+        g.param_grads, g.out_grads,
+    )  # fmt: skip
+
+
 def executor(program: Program, inputs: Mapping[str, Tensor], compute: torch.dtype, n_microbatches: int = 1) -> Executor:
     """The program lowered for inputs of these sizes."""
     graphs, calls = lower(program, bound_sizes(program, inputs), compute)
-    bodies = {
-        n: Compiled(g.fwd, g.bwd, g.bwd_input, g.bwd_weight, g.n_outs, g.in_grads, g.param_grads, g.out_grads)
-        for n, g in graphs.items()
-    }
+    bodies = {n: body_as_it_is(g) for n, g in graphs.items()}
     actions = one_rank(len(calls), n_microbatches, {i for i, c in enumerate(calls) if graphs[c.body].bwd is not None})
     trainable = frozenset(n for n, p in program.params.items() if p.trainable)
     return Executor(calls, bodies, actions, program.loss, program.outputs, trainable, compute, compute)
