@@ -99,6 +99,11 @@ class Stage:
         them."""
         return {f"{body}.{part}" for body, part in graph_calls(actions, self.calls)}
 
+    def compiled(self, plain: Collection[str] = ()) -> list[Path]:
+        """The files of the graphs that some rank runs compiled, but for those that stay `plain`."""
+        names = set().union(*map(self.runs, self.schedules)) - set(plain)
+        return [self.path / "graphs" / f"{name}.json" for name in sorted(names)]
+
     def predicted(self, device: torch.device = CPU) -> Mapping[str, Seconds]:
         """Seconds of a call of each graph, by `body.part`: those that `specc tune` measured on such a machine, or else
         its work by the machine's rates."""

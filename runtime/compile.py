@@ -5,6 +5,7 @@ This is the only module that touches Inductor."""
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,18 +26,22 @@ from specc.runtime.device import CPU
 from specc.runtime.products import with_fast_products
 
 Mode = Literal["auto", "on", "off"]
-SECONDS_A_GRAPH, SECONDS_A_NODE = 2.0, 0.025  # what compiling takes on two cores, with nothing in the cache
+SECONDS_A_GRAPH, SECONDS_A_NODE = 2.0, 0.025  # what compiling takes on two cores, with nothing in the cache,
+BESIDE = 2.0  # and times as long beside a run;
+MOST = 7  # 2 to this is the most steps that are run meanwhile
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether to compile, why, the predicted seconds of a step either way, and graphs that stay as they are."""
+    """Whether to compile, why, the predicted seconds of a step either way, graphs that stay as they are, and the first
+    step with compiled ones."""
 
     compiled: bool
     why: str
     step_seconds: float
     device: str = "cpu"
     plain: list[str] = field(default_factory=list)
+    begins: int = 0
 
 
 def decide(
@@ -44,17 +49,27 @@ def decide(
     slower: Sequence[str] = (),
 ) -> Decision:  # fmt: skip
     """Compile if that takes less time than it saves in all steps; `seconds` of a step are those of the graphs as they
-    are and compiled, but for those that would be `slower`."""
+    are and compiled, but for those that would be `slower`. On a CPU the first steps need not wait for it."""
     plain, compiled = seconds
     cost = n_graphs * SECONDS_A_GRAPH + graphs.nodes * SECONDS_A_NODE
-    pays = (plain - compiled) * steps > cost
+    begins = meanwhile(BESIDE * cost / plain) if mode == "auto" and device == CPU else 0
+    pays = (plain - compiled) * (steps - begins) > cost
     chosen = pays if mode == "auto" else mode == "on"
     verb = "pays" if pays else "does not pay"
     note = f"compiling {n_graphs} graphs (about {duration(cost)}) {verb} in a run of {duration(plain * steps)}"
     why = note if mode == "auto" else f"compile: {mode}"
-    if chosen and slower:
+    if not chosen:
+        return Decision(False, why, plain, device.type)
+    if slower:
         why += f"; not {', '.join(slower)}, as measured"
-    return Decision(chosen, why, compiled if chosen else plain, device.type, list(slower) if chosen else [])
+    if begins:
+        why += f"; from step {begins} on, until then beside the run"
+    return Decision(True, why, compiled, device.type, list(slower), begins)
+
+
+def meanwhile(steps: float) -> int:
+    """A power of two near to that many steps, so that runs alike begin alike, though no two measure the same speed."""
+    return int(2 ** min(MOST, max(0, round(math.log2(steps)))))
 
 
 def decided(path: Path, make: Callable[[], Decision], device: torch.device = CPU) -> Decision:

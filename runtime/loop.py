@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from specc.runtime import checkpoint, team
+from specc.runtime.ahead import Later
 from specc.runtime.built import Stage
 from specc.runtime.data.batches import Batch, microbatches
 from specc.runtime.data.prefetch import Prefetch
@@ -22,6 +23,7 @@ from specc.runtime.errors import Stopped
 from specc.runtime.evaluate import validation_loss, write_samples
 from specc.runtime.executor import Executor, StepResult
 from specc.runtime.health import Guard, find_bad
+from specc.runtime.heartbeat import STARTING
 from specc.runtime.metrics import Metrics
 from specc.runtime.optimizer import AdamW, learning_rate, scale, squares
 from specc.runtime.progress import Progress, peak_memory
@@ -54,6 +56,7 @@ class Run:
     signals: Signals = field(default_factory=Signals)
     guard: Guard = field(default_factory=Guard)
     failed_saves: int = 0
+    later: Later | None = None
 
     @property
     def best(self) -> dict[str, Tensor]:
@@ -92,6 +95,8 @@ def train_on(run: Run, progress: Progress, take: Callable[[int], Microbatches]) 
     spec, steps = run.stage.spec, run.stage.spec.steps()
     held: float | None = None
     while run.step < steps:
+        if run.later and run.step >= run.later.step:
+            take_over(run, run.later)
         made = one_step(run, steps, take)
         run.step += 1
         run.seat.pulse.allow(0.0)  # the first step is behind: from now on steps say how long one takes
@@ -108,6 +113,13 @@ def train_on(run: Run, progress: Progress, take: Callable[[int], Microbatches]) 
         if asked and not last:
             raise Stopped(f"{run.stage.name}: saved at step {run.step}; run again to go on", asked)
     return held
+
+
+def take_over(run: Run, later: Later) -> None:
+    """Go on with compiled graphs."""
+    run.seat.pulse.allow(STARTING)
+    run.executor, run.later = later.take(run.seat.team), None
+    run.say(f"{run.stage.name}: compiled graphs from step {run.step} on")
 
 
 def finish(run: Run, held: float | None) -> None:

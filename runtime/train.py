@@ -13,6 +13,7 @@ from torch import Tensor
 
 from specc.compiler.units import duration
 from specc.runtime import checkpoint
+from specc.runtime.ahead import Ahead, Later
 from specc.runtime.built import Build, Stage
 from specc.runtime.compile import decided
 from specc.runtime.data import tokenizer as tokenizers
@@ -20,6 +21,7 @@ from specc.runtime.data.batches import unigram_entropy
 from specc.runtime.data.corpus import CHATS, Corpus
 from specc.runtime.data.prepare import Prepared, corpora, first_texts, prepare
 from specc.runtime.errors import RunError
+from specc.runtime.executor import Executor
 from specc.runtime.health import Guard
 from specc.runtime.heartbeat import STARTING, Pulse
 from specc.runtime.lock import locked
@@ -57,6 +59,8 @@ def run_stage(
                 run.say = progress.tell
                 train(run, signals, progress)
         finally:
+            if run.later:
+                run.later.stop()
             if run.metrics:
                 run.metrics.close()
     return "done"
@@ -89,8 +93,15 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
         seat.team, lambda: decided(folder / "compile.json", lambda: stage.decide(seat.device), seat.device)
     )
     say(f"{stage.name}: {decision.why}; a step takes about {duration(decision.step_seconds)}")
-    executor = stage.executor(decision.compiled, seat.coordinates, seat.wire, seat.device, decision.plain)
-    run = Run(stage, folder, tokenizer, data, executor, params, optimizer, ema, metrics, say, step, seat)
+    at_once = decision.compiled and step >= decision.begins
+
+    def executor(compiled: bool) -> Executor:
+        return stage.executor(compiled, seat.coordinates, seat.wire, seat.device, decision.plain)
+
+    run = Run(stage, folder, tokenizer, data, executor(at_once), params, optimizer, ema, metrics, say, step, seat)
+    if decision.compiled and not at_once:
+        ahead = Ahead(stage.compiled(decision.plain)) if seat.leads else None
+        run.later = Later(decision.begins, lambda: executor(compiled=True), ahead)
     if loaded:
         run.guard = Guard(int(loaded.facts["skipped"]), int(loaded.facts["in_a_row"]))
         optimizer.load(loaded.tensors["optimizer"])

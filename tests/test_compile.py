@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,17 @@ import torch
 
 from specc.compiler.build import build_spec
 from specc.compiler.work import Work
-from specc.runtime.built import open_build
+from specc.runtime import checkpoint
+from specc.runtime.ahead import Later
+from specc.runtime.built import Stage, open_build
 from specc.runtime.compile import Decision, decide, decided
+from specc.runtime.executor import Executor
 from specc.runtime.rates import measured
 from specc.runtime.seat import Seat, first_values
+from specc.runtime.team import Team, first
+from specc.runtime.train import run_stage, stage_folder
 from specc.spec.spec import Spec
+from tests.training import made
 
 TINY = """
 specc: 1
@@ -36,7 +43,11 @@ def test_compiling_is_decided_by_what_it_saves() -> None:
     long = decide("auto", step, graphs, 6, 10**7)
     assert long.compiled
     assert "pays" in long.why
-    assert decide("on", step, graphs, 6, 1).compiled
+    assert long.begins == 128  # the most: compiling takes 25 s, and 50 s beside 250 steps
+    assert decide("auto", (5.0, 3.0), graphs, 6, 10**7).begins == 8
+    assert decide("auto", (500.0, 300.0), graphs, 6, 10**7).begins == 1
+    assert not decide("auto", step, graphs, 6, long.begins + 10).compiled
+    assert decide("on", step, graphs, 6, 1) == Decision(True, "compile: on", 0.1)
     off = decide("off", step, graphs, 6, 10**7)
     assert not off.compiled
     assert off.step_seconds > long.step_seconds
@@ -70,3 +81,33 @@ def test_compiled_graphs_agree_with_plain_ones(tmp_path: Path, monkeypatch: pyte
     torch.testing.assert_close(compiled.losses, plain.losses, rtol=1e-5, atol=1e-6)
     for path, grad in plain.grads.items():
         torch.testing.assert_close(compiled.grads[path], grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_compiled_graphs_take_over_at_the_decided_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the run was stopped before it or not."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(Stage, "decide", lambda self, device: Decision(True, "as told", 0.1, begins=3))
+    taken: list[int] = []
+
+    def take(later: Later, team: Team) -> Executor:
+        assert later.ahead is not None
+        assert later.ahead.process.wait() == 0
+        taken.append(later.step)
+        return first(team, later.make)
+
+    monkeypatch.setattr(Later, "take", take)
+    build = made(tmp_path)
+    (stage,) = build.stages.values()
+    folder = stage_folder(build, stage)
+    found = []
+    for stopped_at in (6, 2):
+        for step in range(stopped_at + 1, 7):
+            shutil.rmtree(folder / "checkpoints" / f"step_{step:08d}")
+        (folder / "done.json").unlink(missing_ok=True)
+        run_stage(build, stage, tmp_path, lambda line: None)
+        newest = checkpoint.load_newest(folder / "checkpoints", stage.hash, Seat().sharding)
+        assert newest is not None
+        found.append(newest.tensors["weights"])
+    assert taken == [3, 3]
+    assert all(torch.equal(x, again[n]) for again in found[1:] for n, x in found[0].items())

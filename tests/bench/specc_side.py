@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
+from importlib.resources import files as files_of
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,11 +18,13 @@ from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_en
 from specc.compiler.passes.prune import prune
 from specc.compiler.program import Call, Program
 from specc.compiler.schedule.actions import one_rank
+from specc.runtime.ahead import Ahead, Later
 from specc.runtime.allocator import keep_memory
 from specc.runtime.compile import callable_of
 from specc.runtime.executor import Compiled, Executor
 from specc.runtime.init import initial
 from specc.runtime.optimizer import AdamW, clip
+from specc.runtime.team import ALONE
 from specc.spec.loader import load_text, put
 from specc.spec.spec import Spec
 from specc.spec.stage import Optimizer
@@ -50,7 +54,7 @@ class Side:
 
 def program_of(model: Model) -> Program:
     """What a stage would train."""
-    document = load_text((files("specc.spec.models") / f"{model.library}.yaml").read_text(), f"{model.library}.yaml")
+    document = load_text((files_of("specc.spec.models") / f"{model.library}.yaml").read_text(), f"{model.library}.yaml")
     sets = {f"dims.{n}": size for n, size in model.dims.items()} | dict(model.sets or {})
     for path, value in sets.items():
         put(document, f"model.{path}", value, None)
@@ -69,34 +73,66 @@ def sizes_of(model: Model, program: Program) -> dict[str, int]:
 
 def side(setting: Setting, compiled: bool = True) -> Side:
     """The model's graphs as callables, and its first parameters."""
-    program, compute, device = program_of(setting.row), DTYPES[setting.dtype], torch.device(setting.device)
+    program, device = program_of(setting.row), torch.device(setting.device)
     graphs, calls = lowered(setting, program)
+    params = {
+        n: initial(n, p.type.shape({}), p.init.kind, p.init.args, 0).to(device) for n, p in program.params.items()
+    }
+    return Side(program, graphs, executor(setting, program, graphs, calls, compiled), params)
+
+
+def executor(
+    setting: Setting, program: Program, graphs: Mapping[str, Graphs], calls: Sequence[Call], compiled: bool
+) -> Executor:  # fmt: skip
+    device = torch.device(setting.device)
     bodies: dict[str, Compiled] = {}
     for name, g in graphs.items():
-        parts = {p: from_json(to_json(gm), device) for p, gm in g.parts().items() if p in ("fwd", "bwd")}
-        ready = {p: callable_of(gm, compiled, device) for p, gm in parts.items()}
+        ready = {p: callable_of(from_json(text, device), compiled, device) for p, text in texts(g).items()}
         bodies[name] = Compiled(
             ready["fwd"], ready["bwd"], None, None, g.n_outs, g.in_grads, g.param_grads, g.out_grads
         )
     actions = one_rank(len(calls), 1, set(range(len(calls))))
     trainable = frozenset(n for n, p in program.params.items() if p.trainable)
-    executor = Executor(calls, bodies, actions, program.loss, {}, trainable, compute, device=device)
-    params = {
-        n: initial(n, p.type.shape({}), p.init.kind, p.init.args, 0).to(device) for n, p in program.params.items()
-    }
-    return Side(program, graphs, executor, params)
+    return Executor(calls, bodies, actions, program.loss, {}, trainable, DTYPES[setting.dtype], device=device)
 
 
-def make(setting: Setting, compiled: bool = True) -> Callable[[], float]:
-    """A function that does one training step and returns the loss."""
+def texts(graphs: Graphs) -> dict[str, str]:
+    """Those that a step runs."""
+    return {p: to_json(gm) for p, gm in graphs.parts().items() if p in ("fwd", "bwd")}
+
+
+def compiled_later(setting: Setting, made: Side) -> Later:
+    """The graphs compiled from the second step on, beside the first one."""
+    folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) / "graphs"
+    folder.mkdir(parents=True)
+    files = []
+    for name, g in made.graphs.items():
+        for part, text in texts(g).items():
+            files.append(folder / f"{name}.{part}.json")
+            files[-1].write_text(text, encoding="utf-8")
+    calls = made.executor.calls
+    return Later(1, lambda: executor(setting, made.program, made.graphs, calls, compiled=True), Ahead(files))
+
+
+def make(setting: Setting) -> Callable[[], float]:
+    """A function that does one training step and returns the loss. On a CPU the first step takes the graphs as they
+    are, as a run would (runtime/ahead.py); the second one waits until they are compiled."""
     keep_memory()
-    made = side(setting, compiled)
+    on_cpu = setting.device == "cpu"
+    made = side(setting, compiled=not on_cpu)
+    run = made.executor
+    later = compiled_later(setting, made) if on_cpu else None
     adam = Optimizer(lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, clip=CLIP, no_decay=["*.bias"])
     optimizer = AdamW(adam, {n: x for n, x in made.params.items() if made.program.params[n].trainable})
     batches = torch.Generator().manual_seed(1)
+    n = 0
 
     def step() -> float:
-        result = made.executor.step(made.params, [made.inputs(setting.batch(batches))], [1.0])
+        nonlocal run, n
+        if later and n == later.step:
+            run = later.take(ALONE)
+        n += 1
+        result = run.step(made.params, [made.inputs(setting.batch(batches))], [1.0])
         clip(result.grads, CLIP)
         optimizer.step(result.grads, LEARNING_RATE)
         return float(result.losses[0])
