@@ -19,14 +19,16 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from specc.compiler.graphs import Graphs, verify
 from specc.compiler.lower.collectives import WAIT
 from specc.compiler.passes.merge_equal import merge_equal
+from specc.compiler.passes.norm_again import fold, spread
 from specc.compiler.passes.save_operands import save_operands
 from specc.compiler.work import fresh_bytes
 
 Body = Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
 aten = torch.ops.aten
 # Equal nodes are merged after the cut: what a backward computes anew on purpose is not to be kept instead. And what a
-# chain of pointwise ops makes is computed anew, even if a product of the backward reads it.
-CUT = {"cse": False, "ban_recompute_materialized_backward": False}
+# chain of pointwise ops makes is computed anew, even if a product of the backward reads it, or if the forward read it
+# early and again late.
+CUT = {"cse": False, "ban_recompute_materialized_backward": False, "ban_recompute_used_far_apart": False}
 COPIES = (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default)
 
 
@@ -102,9 +104,12 @@ def cut(joint: fx.GraphModule, n_outs: int, share: float) -> tuple[fx.GraphModul
     """Forward and backward halves of a joint graph."""
     for i, node in enumerate(joint.graph.find_nodes(op="placeholder")):
         assert str(node.target).startswith(("primals", "tangents")), f"operand {i} is {node.target}"
+    spread(joint)
     with warnings.catch_warnings(), functorch_config.patch({**CUT, "activation_memory_budget": share}):
         warnings.simplefilter("ignore")
         fwd, bwd = min_cut_rematerialization_partition(joint, None, num_fwd_outputs=n_outs)
+    for half in (fwd, bwd):
+        fold(half)
     return merge_equal(fwd), merge_equal(bwd)
 
 
