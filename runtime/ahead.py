@@ -6,11 +6,11 @@ stopped and goes on: a step does not depend on how fast the compiler was."""
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,29 +18,44 @@ import torch
 
 from specc.compiler.graphs import from_json
 from specc.runtime import built  # registers ops that graphs may name
-from specc.runtime.compile import callable_of, private_cache
+from specc.runtime.allocator import release_memory
+from specc.runtime.compile import callable_of, use_private_cache
 from specc.runtime.executor import Executor
 from specc.runtime.team import Team, first
 
 assert built is not None
+PATIENCE = 5.0  # seconds that compilers have to take back what they have half written
 
 
 class Ahead:
-    """A process that compiles graphs into Inductor's cache; it ends when this one does."""
+    """A process that compiles graphs into Inductor's cache; it ends when this one does. What it says is in `log`."""
 
-    def __init__(self, graphs: Sequence[Path]) -> None:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(private_cache()))
+    def __init__(self, graphs: Sequence[Path], log: Path) -> None:
+        use_private_cache()
         command = [sys.executable, "-P", "-m", "specc.runtime.ahead", str(torch.get_num_threads()), *map(str, graphs)]
-        quiet = subprocess.DEVNULL
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet)
+        with log.open("w") as out:
+            # A session of its own: a Ctrl-C is for the run, which may still save.
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True
+            )
+        self.log = log
 
-    def wait(self) -> None:
-        """Until all are compiled; what the process could not compile is left to who asks for it."""
-        self.process.wait()
+    @property
+    def is_busy(self) -> bool:
+        return self.process.poll() is None
 
     def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        """End it and its compilers, if it still runs."""
+        for ask in (signal.SIGTERM, signal.SIGKILL):
+            if self.is_busy:
+                os.killpg(self.process.pid, ask)
+            try:
+                self.process.wait(PATIENCE)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        if self.process.stdin:
+            self.process.stdin.close()
 
 
 @dataclass
@@ -51,11 +66,22 @@ class Later:
     make: Callable[[], Executor]
     ahead: Ahead | None
 
+    @property
+    def is_busy(self) -> bool:
+        return self.ahead is not None and self.ahead.is_busy
+
+    @property
+    def trouble(self) -> str:
+        """Why the graphs are not compiled yet, if the process is done."""
+        code = self.ahead.process.returncode if self.ahead else 0
+        return f"compiling beside the run ended with code {code}, see {self.ahead.log}" if self.ahead and code else ""
+
     def take(self, team: Team) -> Executor:
-        """The executor with compiled graphs, on every rank."""
-        if self.ahead:
-            self.ahead.wait()
-        return first(team, self.make)
+        """The executor with compiled graphs, on every rank: what is not in the cache yet is compiled now."""
+        self.stop()
+        executor = first(team, self.make)
+        release_memory()
+        return executor
 
     def stop(self) -> None:
         if self.ahead:
@@ -67,14 +93,13 @@ def main(threads: str, *graphs: str) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(int(threads))
     for file in graphs:
-        with suppress(Exception):  # whoever asks for this graph will see it
-            callable_of(from_json(Path(file).read_text(encoding="utf-8")), compiled=True)
+        callable_of(from_json(Path(file).read_text(encoding="utf-8")), compiled=True)
 
 
 def _end_with_parent() -> None:
     """Its end of the pipe closes when it dies, however that is."""
     sys.stdin.read()
-    os._exit(1)
+    os.killpg(0, signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,13 @@ import ctypes
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 
 
+def release_memory() -> None:
+    """Give what is free back after all: what comes next uses blocks of other sizes."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def keep_memory() -> bool:
     """Keep what is freed, as far as the C library is glibc; says whether it is."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

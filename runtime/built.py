@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specc.compiler.fused import SENT
 from specc.compiler.graphs import CARRIED, from_json
 from specc.compiler.lower.exchange import exchange  # registers ops that graphs may name
 from specc.compiler.lower.flash import flash_attention  # and these
@@ -90,9 +91,11 @@ class Stage:
         seconds = optimizer + step.plain, optimizer + step.compiled
         run = set().union(*map(self.runs, self.schedules))
         slower = [n for n, s in known.items() if n in run and s.plain < s.compiled]
+        files = self.compiled(slower)
         return decide(
-            self.plan["compile"], seconds, graphs, self.work["n"] - len(slower), self.spec.steps(), device, slower
-        )
+            self.plan["compile"], seconds, graphs, len(files), self.spec.steps(), device, slower,
+            beside=self.plan.get("kernels") != "triton" and not any(map(sends, files)),
+        )  # fmt: skip
 
     def runs(self, actions: Sequence[Action]) -> set[str]:
         """The graphs that these actions run, by `body.part`; those of parameters, which hardly compute, are not among
@@ -147,6 +150,12 @@ class Stage:
         used = parts_of(actions)
         text = {p: (self.path / "graphs" / f"{name}.{p}.json").read_text() for p in layout["parts"] if p in used}
         return body_of(layout, text, {p for p in used if f"{name}.{p}" in compiled}, device)
+
+
+def sends(graph: Path) -> bool:
+    """Whether a recorded graph talks to other ranks."""
+    text = graph.read_text(encoding="utf-8")
+    return any(f'"{space}' in text for space in SENT)
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,15 @@ class Loaded:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
+def folder_of(root: Path, step: int) -> Path:
+    return root / f"step_{step:08d}"
+
+
+def is_there(root: Path, step: int) -> bool:
+    """Whether a checkpoint of this step was saved."""
+    return folder_of(root, step).is_dir()
+
+
 def save(
     root: Path, step: int, tensors: Groups, facts: Mapping[str, Any], sharding: Sharding = WHOLE, team: Team = ALONE
 ) -> Path:
@@ -56,7 +65,7 @@ def save(
     own = {g: {n: t for n, t in ts.items() if sharding.owns(n, t.ndim)} for g, ts in tensors.items()}
     told = say(team, [os.getpid(), sum(map(bytes_of, own.values()))])
     need = sum(size for _, size in told) + MARGIN
-    final, temporary = root / f"step_{step:08d}", root / f"{TEMPORARY}step_{step:08d}-{told[0][0]}"
+    final, temporary = folder_of(root, step), root / f"{TEMPORARY}step_{step:08d}-{told[0][0]}"
     lead = team.rank == 0
     try:
         together(team, final, need, lambda: begin(root, temporary, final, need) if lead else None)

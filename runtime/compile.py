@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import SymInt, Tensor, fx
+from torch import Tensor, fx
 from torch._functorch import config as functorch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from specc.compiler.fused import fuses
 from specc.compiler.graphs import dtype_named
@@ -46,13 +47,14 @@ class Decision:
 
 def decide(
     mode: Mode, seconds: tuple[float, float], graphs: Work, n_graphs: int, steps: int, device: torch.device = CPU,
-    slower: Sequence[str] = (),
+    slower: Sequence[str] = (), beside: bool = True,
 ) -> Decision:  # fmt: skip
     """Compile if that takes less time than it saves in all steps; `seconds` of a step are those of the graphs as they
-    are and compiled, but for those that would be `slower`. On a CPU the first steps need not wait for it."""
+    are and compiled, but for those that would be `slower`. Where a process can do so
+    `beside` a run on a CPU, the first steps do not wait for it."""
     plain, compiled = seconds
     cost = n_graphs * SECONDS_A_GRAPH + graphs.nodes * SECONDS_A_NODE
-    begins = meanwhile(BESIDE * cost / plain) if mode == "auto" and device == CPU else 0
+    begins = meanwhile(BESIDE * cost / plain) if mode == "auto" and beside and device == CPU else 0
     pays = (plain - compiled) * (steps - begins) > cost
     chosen = pays if mode == "auto" else mode == "on"
     verb = "pays" if pays else "does not pay"
@@ -69,7 +71,7 @@ def decide(
 
 def meanwhile(steps: float) -> int:
     """A power of two near to that many steps, so that runs alike begin alike, though no two measure the same speed."""
-    return int(2 ** min(MOST, max(0, round(math.log2(steps)))))
+    return int(2 ** min(MOST, round(math.log2(max(1.0, steps)))))
 
 
 def decided(path: Path, make: Callable[[], Decision], device: torch.device = CPU) -> Decision:
@@ -115,14 +117,16 @@ def apart(gm: fx.GraphModule, device: torch.device) -> tuple[fx.GraphModule | No
 
 def compile_graph(gm: fx.GraphModule, device: torch.device = CPU) -> Function:
     """The graph through Inductor; its operands' types are those that it was built with."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(private_cache()))
+    use_private_cache()
     if device == CPU:
         os.environ.setdefault("TORCH_WARM_POOL", "0")  # processes that compile Triton's kernels: here are none
-    made: list[Tensor | int | SymInt | None] = [
-        example(node.meta["type"], device) for node in gm.graph.find_nodes(op="placeholder")
-    ]
+    # Without a shape environment Inductor would neither look into its cache nor put anything there.
+    shapes: Any = import_module("torch.fx.experimental.symbolic_shapes")  # imported late: it takes a second
+    mode = FakeTensorMode(shape_env=shapes.ShapeEnv(), allow_non_fake_inputs=True)
+    operands = [example(node.meta["type"], device) for node in gm.graph.find_nodes(op="placeholder")]
+    made = [mode.from_tensor(x, static_shapes=True) for x in operands]
     found: list[Function] = []
-    inductor: Any = import_module("torch._inductor.compile_fx")  # imported late: it takes a second
+    inductor: Any = import_module("torch._inductor.compile_fx")  # late too
 
     def keep(*args: Any, **kwargs: Any) -> Any:
         found.append(inductor.compile_fx_inner(*args, **kwargs))
@@ -140,6 +144,11 @@ def example(type_: tuple[str, list[int], list[int]], device: torch.device = CPU)
     """A tensor of a recorded type, with its strides."""
     name, shape, strides = type_
     return torch.empty_strided(shape, strides, dtype=dtype_named(name), device=device).zero_()
+
+
+def use_private_cache() -> None:
+    """Here and in processes that start from now on, unless told of another folder."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(private_cache()))
 
 
 def private_cache() -> Path:

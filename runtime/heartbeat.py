@@ -69,6 +69,11 @@ class Pulse:
         self._put(ALLOWED, seconds)
         self.touch()
 
+    def restart(self, seconds: float) -> None:
+        """As before the first step: it may be silent for that long, which says nothing of how long steps are."""
+        self.began = None
+        self.allow(seconds)
+
     def touch(self) -> None:
         """It is alive, where it was."""
         self._put(TIME, time.monotonic())

@@ -33,6 +33,7 @@ from specc.runtime.signals import Signals
 Say = Callable[[str], None]
 Microbatches = tuple[list[Batch], list[float]]
 MAX_FAILED_SAVES = 3  # in a row; a disk that is full for a while does not end a run
+WAIT = 0.2  # seconds between looks at the compiler
 SAVING, SAMPLING = 1800.0, 600.0  # seconds that a rank may be silent at these
 COMPUTED, AGREED, UPDATED = (1 << 40) + 1, (1 << 40) + 2, (1 << 40) + 3  # behind all actions of a step's schedule
 
@@ -96,7 +97,7 @@ def train_on(run: Run, progress: Progress, take: Callable[[int], Microbatches]) 
     held: float | None = None
     while run.step < steps:
         if run.later and run.step >= run.later.step:
-            take_over(run, run.later)
+            take_over(run, run.later, progress)
         made = one_step(run, steps, take)
         run.step += 1
         run.seat.pulse.allow(0.0)  # the first step is behind: from now on steps say how long one takes
@@ -111,15 +112,31 @@ def train_on(run: Run, progress: Progress, take: Callable[[int], Microbatches]) 
         if last or run.step % spec.checkpoint.every == 0 or asked:
             save(run, must=last or bool(asked))
         if asked and not last:
-            raise Stopped(f"{run.stage.name}: saved at step {run.step}; run again to go on", asked)
+            raise stopped(run, asked)
     return held
 
 
-def take_over(run: Run, later: Later) -> None:
-    """Go on with compiled graphs."""
-    run.seat.pulse.allow(STARTING)
+def take_over(run: Run, later: Later, progress: Progress) -> None:
+    """Go on with compiled graphs, once they are there. Raises Stopped after a signal, with the state saved."""
+    run.seat.pulse.restart(STARTING)
+    progress.is_cold = True
+    while True:
+        told = run.seat.team.numbers([later.is_busy, float(run.signals.asked or 0)])
+        if asked := int(told[:, 1].max()):
+            if not checkpoint.is_there(run.folder / "checkpoints", run.step):
+                save(run, must=True)
+            raise stopped(run, asked)
+        if not told[:, 0].any():
+            break
+        time.sleep(WAIT)
+    if later.trouble:
+        run.say(f"{run.stage.name}: {later.trouble}; they are compiled now")
     run.executor, run.later = later.take(run.seat.team), None
     run.say(f"{run.stage.name}: compiled graphs from step {run.step} on")
+
+
+def stopped(run: Run, asked: int) -> Stopped:
+    return Stopped(f"{run.stage.name}: saved at step {run.step}; run again to go on", asked)
 
 
 def finish(run: Run, held: float | None) -> None:

@@ -45,7 +45,8 @@ class Progress:
             self.bar.stop()
 
     def rate(self, step: int) -> float:
-        """Tokens a second, with evaluations and checkpoints but without this process's first step, which warms up."""
+        """Tokens a second, with evaluations and checkpoints but without the steps that warm up: this process's first,
+        and the first with compiled graphs."""
         now = time.monotonic()
         rate = (step - self.first) * self.tokens / max(now - self.began, 1e-9)
         if self.is_cold:

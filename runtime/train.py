@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -21,7 +22,6 @@ from specc.runtime.data.batches import unigram_entropy
 from specc.runtime.data.corpus import CHATS, Corpus
 from specc.runtime.data.prepare import Prepared, corpora, first_texts, prepare
 from specc.runtime.errors import RunError
-from specc.runtime.executor import Executor
 from specc.runtime.health import Guard
 from specc.runtime.heartbeat import STARTING, Pulse
 from specc.runtime.lock import locked
@@ -93,19 +93,18 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
         seat.team, lambda: decided(folder / "compile.json", lambda: stage.decide(seat.device), seat.device)
     )
     say(f"{stage.name}: {decision.why}; a step takes about {duration(decision.step_seconds)}")
-    at_once = decision.compiled and step >= decision.begins
-
-    def executor(compiled: bool) -> Executor:
-        return stage.executor(compiled, seat.coordinates, seat.wire, seat.device, decision.plain)
-
-    run = Run(stage, folder, tokenizer, data, executor(at_once), params, optimizer, ema, metrics, say, step, seat)
-    if decision.compiled and not at_once:
-        ahead = Ahead(stage.compiled(decision.plain)) if seat.leads else None
-        run.later = Later(decision.begins, lambda: executor(compiled=True), ahead)
+    ready = partial(
+        stage.executor, coordinates=seat.coordinates, wire=seat.wire, device=seat.device, plain=decision.plain
+    )
+    executor = ready(decision.compiled and step >= decision.begins)
+    run = Run(stage, folder, tokenizer, data, executor, params, optimizer, ema, metrics, say, step, seat)
     if loaded:
         run.guard = Guard(int(loaded.facts["skipped"]), int(loaded.facts["in_a_row"]))
         optimizer.load(loaded.tensors["optimizer"])
         run.ema = seat.moved(loaded.tensors.get("ema", {}))
+    if decision.compiled and step < decision.begins:
+        ahead = Ahead(stage.compiled(decision.plain), folder / "compile.log") if seat.leads else None
+        run.later = Later(decision.begins, partial(ready, compiled=True), ahead)
     return run
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,13 +17,11 @@ import torch
 from specc.compiler.build import build_spec
 from specc.compiler.work import Work
 from specc.runtime import checkpoint
-from specc.runtime.ahead import Later
-from specc.runtime.built import Stage, open_build
+from specc.runtime.built import Build, open_build
 from specc.runtime.compile import Decision, decide, decided
-from specc.runtime.executor import Executor
+from specc.runtime.errors import Stopped
 from specc.runtime.rates import measured
 from specc.runtime.seat import Seat, first_values
-from specc.runtime.team import Team, first
 from specc.runtime.train import run_stage, stage_folder
 from specc.spec.spec import Spec
 from tests.training import made
@@ -47,6 +51,8 @@ def test_compiling_is_decided_by_what_it_saves() -> None:
     assert decide("auto", (5.0, 3.0), graphs, 6, 10**7).begins == 8
     assert decide("auto", (500.0, 300.0), graphs, 6, 10**7).begins == 1
     assert not decide("auto", step, graphs, 6, long.begins + 10).compiled
+    assert decide("auto", step, graphs, 6, 10**7, beside=False).begins == 0
+    assert decide("auto", step, Work(), 0, 10**7).begins == 1
     assert decide("on", step, graphs, 6, 1) == Decision(True, "compile: on", 0.1)
     off = decide("off", step, graphs, 6, 10**7)
     assert not off.compiled
@@ -83,31 +89,64 @@ def test_compiled_graphs_agree_with_plain_ones(tmp_path: Path, monkeypatch: pyte
         torch.testing.assert_close(compiled.grads[path], grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow
-def test_compiled_graphs_take_over_at_the_decided_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether the run was stopped before it or not."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(Stage, "decide", lambda self, device: Decision(True, "as told", 0.1, begins=3))
-    taken: list[int] = []
-
-    def take(later: Later, team: Team) -> Executor:
-        assert later.ahead is not None
-        assert later.ahead.process.wait() == 0
-        taken.append(later.step)
-        return first(team, later.make)
-
-    monkeypatch.setattr(Later, "take", take)
+def begun(tmp_path: Path, begins: int) -> tuple[Build, Path]:
+    """A build and the folder of its run, which is to take compiled graphs from that step on."""
     build = made(tmp_path)
     (stage,) = build.stages.values()
     folder = stage_folder(build, stage)
-    found = []
+    folder.mkdir(parents=True)
+    decided(folder / "compile.json", lambda: Decision(True, "as told", 0.1, begins=begins))
+    return build, folder
+
+
+RUN = """
+import sys
+from pathlib import Path
+from specc.runtime.built import open_build
+from specc.runtime.train import run_stage
+build = open_build(Path(sys.argv[1]))
+run_stage(build, *build.stages.values(), Path(sys.argv[1]), print)
+from torch._dynamo.utils import counters
+print("cache", counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"])
+"""
+
+
+@pytest.mark.slow
+def test_compiled_graphs_take_over_at_the_decided_step(tmp_path: Path) -> None:
+    """Whether the run was stopped before it or not; they come from the cache that another process filled."""
+    build, folder = begun(tmp_path, 3)
+    (stage,) = build.stages.values()
+    weights = []
     for stopped_at in (6, 2):
         for step in range(stopped_at + 1, 7):
-            shutil.rmtree(folder / "checkpoints" / f"step_{step:08d}")
+            shutil.rmtree(checkpoint.folder_of(folder / "checkpoints", step))
         (folder / "done.json").unlink(missing_ok=True)
-        run_stage(build, stage, tmp_path, lambda line: None)
+        env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+        command = [sys.executable, "-P", "-c", RUN, str(build.path)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stderr
+        assert "pretrain: compiled graphs from step 3 on" in done.stdout
+        assert "compiled now" not in done.stdout
+        assert done.stdout.endswith("cache 5 0\n")
         newest = checkpoint.load_newest(folder / "checkpoints", stage.hash, Seat().sharding)
         assert newest is not None
-        found.append(newest.tensors["weights"])
-    assert taken == [3, 3]
-    assert all(torch.equal(x, again[n]) for again in found[1:] for n, x in found[0].items())
+        weights.append(newest.tensors["weights"])
+    assert all(torch.equal(x, weights[1][n]) for n, x in weights[0].items())
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_wait_for_the_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    build, folder = begun(tmp_path, 1)
+    (stage,) = build.stages.values()
+
+    def ask() -> None:
+        while not checkpoint.is_there(folder / "checkpoints", 1):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    with pytest.raises(Stopped, match="saved at step 1"):
+        run_stage(build, stage, tmp_path, lambda line: None)
+    asking.join()

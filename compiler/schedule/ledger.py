@@ -23,7 +23,6 @@ class Ledger:
         self.held: dict[Key, tuple[int, ...]] = {}
         self.alive: Counter[str] = Counter()
         self.most: Counter[str] = Counter()  # where the device is fullest
-        self.anywhere = 0  # the most bytes of the device and the host together
 
     def new(self, kind: str, nbytes: int) -> int:
         """A memory that nobody holds yet."""
@@ -63,11 +62,9 @@ class Ledger:
     def begin(self) -> None:
         """Forget the fullest moment so far."""
         self.most = self.alive.copy()
-        self.anywhere = self.alive.total()
 
     def rise(self, work: int = 0) -> None:
         """A moment at which `work` bytes are alive beside what is held."""
-        self.anywhere = max(self.anywhere, self.alive.total() + work)
         if on_device(self.alive) + work > on_device(self.most):
             self.most = self.alive.copy()
             self.most["work space"] += work

@@ -38,13 +38,11 @@ class Kept:
 
 @dataclass(frozen=True)
 class Moment:
-    """An action, the bytes by kind where it has the device fullest, those that are alive when it is done, both beside
-    the host's, and the most that device and host have together."""
+    """An action, the bytes by kind at its fullest, and those that are alive when it is done; both beside the host's."""
 
     action: Action
     most: Mapping[str, int]
     after: Mapping[str, int]
-    anywhere: int
 
     @property
     def total(self) -> int:
@@ -75,11 +73,6 @@ class Memory:
     def peak(self) -> int:
         return self.fullest.total
 
-    @property
-    def anywhere(self) -> int:
-        """The most bytes of device and host together, which is what a processor has that is both."""
-        return max(m.anywhere for m in self.moments)
-
 
 def memory_of(
     actions: Sequence[Action], calls: Sequence[Call], graphs: Mapping[str, Graphs], feet: Feet, kept: Kept,
@@ -97,7 +90,7 @@ def memory_of(
             walk.ledger.drop(("value", m, name))
         if done >= 0 and kept.in_parts:
             walk.ledger.drop(("used", done))
-        moments.append(Moment(action, dict(walk.ledger.most), dict(walk.ledger.alive), walk.ledger.anywhere))
+        moments.append(Moment(action, dict(walk.ledger.most), dict(walk.ledger.alive)))
     trained = sum(n for path, n in kept.params.items() if path in kept.trainable)
     return Memory(tuple(moments), trained * kept.master * MOMENTS)
 

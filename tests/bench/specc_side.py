@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files as files_of
 from pathlib import Path
 
@@ -84,6 +85,7 @@ def side(setting: Setting, compiled: bool = True) -> Side:
 def executor(
     setting: Setting, program: Program, graphs: Mapping[str, Graphs], calls: Sequence[Call], compiled: bool
 ) -> Executor:  # fmt: skip
+    """Of graphs lowered for a setting."""
     device = torch.device(setting.device)
     bodies: dict[str, Compiled] = {}
     for name, g in graphs.items():
@@ -110,8 +112,8 @@ def compiled_later(setting: Setting, made: Side) -> Later:
         for part, text in texts(g).items():
             files.append(folder / f"{name}.{part}.json")
             files[-1].write_text(text, encoding="utf-8")
-    calls = made.executor.calls
-    return Later(1, lambda: executor(setting, made.program, made.graphs, calls, compiled=True), Ahead(files))
+    ready = partial(executor, setting, made.program, made.graphs, made.executor.calls, compiled=True)
+    return Later(1, ready, Ahead(files, folder / "log"))
 
 
 def make(setting: Setting) -> Callable[[], float]:

@@ -76,7 +76,7 @@ class Artifact:
     params: Mapping[str, Layout]
     inputs: Mapping[str, InputLayout]
     pipe: Pipeline | None
-    peaks: Sequence[int]  # predicted bytes of each rank of the pipeline
+    peaks: Sequence[int]  # predicted bytes of each rank of the pipeline, on its device and its host
     sources: Mapping[str, str]  # of the kernels that graphs call
 
 
@@ -130,7 +130,7 @@ def artifact(case: Case) -> Artifact:
     )  # fmt: skip
     return Artifact(
         case, texts_of(graphs), calls, actions, program.loss or "", names, mesh, params, inputs, pipe,
-        [m.anywhere for m in memories], made,
+        [max(sum(m.most.values()) for m in memory.moments) for memory in memories], made,
     )  # fmt: skip
 
 
