@@ -60,11 +60,18 @@ class Ahead:
 
 @dataclass
 class Later:
-    """Compiled graphs that take over at a step; rank 0 has them compiled until then."""
+    """Compiled graphs that take over at a step; rank 0 has them `compiled` until then, from its first step on: before
+    that, a user waits."""
 
     step: int
     make: Callable[[], Executor]
-    ahead: Ahead | None
+    compiled: Callable[[], Ahead] | None
+    ahead: Ahead | None = None
+
+    def start(self) -> None:
+        """A step is done."""
+        if self.compiled and not self.ahead:
+            self.ahead = self.compiled()
 
     @property
     def is_busy(self) -> bool:

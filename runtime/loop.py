@@ -99,6 +99,8 @@ def train_on(run: Run, progress: Progress, take: Callable[[int], Microbatches]) 
         if run.later and run.step >= run.later.step:
             take_over(run, run.later, progress)
         made = one_step(run, steps, take)
+        if run.later:
+            run.later.start()
         run.step += 1
         run.seat.pulse.allow(0.0)  # the first step is behind: from now on steps say how long one takes
         asked = made.asked or (run.signals.asked if run.seat.team.size == 1 else None)

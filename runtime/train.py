@@ -103,8 +103,8 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
         optimizer.load(loaded.tensors["optimizer"])
         run.ema = seat.moved(loaded.tensors.get("ema", {}))
     if decision.compiled and step < decision.begins:
-        ahead = Ahead(stage.compiled(decision.plain), folder / "compile.log") if seat.leads else None
-        run.later = Later(decision.begins, partial(ready, compiled=True), ahead)
+        compiled = partial(Ahead, stage.compiled(decision.plain), folder / "compile.log")
+        run.later = Later(decision.begins, partial(ready, compiled=True), compiled if seat.leads else None)
     return run
 
 

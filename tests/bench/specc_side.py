@@ -113,7 +113,7 @@ def compiled_later(setting: Setting, made: Side) -> Later:
             files.append(folder / f"{name}.{part}.json")
             files[-1].write_text(text, encoding="utf-8")
     ready = partial(executor, setting, made.program, made.graphs, made.executor.calls, compiled=True)
-    return Later(1, ready, Ahead(files, folder / "log"))
+    return Later(1, ready, partial(Ahead, files, folder / "log"))
 
 
 def make(setting: Setting) -> Callable[[], float]:
@@ -137,6 +137,8 @@ def make(setting: Setting) -> Callable[[], float]:
         result = run.step(made.params, [made.inputs(setting.batch(batches))], [1.0])
         clip(result.grads, CLIP)
         optimizer.step(result.grads, LEARNING_RATE)
+        if later and n == 1:
+            later.start()
         return float(result.losses[0])
 
     return step
