@@ -145,7 +145,7 @@ def work_facts(facts: StageFacts, lowered: Mapping[str, Graphs]) -> dict[str, An
     """The work of a step and of its update, of one call of each graph, and of all graphs together."""
     parts = {n: {p: vars(graph_work(gm)) for p, gm in g.parts().items()} for n, g in lowered.items()}
     whole = {"step": vars(facts.step), "optimizer": vars(facts.optimizer), "graphs": vars(facts.graphs)}
-    return {**whole, "n": facts.n_graphs, "parts": parts}
+    return {**whole, "parts": parts}
 
 
 def trained(whole: Program, stage: StageSpec) -> tuple[Program, dict[str, int]]:

@@ -110,6 +110,7 @@ def cut(joint: fx.GraphModule, n_outs: int, share: float) -> tuple[fx.GraphModul
         fwd, bwd = min_cut_rematerialization_partition(joint, None, num_fwd_outputs=n_outs)
     for half in (fwd, bwd):
         fold(half)
+        drop_unused(half)
     return merge_equal(fwd), merge_equal(bwd)
 
 

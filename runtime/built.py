@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,7 @@ class Stage:
         known, optimizer = self.predicted(device), measured(self.compute, device).seconds(self.optimizer)
         step, graphs = step_seconds(known, self.calls, self.schedules), Work(**self.work["graphs"])
         seconds = optimizer + step.plain, optimizer + step.compiled
-        run = set().union(*map(self.runs, self.schedules))
-        slower = [n for n, s in known.items() if n in run and s.plain < s.compiled]
+        slower = [n for n, s in known.items() if n in self.run_by_any and s.plain < s.compiled]
         files = self.compiled(slower)
         return decide(
             self.plan["compile"], seconds, graphs, len(files), self.spec.steps(), device, slower,
@@ -102,10 +102,14 @@ class Stage:
         them."""
         return {f"{body}.{part}" for body, part in graph_calls(actions, self.calls)}
 
+    @cached_property
+    def run_by_any(self) -> set[str]:
+        """The graphs that some rank of the pipeline runs."""
+        return set().union(*map(self.runs, self.schedules))
+
     def compiled(self, plain: Collection[str] = ()) -> list[Path]:
         """The files of the graphs that some rank runs compiled, but for those that stay `plain`."""
-        names = set().union(*map(self.runs, self.schedules)) - set(plain)
-        return [self.path / "graphs" / f"{name}.json" for name in sorted(names)]
+        return [self.path / "graphs" / f"{name}.json" for name in sorted(self.run_by_any - set(plain))]
 
     def predicted(self, device: torch.device = CPU) -> Mapping[str, Seconds]:
         """Seconds of a call of each graph, by `body.part`: those that `specc tune` measured on such a machine, or else

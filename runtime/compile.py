@@ -50,8 +50,8 @@ def decide(
     slower: Sequence[str] = (), beside: bool = True,
 ) -> Decision:  # fmt: skip
     """Compile if that takes less time than it saves in all steps; `seconds` of a step are those of the graphs as they
-    are and compiled, but for those that would be `slower`. Where a process can do so
-    `beside` a run on a CPU, the first steps do not wait for it."""
+    are and compiled, but for those that would be `slower`. Where a process can do so `beside` a
+    run on a CPU, the first steps do not wait for it."""
     plain, compiled = seconds
     cost = n_graphs * SECONDS_A_GRAPH + graphs.nodes * SECONDS_A_NODE
     begins = meanwhile(BESIDE * cost / plain) if mode == "auto" and beside and device == CPU else 0

@@ -89,7 +89,7 @@ def _stage(stage: Stage, clock: Clock) -> dict[str, Seconds]:
         torch.set_num_threads(stage.plan["threads"])
     stage.register_kernels()
     compiles = stage.plan["compile"] != "off"
-    for name in sorted(set().union(*map(stage.runs, stage.schedules))):
+    for name in sorted(stage.run_by_any):
         text = (stage.path / "graphs" / f"{name}.json").read_text(encoding="utf-8")
         found[name] = graph_seconds(text, clock, compiles)
     return found

@@ -51,7 +51,7 @@ def _call(gm: fx.GraphModule, target: Any, *args: fx.Node, **kwargs: Any) -> fx.
 
 
 def fold(gm: fx.GraphModule) -> None:
-    """In a half of the joint graph."""
+    """In a half of the joint graph; what made the y anew is left unused."""
     norms = {n.name: n for n in gm.graph.find_nodes(op="call_function", target=aten.native_layer_norm.default)}
     for y in [n for n in gm.graph.nodes if n.meta.get(NORM) in norms]:
         norm = norms[y.meta[NORM]]
@@ -59,6 +59,3 @@ def fold(gm: fx.GraphModule) -> None:
             own = gm.graph.call_function(operator.getitem, (norm, 0))
         own.meta = dict(y.meta)
         y.replace_all_uses_with(own)
-    for node in reversed(gm.graph.nodes):
-        if node.op == "call_function" and not node.users:
-            gm.graph.erase_node(node)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files as files_of
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -55,7 +55,7 @@ class Side:
 
 def program_of(model: Model) -> Program:
     """What a stage would train."""
-    document = load_text((files_of("specc.spec.models") / f"{model.library}.yaml").read_text(), f"{model.library}.yaml")
+    document = load_text((files("specc.spec.models") / f"{model.library}.yaml").read_text(), f"{model.library}.yaml")
     sets = {f"dims.{n}": size for n, size in model.dims.items()} | dict(model.sets or {})
     for path, value in sets.items():
         put(document, f"model.{path}", value, None)
@@ -104,16 +104,16 @@ def texts(graphs: Graphs) -> dict[str, str]:
 
 
 def compiled_later(setting: Setting, made: Side) -> Later:
-    """The graphs compiled from the second step on, beside the first one."""
+    """The graphs compiled from the second step on, which waits for that."""
     folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) / "graphs"
     folder.mkdir(parents=True)
-    files = []
+    paths = []
     for name, g in made.graphs.items():
         for part, text in texts(g).items():
-            files.append(folder / f"{name}.{part}.json")
-            files[-1].write_text(text, encoding="utf-8")
+            paths.append(folder / f"{name}.{part}.json")
+            paths[-1].write_text(text, encoding="utf-8")
     ready = partial(executor, setting, made.program, made.graphs, made.executor.calls, compiled=True)
-    return Later(1, ready, partial(Ahead, files, folder / "log"))
+    return Later(1, ready, partial(Ahead, paths, folder / "log"))
 
 
 def make(setting: Setting) -> Callable[[], float]:
