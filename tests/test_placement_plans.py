@@ -177,7 +177,7 @@ def test_experts_are_split_with_their_weights() -> None:
     placed = place(program_of("deepseek_v2"), mesh(dp=2, ep=2), SIZES)
     check(placed)
     used = {e.eqn.op: e.strategies[1].name for e in placed.bodies["layers_2"].eqns if e.strategies[1].name == "experts"}
-    assert set(used) == {"dispatch", "grouped_linear", "combine"}
+    assert set(used) == {"dispatch", "row_gates", "grouped_linear", "combine"}
     assert placed.params["layers.1.moe.experts.gate.weight"] == (R, S(0))
     assert counts(placed.bodies["layers_2"]) == ({}, {})
 

@@ -16,7 +16,8 @@ from specc.spec.expr import Expr
 # What has a gradient that needs none of its operands.
 LINEAR = (
     "rope", "embedding", "mask", "mean", "sum", "one_hot", "argmax", "rearrange", "concat", "split", "slice", "pick",
-    "unbind", "take", "rename", "index", "expand", "upsample", "stack", "topk", "dispatch", "sinusoidal", "dropout",
+    "unbind", "take", "rename", "index", "expand", "upsample", "stack", "topk", "dispatch", "row_gates",
+    "combine", "sinusoidal", "dropout",
 )  # fmt: skip
 
 

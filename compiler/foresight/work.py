@@ -10,6 +10,7 @@ from typing import Literal
 from specc.compiler.cost import eqn_cost
 from specc.compiler.foresight.ops import PRODUCTS, VIEWS
 from specc.compiler.foresight.saved import Saved, saved_of
+from specc.compiler.ops.route import MOVES_ROWS
 from specc.compiler.placement.cost import Machine, collectives, divides
 from specc.compiler.placement.placed import Placed, PlacedBody, PlacedEqn
 from specc.compiler.placement.types import Layout
@@ -178,9 +179,9 @@ def _inside(
                 yield Message("all-gather", nbytes, name, True)
                 yield Message("all-gather", nbytes, name, False)
                 yield Message("reduce-scatter", nbytes, name, False)
-            elif s.name == "experts" and e.eqn.op in ("dispatch", "combine"):
+            elif s.name == "experts" and e.eqn.op in MOVES_ROWS:
                 x, rows = types[e.eqn.ins[0] or ""], e.eqn.types[0]
-                x, rows = (x, rows) if e.eqn.op == "dispatch" else (rows, x)
+                x, rows = (rows, x) if e.eqn.op == "combine" else (x, rows)
                 others = (x.size for c, x in enumerate(machine.mesh.axes) if c != a and divides(e.strategies[c]))
                 nbytes = machine.nbytes(rows, (), sizes) / math.prod(others)
                 copies = rows.numel(sizes) / x.numel(sizes)

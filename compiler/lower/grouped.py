@@ -49,8 +49,9 @@ def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     rows, weight, offsets = ctx.saved_tensors  # type: ignore[attr-defined]
-    d_rows = grouped_mm(grad, weight.transpose(1, 2), offsets) if ctx.needs_input_grad[0] else None  # type: ignore[attr-defined]
+    # The weight's comes first: rows that were made anew for it are gone before those of the other are there.
     d_weight = grouped_mm_weight(rows, grad, offsets) if ctx.needs_input_grad[1] else None  # type: ignore[attr-defined]
+    d_rows = grouped_mm(grad, weight.transpose(1, 2), offsets) if ctx.needs_input_grad[0] else None  # type: ignore[attr-defined]
     return d_rows, d_weight, None
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from specc.compiler.lower.local import Impl, Local, align
+from specc.compiler.lower.permute import copied, permuted
 from specc.compiler.ops.shape import groups, solve_letters
 from specc.compiler.types import Dim
 
@@ -107,18 +108,23 @@ def dispatch(e: Local, x: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tenso
     order = torch.argsort(flat, stable=True)
     experts = torch.arange(e.shape(2)[0], device=flat.device)
     ends = (flat[:, None] == experts).sum(0).cumsum(0)
-    return tokens[order // k], order, ends
+    return copied(tokens, order, torch.argsort(order), k), order, ends
 
 
-def combine(e: Local, rows: Tensor, order: Tensor, gates: Tensor) -> Tensor:
-    """The inverse of dispatch; copies of a token are summed with their gates [... k]."""
-    copies = rows[torch.argsort(order)].reshape(*gates.shape, *rows.shape[1:])
-    weights = gates.reshape(*gates.shape, *[1] * (rows.ndim - 1)).to(rows.dtype)
-    return (copies * weights).sum(gates.ndim - 1)
+def row_gates(e: Local, gates: Tensor, order: Tensor) -> Tensor:
+    """gates [... k] -> those of the rows [M]."""
+    return permuted(gates.reshape(-1), order, torch.argsort(order))
+
+
+def combine(e: Local, rows: Tensor, order: Tensor, chosen: Tensor) -> Tensor:
+    """The inverse of dispatch: copies of a token, of which `chosen` [... k] has a number each, are summed."""
+    copies = permuted(rows, torch.argsort(order), order).reshape(*chosen.shape, *rows.shape[1:])
+    return copies.sum(chosen.ndim - 1)
 
 
 IMPLS: dict[str, Impl] = {
     "rearrange": rearrange, "concat": concat, "split": split, "slice": slice_, "pick": pick, "unbind": unbind,
     "take": take, "rename": rename, "index": index, "expand": expand, "upsample": upsample, "param": param,
-    "stack": stack, "topk": topk, "dispatch": dispatch, "combine": combine,
+    "stack": stack, "topk": topk, "dispatch": dispatch, "row_gates": row_gates,
+    "combine": combine,
 }  # fmt: skip

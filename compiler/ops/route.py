@@ -5,6 +5,8 @@ from __future__ import annotations
 from specc.compiler.ops.row import Applied, Arg, Op, OpError
 from specc.compiler.types import TensorType, prod_size
 
+MOVES_ROWS = ("dispatch", "row_gates", "combine")  # where experts are on other ranks, to them or back
+
 
 def _topk(a: Applied) -> tuple[TensorType, ...]:
     x, k = a.type(0), a.args["k"]
@@ -24,9 +26,13 @@ def _dispatch(a: Applied) -> tuple[TensorType, ...]:
     return (TensorType((rows, *width)), TensorType((rows,), "int"), TensorType((a.args["experts"],), "int"))
 
 
+def _row_gates(a: Applied) -> tuple[TensorType, ...]:
+    return (TensorType((prod_size(a.type(0).dims),)),)
+
+
 def _combine(a: Applied) -> tuple[TensorType, ...]:
-    rows, gates = a.type(0), a.type(2)
-    return (TensorType((*gates.dims[:-1], *rows.dims[1:])),)
+    rows, index = a.type(0), a.type(2)
+    return (TensorType((*index.dims[:-1], *rows.dims[1:])),)
 
 
 ROWS = (
@@ -35,8 +41,10 @@ ROWS = (
     Op("dispatch", "-> ", "Copies of the tokens sorted by expert: rows, their order, and each expert's end.",
        inputs=("x", "index"), takes=("float", "int"), args={"experts": Arg("dim")}, gives=("float", "int", "int"),
        infer=_dispatch, flops="none"),
-    Op("combine", "-> ", "Rows back in token order, summed with their gates.", inputs=("rows", "order", "gates"),
-       takes=("float", "int", "float"), infer=_combine),
+    Op("row_gates", "-> ", "The gate of each row, to scale it before the experts' last product or behind it.",
+       inputs=("gates", "order"), takes=("float", "int"), infer=_row_gates, flops="none"),
+    Op("combine", "-> ", "Rows back in token order; the copies of a token are summed.",
+       inputs=("rows", "order", "index"), takes=("float", "int", "int"), infer=_combine),
     Op("routed_linear", "... i*, ... , p i* o*, p o* -> ... o*", "Linear whose weight each token picks by number.",
        inputs=("x", "index", "weight", "bias?"), takes=("float", "int", "float", "float"), flops="contract",
        args={"out": Arg("dims"), "over": Arg("dims", None)}, binds={"i": "over", "o": "out"}, internal=True),

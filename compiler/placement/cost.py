@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from specc.compiler.cost import eqn_cost
 from specc.compiler.hardware.tables import hardware, row_of
+from specc.compiler.ops.route import MOVES_ROWS
 from specc.compiler.placement.placed import Strategy
 from specc.compiler.placement.reshard import Move, moves
 from specc.compiler.placement.types import Layout, Mesh
@@ -168,8 +169,8 @@ def _inside(
 
     if name == "ring":  # keys and values go round, and in the backward their gradients with them
         return (1 - RING_HIDDEN) * 3 * machine.collective("all-gather", whole(1) + whole(2), axis) * (n - 1) / n
-    if name == "experts" and eqn.op in ("dispatch", "combine"):
-        copies = sum(machine.nbytes(t, (), sizes) for t in (eqn.types[:1] if eqn.op == "dispatch" else ins[:1]) if t)
+    if name == "experts" and eqn.op in MOVES_ROWS:
+        copies = sum(machine.nbytes(t, (), sizes) for t in (ins[:1] if eqn.op == "combine" else eqn.types[:1]) if t)
         share = math.prod(a.size for b, a in enumerate(machine.mesh.axes) if b != axis and divides(strategies[b]))
         return 2 * machine.collective("all-to-all", copies / share, axis)
     if name == "vocab":  # the largest logit, the sum, and the label's logit of each row

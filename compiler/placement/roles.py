@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from specc.compiler.ops.route import MOVES_ROWS
 from specc.compiler.ops.row import Op
 from specc.compiler.placement.placed import Strategy
 from specc.compiler.placement.strategies import strategies
@@ -19,7 +20,7 @@ Marks = frozenset[tuple[str, int]]  # values of a body and the place of their ma
 KIND_OF: Mapping[Role, Kind] = {"batch": "batch", "experts": "batch", "sequence": "sequence"}
 ANY = Axis("any", 1)
 WEIGHT_AT = {"linear": 1, "embedding": 1, "linear_cross_entropy": 1, "conv": 1, "grouped_linear": 2, "routed_linear": 2}
-EXPERT_OPS = ("dispatch", "grouped_linear", "combine")
+EXPERT_OPS = (*MOVES_ROWS, "grouped_linear")
 CONTEXT: Mapping[Context, tuple[str, ...]] = {"ring": ("ring",), "gather": ("gather_kv",), "ulysses": ()}
 
 

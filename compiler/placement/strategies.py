@@ -302,11 +302,17 @@ def _dispatch(c: Case) -> Iterator[Strategy | None]:
         yield c.cut({0: 0, 1: 0}, {0: 0, 1: 0, 2: 0}, name="experts")
 
 
+def _row_gates(c: Case) -> Iterator[Strategy | None]:
+    yield from (c.cut({0: p, 1: 0}, {0: 0}) for p in range(len(c.at(0).dims) - 1))
+    yield c.linear(0)
+    yield c.cut({0: 0, 1: 0}, {0: 0}, name="experts")
+
+
 def _combine(c: Case) -> Iterator[Strategy | None]:
-    gates, rows = len(c.at(2).dims), len(c.at(0).dims)
-    yield from (c.cut({0: 0, 1: 0, 2: p}, {0: p}) for p in range(gates - 1))
-    yield from (c.cut({0: p}, {0: gates - 2 + p}) for p in range(1, rows))
-    yield from (c.linear(i) for i in (0, 2))
+    index, rows = len(c.at(2).dims), len(c.at(0).dims)
+    yield from (c.cut({0: 0, 1: 0, 2: p}, {0: p}) for p in range(index - 1))
+    yield from (c.cut({0: p}, {0: index - 2 + p}) for p in range(1, rows))
+    yield c.linear(0)
     yield c.cut({0: 0, 1: 0, 2: 0}, {0: 0}, name="experts")
 
 
@@ -317,6 +323,7 @@ FAMILIES: Mapping[str, Family] = {
     "relative_bucket": _source, "index": _source, "expr": _expr, "mean": _reduce, "sum": _reduce, "argmax": _argmax,
     "one_hot": _every, "sinusoidal": _every, "rearrange": _rearrange, "concat": _concat, "split": _beside,
     "slice": _beside, "pick": _without, "unbind": _without, "take": _take, "rename": _rename, "expand": _expand,
-    "upsample": _first(2), "param": _param, "topk": _all_but_last, "dispatch": _dispatch, "combine": _combine,
-    "stack": _stack, "cross_entropy": _cross_entropy, "linear_cross_entropy": _linear_cross_entropy,
+    "upsample": _first(2), "param": _param, "topk": _all_but_last, "dispatch": _dispatch, "row_gates": _row_gates,
+    "combine": _combine, "stack": _stack, "cross_entropy": _cross_entropy,
+    "linear_cross_entropy": _linear_cross_entropy,
 }  # fmt: skip
