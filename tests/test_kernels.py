@@ -18,6 +18,7 @@ import torch
 from torch.nn.attention.flex_attention import create_mask
 
 from specc.compiler.kernels.attention import attentions, make_attention
+from specc.compiler.kernels.cross_entropy import Head, make_cross_entropy
 from specc.compiler.kernels.cut import Cut
 from specc.compiler.kernels.emit import impl, kernels_of, with_kernels
 from specc.compiler.kernels.load import load_kernel
@@ -31,6 +32,7 @@ from specc.compiler.types import Dim, TensorType
 from specc.spec.expr import Expr, parse
 from tests.grid.models import TRACERS, inputs_of, weights_of
 from tests.kernels.interpret import NARROW
+from tests.kernels.losses import PARTS
 from tests.kernels.masks import N_K, N_Q, attributes, dense, predicates
 from tests.kernels.regions import ATTENTIONS, ODD, cuts
 
@@ -102,9 +104,12 @@ def test_attention_of_all_masks_is_among_them(interpreted: list[dict[str, Any]])
 
 
 def test_losses_of_rows_and_their_gradients_are_those_of_torch(process: dict[str, Any]) -> None:
-    assert process["losses"]["loss"] <= TOLERANCE["float32"]
-    assert process["losses"]["gradient"] <= TOLERANCE["float32"]
-    assert process["losses"]["untouched"]
+    """Of a whole vocabulary, and of ranks' parts of one."""
+    rows = process["losses"]
+    assert {(r["dtype"], r["n_parts"]) for r in rows} == {(d, n) for d in TOLERANCE for n in (1, PARTS)}
+    assert [r for r in rows if not r["loss"] <= TOLERANCE["float32"]] == []  # in fp32 whatever logits are in
+    assert [r for r in rows if not r["gradient"] <= TOLERANCE[r["dtype"]]] == []
+    assert [r["name"] for r in rows if not r["untouched"] or r["checked"]] == []
 
 
 def test_grouped_products_and_their_gradients_are_those_of_a_loop(process: dict[str, Any]) -> None:
@@ -150,6 +155,12 @@ def test_what_is_left_to_aten_is_no_work_of_rows(model: str) -> None:
 def test_attention_reads_its_mask_from_attributes(golden: Callable[[str, str], None]) -> None:
     body = next(b for b in sink_masks(TRACERS["llama"].program()).bodies.values() if attentions(b))
     golden("kernel_attention.py.txt", make_attention(next(iter(attentions(body).values())), torch.bfloat16).source)
+
+
+@pytest.mark.parametrize("is_part", [False, True])
+def test_a_loss_is_two_walks_over_a_row(is_part: bool, golden: Callable[[str, str], None]) -> None:
+    made = make_cross_entropy(Head(32000, is_part, "a head"), torch.float32)
+    golden(f"kernel_cross_entropy{'_part' if is_part else ''}.py.txt", made.source)
 
 
 def test_a_factor_of_whole_samples_sums_whole_rows() -> None:

@@ -11,6 +11,7 @@ import torch
 from specc.compiler.build import build_spec
 from specc.compiler.kernels import emit
 from specc.compiler.kernels.aot import DEVICES, TARGETS, Figures, gate, targets_of
+from specc.compiler.kernels.cross_entropy import Head, make_cross_entropy
 from specc.compiler.kernels.emit import summary
 from specc.compiler.kernels.load import load_kernel
 from specc.compiler.report import render
@@ -21,7 +22,7 @@ from specc.runtime.kernels import load_kernels
 from specc.runtime.seat import Seat, first_values
 from specc.spec.errors import SpecError
 from specc.spec.spec import load
-from tests.kernels.regions import ODD, cases
+from tests.kernels.regions import ODD, cases, loaded
 from tests.test_placed_build import batch_of
 from tests.training import write_spec
 
@@ -118,6 +119,15 @@ def test_every_architecture_takes_a_norm_behind_a_residual_sum(tmp_path: Path) -
     assert {(f.target, f.kernel) for f in found} == {(t, k) for t in TARGETS for k in ("forward", "backward")}
     assert [f for f in found if f.problem()] == []
     assert all(f.wide_loads for f in found)
+
+
+@pytest.mark.parametrize(("entries", "is_wide"), [(16032, True), (16033, False)])  # a row of the latter is no 16 bytes
+def test_every_architecture_takes_a_part_of_a_vocabulary(tmp_path: Path, entries: int, is_wide: bool) -> None:
+    made = make_cross_entropy(Head(entries, True, "a head"), torch.float32)
+    found = gate(made, loaded(made, tmp_path))
+    assert {(f.target, f.kernel) for f in found} == {(t, k) for t in TARGETS for k in ("terms", "gradient")}
+    assert [f for f in found if f.problem()] == []
+    assert all(bool(f.wide_loads) == is_wide for f in found)
 
 
 def test_a_kernel_that_spills_or_is_too_large_or_reads_narrowly_is_not_used() -> None:

@@ -25,7 +25,10 @@ from specc.spec.spec import load
 from tests.grid.__main__ import TOLERANCE, run
 from tests.grid.models import TRACERS
 from tests.grid.plans import PLANS
+from tests.grid.processes import spawn
 from tests.grid.run import Case
+from tests.test_kernels_build import GPU
+from tests.test_placed_build import build_of, one_step
 from tests.training import write_spec
 
 KINDS = ("attention", "cross_entropy", "grouped", "rope", "rms_norm", "expr")
@@ -53,7 +56,7 @@ def kinds(model: str, plan: str, body: str) -> set[str]:
         ("llama", "zero3", "layers", {"attention", "rope", "rms_norm", "expr"}),
         ("llama", "zero3", "head", {"cross_entropy", "rms_norm"}),
         ("llama", "tp+sp", "layers", {"attention", "rope", "rms_norm", "expr"}),
-        ("llama", "tp", "head", {"rms_norm"}),  # the vocabulary is split
+        ("llama", "tp", "head", {"cross_entropy", "rms_norm"}),  # of a rank's part of the vocabulary
         ("llama", "ring", "layers", {"rope", "rms_norm", "expr"}),  # keys go around
         ("llama", "ulysses", "layers", {"attention", "rope", "rms_norm", "expr"}),  # queries are whole there
     ],
@@ -110,6 +113,22 @@ def test_the_kernels_of_a_mesh_are_those_of_its_build(tmp_path: Path) -> None:
     build_spec(load(write_spec(tmp_path), words), tmp_path / "build")
     stage = open_build(tmp_path / "build").stages["pretrain"]
     assert "specc.attention_" in (stage.path / "graphs" / "layers.fwd.txt").read_text()
+    assert "specc.cross_entropy_part_" in (stage.path / "graphs" / "head.fwd.txt").read_text()
     load_kernels(tmp_path / "build", stage.spec, stage.compute)
     covers = json.loads((stage.path / "kernels.json").read_text())
     assert set(covers) == {"stem", "layers", "layers_2", "head"}, "the first layer passes no gradient on"
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["{tp: 2}", "{dp: 2, tp: 2}"])
+def test_a_build_with_kernels_for_parts_of_a_vocabulary_gives_the_same_gradients(tmp_path: Path, mesh: str) -> None:
+    ranks = 2 * mesh.count(":")
+    aten, kernels = (
+        spawn(one_step, ranks, str(build_of(tmp_path, f"plan.mesh={mesh}", *words, name=name).path))
+        for name, words in (("aten", ()), ("kernels", GPU))
+    )
+    for (losses, grads), (expected, reference) in zip(kernels, aten, strict=True):
+        assert losses == pytest.approx(expected, rel=1e-6)
+        for name, g in reference.items():
+            assert grads[name] == pytest.approx(g, rel=1e-5, abs=1e-6), name

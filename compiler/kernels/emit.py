@@ -116,7 +116,7 @@ def _kernels_of(body: Body, sizes: Mapping[str, int], compute: torch.dtype) -> C
     own = {out: (make_attention(a, compute), a.place) for out, a in attentions(body).items()}
     own |= {out: (make_grouped(g, compute), g.place) for out, g in grouped_of(body).items()}
     # A head gives its loss logits in fp32.
-    own |= {out: (make_cross_entropy(n, torch.float32, at), at) for out, (n, at) in losses_of(body, sizes).items()}
+    own |= {out: (make_cross_entropy(h, torch.float32), h.place) for out, h in losses_of(body, sizes).items()}
     names = {out: m.name for out, (m, _) in own.items()}
     return replace(
         found, body=with_templates(found.body, names), made=found.made | {m.name: m for m, _ in own.values()},

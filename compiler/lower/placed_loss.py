@@ -5,6 +5,7 @@ the picked logit of each row, and each has the whole loss."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -52,7 +53,8 @@ def cross_entropy(e: Local, logits: Tensor, labels: Tensor) -> Tensor:
     exact, flat = wide(logits).reshape(-1, logits.shape[-1]), labels.reshape(-1)
     rows = exact.float() if e.attr("softmax") == "fp32" else exact
     smoothing = e.attr("label_smoothing", 0.0)
-    log_z, picked, mean = _exchanged(_own_terms(rows, flat, vocab), vocab, differentiable=True).unbind(0)
+    terms = torch.cat([_own_terms(rows, flat, vocab.places), _share_of_mean(rows, vocab)[None]])
+    log_z, picked, mean = _exchanged(terms, vocab, differentiable=True).unbind(0)
     each = log_z - (1 - smoothing) * picked - smoothing * mean
     total = torch.where(flat != IGNORE, each, 0.0).sum()
     if e.attr("z_loss"):
@@ -60,14 +62,15 @@ def cross_entropy(e: Local, logits: Tensor, labels: Tensor) -> Tensor:
     return (total / count).to(exact.dtype)
 
 
-def _own_terms(logits: Tensor, labels: Tensor, vocab: Vocabulary) -> Tensor:
-    """[3, rows]: of this rank's logits the log-sum-exp, the label's, and the part of the mean."""
-    at, here = own_entries(labels, vocab.places)
+def _own_terms(logits: Tensor, labels: Tensor, places: Tensor) -> Tensor:
+    """[2, rows]: of this rank's logits the log-sum-exp, and the label's."""
+    at, here = own_entries(labels, places)
     picked = torch.where(here, logits.gather(1, at[:, None])[:, 0], 0.0)
-    n = logits.shape[1]
-    for axis, _ in vocab.axes:
-        n *= axis.size
-    return torch.stack([torch.logsumexp(logits, -1), picked, logits.sum(-1) / n])
+    return torch.stack([torch.logsumexp(logits, -1), picked])
+
+
+def _share_of_mean(logits: Tensor, vocab: Vocabulary) -> Tensor:
+    return logits.sum(-1) / math.prod((logits.shape[1], *(axis.size for axis, _ in vocab.axes)))
 
 
 def _exchanged(terms: Tensor, vocab: Vocabulary, differentiable: bool = False) -> Tensor:
@@ -81,26 +84,45 @@ def _exchanged(terms: Tensor, vocab: Vocabulary, differentiable: bool = False) -
     return terms
 
 
-def _chunk_loss(logits: Tensor, labels: Tensor, count: Tensor, vocab: Vocabulary) -> tuple[Tensor, Tensor]:
-    """Loss of some rows, and its gradient over the count by this rank's logits."""
+def _gradient(logits: Tensor, labels: Tensor, places: Tensor, log_z: Tensor, count: Tensor) -> Tensor:
+    """Of the loss of some rows over the count, by this rank's logits."""
     kept = labels != IGNORE
-    at, here = own_entries(labels, vocab.places)
-    log_z, picked, _ = _exchanged(_own_terms(logits, labels, vocab), vocab).unbind(0)
-    loss = torch.where(kept, log_z - picked, 0.0).sum()
+    at, here = own_entries(labels, places)
     grad = torch.where(kept[:, None], (logits - log_z[:, None]).exp() / count, 0.0)
-    hit = torch.where(kept & here, -1.0, 0.0).to(grad.dtype) / count  # as in chunk_loss
-    return loss, grad.scatter_add(1, at[:, None], hit[:, None])
+    hit = torch.where(here, -1.0, 0.0).to(grad.dtype) / count  # as in chunk_loss
+    return grad.scatter_add(1, at[:, None], hit[:, None])
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a rank does with its logits of a chunk before ranks exchange terms, and after it."""
+
+    terms: Callable[[Tensor, Tensor, Tensor], Tensor]
+    gradient: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+ATEN = Part(_own_terms, _gradient)
+
+
+def _chunk_loss(
+    logits: Tensor, labels: Tensor, count: Tensor, vocab: Vocabulary, part: Part
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Loss of some rows, and its gradient over the count by this rank's logits."""
+    log_z, picked = _exchanged(part.terms(logits, labels, vocab.places), vocab).unbind(0)
+    loss = torch.where(labels != IGNORE, log_z - picked, 0.0).sum()
+    return loss, part.gradient(logits, labels, vocab.places, log_z, count)
 
 
 def linear_cross_entropy(
-    e: Local, x: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, chunk: Chunk = chunk_loss
+    e: Local, x: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, chunk: Chunk = chunk_loss,
+    part: Part = ATEN,
 ) -> Tensor:  # fmt: skip
     matrix, rows, flat = weight.reshape(x.shape[-1], -1), x.reshape(-1, x.shape[-1]), labels.reshape(-1)
     vocab = vocabulary(e, 1)
     if bias is not None and vocab is not None and bias.numel() != matrix.shape[1]:
         bias = bias.index_select(0, vocab.places)
     needs = tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in (rows, matrix, bias))
-    of_rows = chunk if vocab is None else partial(_chunk_loss, vocab=vocab)
+    of_rows = chunk if vocab is None else partial(_chunk_loss, vocab=vocab, part=part)
     apply: Callable[..., Tensor] = LinearCrossEntropy.apply
     return apply(rows, matrix, bias, flat, count_of_all(e, flat), of_rows, needs)
 

@@ -16,15 +16,18 @@ import torch
 from torch import Tensor
 
 from specc.compiler.kernels.attention import attentions, make_attention
-from specc.compiler.kernels.cross_entropy import make_cross_entropy
+from specc.compiler.kernels.cross_entropy import SETTINGS, Head, make_cross_entropy, part_of
 from specc.compiler.kernels.cut import cut
 from specc.compiler.lower.loss import chunk_loss, label_count
+from specc.compiler.lower.placed_loss import ATEN, Part
 from specc.compiler.lower.run import run_body
 from specc.compiler.passes.sink_masks import sink_masks
 from specc.compiler.program import Body
 from specc.runtime.rates import clocked, measured
 from tests.grid.models import Tracer
 from tests.kernels.interpret import called, compared
+from tests.kernels.losses import WAYS, computed, errors, made_for
+from tests.kernels.losses import drawn as drawn_loss
 from tests.kernels.regions import Case, attention_case, broadcasts, cases, loaded, operands
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # a GPU sums in another order than fp64 does
@@ -71,7 +74,7 @@ class Row:
 
 
 def right(device: torch.device) -> Iterator[dict[str, Any]]:
-    """The errors of every region and attention under each of its settings, against fp64 on the CPU."""
+    """The errors of every region, attention and loss under each of its settings, against fp64 on the CPU."""
     folder = Path(tempfile.mkdtemp())
     for case in [*cases(torch.float32), *broadcasts(torch.float32), *cases(torch.bfloat16)]:
         module = loaded(case.made, folder)
@@ -81,6 +84,21 @@ def right(device: torch.device) -> Iterator[dict[str, Any]]:
             yield {
                 "name": case.made.name, "model": case.model, "dtype": str(case.dtype), "setting": i,
                 "forward": forward, "backward": backward, "met": max(forward, backward) <= TOLERANCE[case.dtype],
+            }  # fmt: skip
+    yield from right_losses(device, folder)
+
+
+def right_losses(device: torch.device, folder: Path) -> Iterator[dict[str, Any]]:
+    for dtype, n_parts in WAYS:
+        made, (logits, labels) = made_for(n_parts, dtype), drawn_loss(dtype)
+        module = loaded(made, folder)
+        parts = [x.contiguous().to(device) for x in logits.chunk(n_parts, 1)]
+        for i in range(len(SETTINGS)):
+            choose(module, i)
+            loss, gradient = errors(computed(made.name, parts, labels.to(device)), logits, labels)
+            yield {
+                "name": made.name, "model": "losses", "dtype": str(dtype), "setting": i, "forward": loss,
+                "backward": gradient, "met": max(loss, gradient) <= TOLERANCE[dtype],
             }  # fmt: skip
 
 
@@ -99,7 +117,7 @@ def rows_of(device: torch.device, sizes: Sizes, compiled: bool = True) -> Iterat
             made = make_attention(a, torch.bfloat16)
             case = attention_case("llama", body, out, made, torch.bfloat16)
             yield from rows(case, open_sizes, device, folder, compiled, rates.flops, sdpa(sizes, device), causal=sizes)
-    yield loss_row(sizes, device, folder, compiled, rates.bytes)
+    yield from (loss_row(sizes, device, folder, compiled, rates.bytes, n_parts) for n_parts in (1, 8))
     yield from library_rows(sizes, device, rates.bytes)
 
 
@@ -162,21 +180,37 @@ def sdpa(sizes: Sizes, device: torch.device) -> dict[str, tuple[Call, Call]]:
     return {n: (step(way, (q, k, v), False), step(way, (q, k, v), True)) for n, way in found.items()}
 
 
-def loss_row(sizes: Sizes, device: torch.device, folder: Path, compiled: bool, rate: float) -> Row:
-    """A chunk of logits to losses and their gradient in one pass."""
-    made = make_cross_entropy(sizes.dims["V"], torch.bfloat16, "the head")
+def loss_row(sizes: Sizes, device: torch.device, folder: Path, compiled: bool, rate: float, n_parts: int) -> Row:
+    """A chunk of logits to losses and their gradient in one pass, or what one rank of several does of it in two."""
+    vocab = sizes.dims["V"] // n_parts
+    made = make_cross_entropy(Head(vocab, n_parts > 1, "the head"), torch.bfloat16)
     module, n = loaded(made, folder), min(sizes.batch * sizes.length, 1024)
-    logits = torch.randn(n, sizes.dims["V"], device=device, dtype=torch.bfloat16)
+    logits = torch.randn(n, vocab, device=device, dtype=torch.bfloat16)
     labels = torch.randint(0, sizes.dims["V"], (n,), device=device)
-    count = label_count(labels)
-    seconds = {"aten": timed(lambda: chunk_loss(logits.float(), labels, count), device)}
+    count, places = label_count(labels), torch.arange(vocab, device=device)
+
+    def alone(x: Tensor) -> object:
+        return chunk_loss(x.float(), labels, count)
+
+    def with_others(x: Tensor, part: Part = ATEN) -> object:
+        log_z = part.terms(x, labels, places)[0]
+        return part.gradient(x, labels, places, log_z, count)
+
+    def ours() -> object:
+        if n_parts == 1:
+            return getattr(torch.ops.specc, made.name)(logits, labels, count)
+        return with_others(logits, part_of(made.name))
+
+    theirs: Callable[[Tensor], object] = alone if n_parts == 1 else lambda x: with_others(x.float())
+    seconds = {"aten": timed(lambda: theirs(logits), device)}
     if compiled:
-        by = torch.compile(lambda x: chunk_loss(x.float(), labels, count))
+        by = torch.compile(theirs)
         seconds["inductor"] = timed(lambda: by(logits), device)
-    for i in range(len(module.CONFIGS["forward"])):
+    for i in range(len(SETTINGS)):
         choose(module, i)
-        seconds[f"triton-{i}"] = timed(lambda: getattr(torch.ops.specc, made.name)(logits, labels, count), device)
-    return Row(made.name, "the copy rate", True, 2 * logits.nbytes / rate, seconds)
+        seconds[f"triton-{i}"] = timed(ours, device)
+    moved = (2 if n_parts == 1 else 3) * logits.nbytes
+    return Row(made.name, "the copy rate", True, moved / rate, seconds)
 
 
 def library_rows(sizes: Sizes, device: torch.device, rate: float) -> Iterator[Row]:

@@ -16,20 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specc.compiler.kernels.cross_entropy import make_cross_entropy
 from specc.compiler.kernels.grouped import Grouped, make_grouped
 from specc.compiler.kernels.load import load_kernel
 from specc.compiler.lower.grouped import grouped_mm
-from specc.compiler.lower.loss import chunk_loss, label_count
 from specc.compiler.lower.run import run_body
-from specc.compiler.ops.loss import IGNORE
 from tests.kernels.interpreter import Guarded, round_bf16
+from tests.kernels.losses import losses
 from tests.kernels.masks import N_K, N_Q, NAMES, attributes, dense, predicates, tile_file
 from tests.kernels.regions import ODD, Case, broadcasts, cases, loaded, operands, sizes_of
 
 # Programs that share the rows and rows of a step: so that there are several of each, and a last one that is not full.
 PROGRAMS, STEP = 3, 2
-VOCAB = 700
 NARROW = ("llama", "t5", "sd3")  # the models whose kernels run in bf16 too
 TILE = (16, 16, 4)  # the least that a product takes
 
@@ -40,12 +37,13 @@ def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
     narrow = {name: ODD[name] for name in NARROW}
     found = [*cases(torch.float32), *broadcasts(torch.float32), *cases(torch.bfloat16, narrow)]
-    rows = [row(case, folder) for case in found]
-    print(
-        json.dumps(
-            {"kernels": rows, "masks": wrong_masks(folder), "losses": losses(folder), "grouped": grouped(folder)}
-        )
-    )
+    said = {
+        "kernels": [row(case, folder) for case in found],
+        "masks": wrong_masks(folder),
+        "losses": list(losses(folder)),
+        "grouped": grouped(folder),
+    }
+    print(json.dumps(said))
 
 
 def row(case: Case, folder: Path) -> dict[str, Any]:
@@ -126,21 +124,6 @@ def wrong_masks(folder: Path) -> list[str]:
         if not torch.equal(out.bool(), dense(e, given)):
             wrong.append(str(e))
     return wrong
-
-
-def losses(folder: Path) -> dict[str, Any]:
-    """A head's losses and gradients over a vocabulary that fills no block, with labels that do not count."""
-    made = make_cross_entropy(VOCAB, torch.float32, "a head")
-    module, guard = loaded(made, folder), Guarded()
-    module.CONFIGS["forward"] = ((256, 4),)
-    module.torch = guard  # type: ignore[attr-defined]
-    draw = torch.Generator().manual_seed(0)
-    logits, labels = 4 * torch.randn(7, VOCAB, generator=draw), torch.randint(0, VOCAB, (7,), generator=draw)
-    labels[2:4] = IGNORE
-    count = label_count(labels)
-    got = getattr(torch.ops.specc, made.name)(guard.guarded(logits), labels, count)
-    total, grad = chunk_loss(logits.double(), labels, count)
-    return {"loss": error(got[0].sum(), total), "gradient": error(got[1], grad), "untouched": guard.untouched()}
 
 
 def grouped(folder: Path) -> dict[str, Any]:
