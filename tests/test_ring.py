@@ -15,8 +15,8 @@ def visible(ranks: int, tokens: int, halves: int, rank: int) -> tuple[int, int]:
     seen = Seen(ranks, halves, tokens // ranks, torch.tensor([rank]), causal=True)
     computed = counted = 0
     for turn in range(ranks):
-        for q, k, crosses in seen.pairs(turn):
-            mask = seen.mask(turn, q, k, crosses)
+        for pair in seen.pairs(turn):
+            mask = pair.mask()
             computed += seen.chunk**2
             counted += seen.chunk**2 if mask is None else int(mask.sum())
     return computed, counted

@@ -11,7 +11,7 @@ from specc.compiler.lower import attention
 from specc.compiler.lower.collectives import step
 from specc.compiler.lower.local import Impl, Local
 from specc.compiler.lower.placed_ops import spread
-from specc.compiler.lower.ring import Ring, Seen, ring_attend
+from specc.compiler.lower.ring import DENSE, Blocks, Ring, Seen, ring_attend
 from specc.compiler.lower.spread import is_ordered
 from specc.compiler.placement.reshard import Move
 from specc.compiler.placement.types import Layout, R, S, V
@@ -25,7 +25,7 @@ def attend(e: Local, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
     seen = ring_mask(e, rings[0], mask) if len(rings) == 1 and bias is None else None
     exact = e.attr("softmax") != "fp32" or q.dtype != torch.float64
     if seen is not None and exact:
-        return around(e, rings[0], seen, q, k, v)
+        return around(e, rings[0], seen, (q, k, v), DENSE)
     for a in reversed(rings):
         k, v = (step(x, Move(a, S(x.ndim - 3), V), *s.axis(a)) for x in (k, v))
     if e.attr("causal", False) and not in_order(e):
@@ -108,10 +108,10 @@ def attributes(e: Local, ins: tuple[str | None, ...], names: list[str], ring: in
     return found
 
 
-def around(e: Local, ring: int, seen: Seen, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def around(e: Local, ring: int, seen: Seen, qkv: tuple[Tensor, Tensor, Tensor], blocks: Blocks) -> Tensor:
     axis, _ = spread(e).axis(ring)
-    q4, k4, v4 = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
-    y = ring_attend(q4, k4, v4, Ring(axis, e.attr("scale"), seen))
+    q4, k4, v4 = (x.reshape(-1, *x.shape[-3:]) for x in qkv)
+    y = ring_attend(q4, k4, v4, Ring(axis, e.attr("scale"), seen, blocks))
     return y.reshape(e.shape())
 
 

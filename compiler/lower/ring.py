@@ -44,42 +44,23 @@ class Seen:
     def chunk(self) -> int:
         return self.length // self.halves
 
-    def pairs(self, turn: int) -> list[tuple[Half, Half, bool]]:
-        """Halves of queries and keys that meet in a turn, and whether some of these keys are later than queries."""
+    def pairs(self, turn: int) -> list[Pair]:
+        """Halves of queries and keys that meet in a turn."""
         if self.halves == 1:
-            return [(0, 0, self.causal)]
+            return [Pair(self, turn, 0, 0, self.causal)]
         if turn == 0:
-            return [(0, 0, True), (1, 0, False), (1, 1, True)]
+            return [Pair(self, 0, 0, 0, True), Pair(self, 0, 1, 0, False), Pair(self, 0, 1, 1, True)]
         other = (self.source(turn) > self.coordinate).long()
-        return [(1, 0, False), (other, other, False)]
+        return [Pair(self, turn, 1, 0, False), Pair(self, turn, other, other, False)]
 
     def source(self, turn: int) -> Tensor:
         """The rank whose keys are here in a turn."""
         return (self.coordinate - turn) % self.ranks
 
-    def places(self, rank: Tensor, half: Half) -> Tensor:
-        """Indices of the tokens of a rank's half."""
-        first = rank if self.halves == 1 else torch.where(_is(half, 0), rank, 2 * self.ranks - 1 - rank)
-        return first * self.chunk + torch.arange(self.chunk)
-
-    def mask(self, turn: int, q: Half, k: Half, crosses: bool) -> Tensor | None:
-        """[B or 1, queries, keys], true where a query sees a key; None if all do."""
-        source = self.source(turn)
-        if self.dense is not None:
-            return self.half(self.half(self.of_source(self.dense, source), k), q, -2)
-        at = self.places(self.coordinate, q)[:, None], self.places(source, k)[None, :]
-        if self.predicate is None:
-            return (at[0] >= at[1])[None] if crosses else None
-        values: dict[str, Tensor | int | float | bool] = {"q.index": at[0], "k.index": at[1]}
-        for name, x in self.attributes.items():
-            if name.startswith("k."):
-                values[name] = self.half(self.of_source(x, source), k).unsqueeze(-2)
-            else:
-                values[name] = self.half(x, q).unsqueeze(-1)
-        seen = formula(self.predicate, values)
-        if not isinstance(seen, Tensor):
-            return None if seen else torch.zeros(1, self.chunk, self.chunk, dtype=torch.bool)
-        return seen.expand((-1 if seen.ndim > 2 else 1, self.chunk, self.chunk))
+    def first(self, rank: Tensor, half: Half) -> Tensor:
+        """Index of the first token of a rank's half."""
+        at = rank if self.halves == 1 else torch.where(_is(half, 0), rank, 2 * self.ranks - 1 - rank)
+        return at * self.chunk
 
     def of_source(self, x: Tensor, source: Tensor) -> Tensor:
         """Of all tokens, along the last dim, those of a rank."""
@@ -87,6 +68,47 @@ class Seen:
 
     def half(self, x: Tensor, half: Half, dim: int = -1) -> Tensor:
         return chosen(list(torch.split(x, self.chunk, dim)), half)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Halves of queries and keys that meet in a turn; `crosses` says that some of these keys may be later."""
+
+    seen: Seen
+    turn: int
+    q: Half
+    k: Half
+    crosses: bool
+
+    def firsts(self) -> tuple[Tensor, Tensor]:
+        """Indices of the first query and of the first key."""
+        seen = self.seen
+        return seen.first(seen.coordinate, self.q), seen.first(seen.source(self.turn), self.k)
+
+    def attributes(self) -> dict[str, Tensor]:
+        """Those of the queries here and of the keys here, [B or 1, tokens]."""
+        seen = self.seen
+        return {
+            n: seen.half(seen.of_source(x, seen.source(self.turn)), self.k)
+            if n.startswith("k.")
+            else seen.half(x, self.q)
+            for n, x in seen.attributes.items()
+        }
+
+    def mask(self) -> Tensor | None:
+        """[B or 1, queries, keys], true where a query sees a key; None if all do."""
+        seen = self.seen
+        if seen.dense is not None:
+            return seen.half(seen.half(seen.of_source(seen.dense, seen.source(self.turn)), self.k), self.q, -2)
+        q, k = (first + torch.arange(seen.chunk) for first in self.firsts())
+        if seen.predicate is None:
+            return (q[:, None] >= k[None, :])[None] if self.crosses else None
+        values: dict[str, Tensor | int | float | bool] = {"q.index": q[:, None], "k.index": k[None, :]}
+        values |= {n: x.unsqueeze(-2 if n.startswith("k.") else -1) for n, x in self.attributes().items()}
+        found = formula(seen.predicate, values)
+        if not isinstance(found, Tensor):
+            return None if found else torch.zeros(1, seen.chunk, seen.chunk, dtype=torch.bool)
+        return found.expand((-1 if found.ndim > 2 else 1, seen.chunk, seen.chunk))
 
 
 def _is(half: Half, i: int) -> Tensor:
@@ -107,10 +129,30 @@ def put(parts: list[Tensor], half: Half, new: Callable[[Tensor], Tensor]) -> Non
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Some queries, and for each the gradient of its result, its log-sum-exp, and result times gradient."""
+
+    q: Tensor
+    d: Tensor
+    lse: Tensor
+    delta: Tensor
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How a pair's queries [B K G s E] attend to its keys [B K t E] and values [B K t F]: the result [B K G s F] with
+    the log-sum-exp of its scores [B K G s], NEVER of a query that sees none; and the gradients of all three."""
+
+    forward: Callable[[Tensor, Tensor, Tensor, Pair, float], tuple[Tensor, Tensor]]
+    backward: Callable[[Rows, Tensor, Tensor, Pair, float], tuple[Tensor, Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
 class Ring:
     axis: Axis
     scale: float | None
     seen: Seen
+    blocks: Blocks
 
     def send(self, x: Tensor, after: Tensor | None = None) -> Tensor:
         """Start to send; `arrived` waits."""
@@ -146,9 +188,9 @@ class _Ring(torch.autograd.Function):
         for turn in range(seen.ranks):
             sent = ring.send(kv) if turn + 1 < seen.ranks else None
             ks, vs = (halves(x, 2, seen) for x in torch.split(kv, widths, -1))
-            for i, j, crosses in seen.pairs(turn):
-                y, z = block(chosen(qs, i), chosen(ks, j), chosen(vs, j), seen.mask(turn, i, j, crosses), scale)
-                merge(out, lse, i, y, z)
+            for pair in seen.pairs(turn):
+                found = ring.blocks.forward(chosen(qs, pair.q), chosen(ks, pair.k), chosen(vs, pair.k), pair, scale)
+                merge(out, lse, pair.q, *found)
             kv = ring.arrived(sent, kv) if sent is not None else kv
         result = torch.cat(out, 3).to(q.dtype)
         ctx.save_for_backward(q, k, v, result, torch.cat(lse, 3))
@@ -169,13 +211,10 @@ class _Ring(torch.autograd.Function):
             sent = ring.send(kv, delta) if turn + 1 < seen.ranks else None
             ks, vs = (halves(x, 2, seen) for x in torch.split(kv, widths, -1))
             d_k, d_v = (halves(x, 2, seen) for x in torch.split(d_kv, widths, -1))
-            for i, j, crosses in seen.pairs(turn):
-                rows = Rows(*(chosen(x, i) for x in (qs, ds, zs, deltas)))
-                mask = seen.mask(turn, i, j, crosses)
-                for parts, at, more in zip(
-                    (d_q, d_k, d_v), (i, j, j), block_gradient(rows, chosen(ks, j), chosen(vs, j), mask, ctx.scale),
-                    strict=True,
-                ):  # fmt: skip
+            for pair in seen.pairs(turn):
+                rows = Rows(*(chosen(x, pair.q) for x in (qs, ds, zs, deltas)))
+                found = ring.blocks.backward(rows, chosen(ks, pair.k), chosen(vs, pair.k), pair, ctx.scale)
+                for parts, at, more in zip((d_q, d_k, d_v), (pair.q, pair.k, pair.k), found, strict=True):
                     put(parts, at, lambda old, more=more: old + more)  # type: ignore[misc]
             d_kv = torch.cat([torch.cat(d_k, 2), torch.cat(d_v, 2)], -1)
             if seen.ranks > 1:
@@ -189,9 +228,8 @@ def halves(x: Tensor, dim: int, seen: Seen) -> list[Tensor]:
     return list(torch.split(x, seen.chunk, dim))
 
 
-def block(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention [B K G s F] of some queries to some keys, and the log-sum-exp of its scores [B K G s]."""
-    s = scores(q, k, mask, scale)
+def block(q: Tensor, k: Tensor, v: Tensor, pair: Pair, scale: float) -> tuple[Tensor, Tensor]:
+    s = scores(q, k, pair.mask(), scale)
     top = s.amax(-1, keepdim=True).clamp(min=NEVER)
     p = (s - top).exp()
     total = p.sum(-1, keepdim=True)
@@ -213,23 +251,13 @@ def merge(out: list[Tensor], lse: list[Tensor], half: Half, y: Tensor, z: Tensor
     put(lse, half, lambda _: both)
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Some queries, and for each the gradient of its result, its log-sum-exp, and result times gradient."""
-
-    q: Tensor
-    d: Tensor
-    lse: Tensor
-    delta: Tensor
-
-
-def block_gradient(
-    rows: Rows, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of queries [B K G s E], keys [B K t E] and values [B K t F]."""
-    p = (scores(rows.q, k, mask, scale) - rows.lse[..., None]).exp()
+def block_gradient(rows: Rows, k: Tensor, v: Tensor, pair: Pair, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    p = (scores(rows.q, k, pair.mask(), scale) - rows.lse[..., None]).exp()
     d_p = wide(times(rows.d, v.transpose(2, 3)))
     d_s = (p * (d_p - rows.delta[..., None]) * scale).to(k.dtype)
     return (
         wide(times(d_s, k)), wide(transposed_times(d_s, rows.q)), wide(transposed_times(p.to(v.dtype), rows.d)),
     )  # fmt: skip
+
+
+DENSE = Blocks(block, block_gradient)  # scores of a pair are whole
