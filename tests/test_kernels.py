@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,18 @@ def test_grouped_products_and_their_gradients_are_those_of_a_loop(process: dict[
     assert process["grouped"]["untouched"]
 
 
+def test_parts_of_attention_put_together_are_the_whole(process: dict[str, Any]) -> None:
+    rows = process["parts"]
+    assert [r for r in rows if not max(r["forward"], r["backward"]) <= TOLERANCE[r["dtype"]]] == []
+    assert [r for r in rows if not r["untouched"] or r["checked"]] == []
+    assert any(r["sees_nothing"] for r in rows)
+
+
+def test_a_ring_of_kernels_is_attention(process: dict[str, Any]) -> None:
+    rows = process["rings"]
+    assert [r for r in rows if not max(r["forward"], r["backward"]) <= TOLERANCE[r["dtype"]]] == []
+
+
 def test_a_predicate_is_the_same_in_a_tile_and_dense(process: dict[str, Any]) -> None:
     assert process["masks"] == []
 
@@ -161,6 +174,12 @@ def test_attention_reads_its_mask_from_attributes(golden: Callable[[str, str], N
 def test_a_loss_is_two_walks_over_a_row(is_part: bool, golden: Callable[[str, str], None]) -> None:
     made = make_cross_entropy(Head(32000, is_part, "a head"), torch.float32)
     golden(f"kernel_cross_entropy{'_part' if is_part else ''}.py.txt", made.source)
+
+
+def test_attention_of_a_part_takes_the_places_of_its_tokens(golden: Callable[[str, str], None]) -> None:
+    body = next(b for b in sink_masks(TRACERS["llama"].program()).bodies.values() if attentions(b))
+    part = replace(next(iter(attentions(body).values())), is_part=True)
+    golden("kernel_attention_part.py.txt", make_attention(part, torch.bfloat16).source)
 
 
 def test_a_factor_of_whole_samples_sums_whole_rows() -> None:

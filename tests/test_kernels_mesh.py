@@ -12,11 +12,12 @@ import torch
 
 from specc.compiler.build import build_spec
 from specc.compiler.kernels.emit import Cuts
-from specc.compiler.kernels.on_mesh import is_local
+from specc.compiler.kernels.on_mesh import is_local, is_part_of_attention
+from specc.compiler.lower.spread import Setting
 from specc.compiler.passes.sink_masks import sink_masks
 from specc.compiler.placement.place import place
 from specc.compiler.placement.placed import Placed, PlacedEqn, Strategy
-from specc.compiler.placement.types import Place, R, S
+from specc.compiler.placement.types import Axis, Mesh, Place, R, S
 from specc.compiler.program import Eqn
 from specc.compiler.types import Dim, TensorType
 from specc.runtime.built import open_build
@@ -57,7 +58,8 @@ def kinds(model: str, plan: str, body: str) -> set[str]:
         ("llama", "zero3", "head", {"cross_entropy", "rms_norm"}),
         ("llama", "tp+sp", "layers", {"attention", "rope", "rms_norm", "expr"}),
         ("llama", "tp", "head", {"cross_entropy", "rms_norm"}),  # of a rank's part of the vocabulary
-        ("llama", "ring", "layers", {"rope", "rms_norm", "expr"}),  # keys go around
+        ("llama", "ring", "layers", {"attention", "rope", "rms_norm", "expr"}),  # of the parts that meet
+        ("llama", "gather-kv", "layers", {"attention", "rope", "rms_norm", "expr"}),
         ("llama", "ulysses", "layers", {"attention", "rope", "rms_norm", "expr"}),  # queries are whole there
     ],
 )
@@ -99,21 +101,49 @@ def test_a_sequence_in_zigzag_is_in_no_order() -> None:
     assert not is_local(attend, whole, {"S": 2})
 
 
+SEQUENCES = Mesh((Axis("ring", 2, "sequence"), Axis("cp", 2, "sequence")))
+
+
+@pytest.mark.parametrize(
+    ("along_ring", "along_cp", "zigzag", "is_part"),
+    [
+        ("ring", "rep", {}, True), ("ring", "rep", {"S": 2}, True), ("ring", "ring", {}, False),
+        ("rep", "gather_kv", {}, True), ("rep", "gather_kv", {"S": 2}, False), ("ring", "gather_kv", {}, False),
+        ("rep", "rep", {}, False),
+    ],
+)  # fmt: skip
+def test_a_kernel_takes_parts_of_attention_that_are_runs(
+    along_ring: str, along_cp: str, zigzag: dict[str, int], is_part: bool
+) -> None:
+    lies = {"ring": (S(1), S(1), S(1)), "gather_kv": (S(1), R, R), "rep": (R, R, R)}
+    e = PlacedEqn(
+        Eqn("attend", ("x", "x", "x"), ("y",), (X,), {}, ""),
+        tuple(Strategy(name, lies[name], (lies[name][0],)) for name in (along_ring, along_cp)),
+    )
+    types = {"x": TensorType((B, T, D, Dim("E", 2)))}
+    assert is_part_of_attention(e, types, Setting(SEQUENCES, (), {}, zigzag)) == is_part
+
+
 @pytest.mark.dist
 @pytest.mark.slow
 def test_a_mesh_with_kernels_trains_as_one_process_does() -> None:
     """`python -m tests.grid --kernels` has all models and plans."""
-    found = run([Case("llama", "tp+sp", 2, torch.float32, kernels=True)], tell=False)
+    plans = ("tp+sp", "ring", "gather-kv")
+    found = run([Case("llama", plan, 2, torch.float32, kernels=True) for plan in plans], tell=False)
     assert all(isinstance(e, float) and e <= TOLERANCE[torch.float32] for e in found.values()), found
 
 
 @pytest.mark.slow
-def test_the_kernels_of_a_mesh_are_those_of_its_build(tmp_path: Path) -> None:
-    words = ["plan.kernels=triton", "plan.cluster.device=h100-sxm", "plan.mesh={tp: 2}", "model.freeze=['embed.*']"]
+@pytest.mark.parametrize("mesh", ["{tp: 2}", "{ring: 2}"])
+def test_the_kernels_of_a_mesh_are_those_of_its_build(mesh: str, tmp_path: Path) -> None:
+    words = ["plan.kernels=triton", "plan.cluster.device=h100-sxm", f"plan.mesh={mesh}", "model.freeze=['embed.*']"]
     build_spec(load(write_spec(tmp_path), words), tmp_path / "build")
     stage = open_build(tmp_path / "build").stages["pretrain"]
-    assert "specc.attention_" in (stage.path / "graphs" / "layers.fwd.txt").read_text()
-    assert "specc.cross_entropy_part_" in (stage.path / "graphs" / "head.fwd.txt").read_text()
+    graph = (stage.path / "graphs" / "layers.fwd.txt").read_text()
+    assert "specc.attention_" in graph
+    assert "aten.bitwise_and" not in graph, "no mask is made"
+    part = "specc.cross_entropy_part_" in (stage.path / "graphs" / "head.fwd.txt").read_text()
+    assert part == ("tp" in mesh), "the vocabulary is split"
     load_kernels(tmp_path / "build", stage.spec, stage.compute)
     covers = json.loads((stage.path / "kernels.json").read_text())
     assert set(covers) == {"stem", "layers", "layers_2", "head"}, "the first layer passes no gradient on"

@@ -12,13 +12,17 @@ import torch
 from torch import Tensor
 
 from specc.compiler.kernels.attention_text import (
+    AUTOGRAD,
     BACKWARD_KEYS,
     BACKWARD_QUERIES,
     FORWARD,
     LAUNCHERS,
     OPS,
+    PART,
     TILE,
+    WHOLE,
 )  # fmt: skip
+from specc.compiler.kernels.cut import PLACED
 from specc.compiler.kernels.kernel import POINTERS
 from specc.compiler.kernels.made import Entry, Made, Setting
 from specc.compiler.kernels.mask_forms import HELPERS, tile_text
@@ -34,11 +38,13 @@ TILES = {
     "backward_keys": ((64, 64, 8), (32, 64, 4), (32, 32, 4), (16, 16, 4)),
     "backward_queries": ((64, 64, 8), (64, 32, 4), (32, 32, 4), (16, 16, 4)),
 }
+PART_NAME = "attention_part_"
+PART_OP = "part.attend"  # of an equation whose queries or keys are a part of a sequence (compiler.kernels.on_mesh)
 HEAD = """\
 # {name}: made by specc, never changed by hand. Build again after a change of the spec.
 #
 #   {place}
-#   a query sees a key where {predicate}
+#   {who} sees {whom} where {predicate}
 #
 # heads of {e} numbers, values of {f}; products of {dtype} sum up in fp32. sha256 of what follows: {digest}
 """
@@ -46,13 +52,15 @@ HEAD = """\
 
 @dataclass(frozen=True)
 class Attention:
-    """`names` are the attributes of its predicate, in the order of the op's operands behind q, k and v."""
+    """`names` are the attributes of its predicate, in the order of the op's operands behind q, k and v. One of a part
+    of the queries to a part of the keys takes the index of the first of each before them."""
 
     predicate: Expr
     names: tuple[str, ...]
     widths: tuple[int, int]  # of heads of q and k, and of v
     scale: float
     place: str = ""
+    is_part: bool = False
 
 
 def make_attention(a: Attention, dtype: torch.dtype) -> Made:
@@ -64,15 +72,16 @@ def make_attention(a: Attention, dtype: torch.dtype) -> Made:
         "import torch\nimport triton\nimport triton.language as tl\n",
         f"SCALE = {a.scale!r}\nCONFIGS = {{  # queries and keys of a tile, and warps\n{configs}\n}}\n"
         "CHOSEN = dict.fromkeys(CONFIGS, 0)",
-        HELPERS, TILE, FORWARD, BACKWARD_KEYS, BACKWARD_QUERIES, LAUNCHERS, OPS,
+        HELPERS, TILE, FORWARD, BACKWARD_KEYS, BACKWARD_QUERIES, LAUNCHERS, OPS, "" if a.is_part else AUTOGRAD,
     ]  # fmt: skip
-    text = "\n\n".join(part.strip("\n") + "\n" for part in code)
+    text = "\n\n".join(part.strip("\n") + "\n" for part in code if part)
     for word, meaning in _words(a, dtype, blocks).items():
         text = text.replace(f"<{word}>", meaning)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    name = f"attention_{digest[:10]}"
+    name = f"{PART_NAME if a.is_part else 'attention_'}{digest[:10]}"
     head = HEAD.format(
-        name=name, place=plain(a.place), predicate=plain(str(a.predicate)), e=e, f=f, digest=digest,
+        name=name, place=plain(a.place), who="a query of a part" if a.is_part else "a query",
+        whom="a key of another" if a.is_part else "a key", predicate=plain(str(a.predicate)), e=e, f=f, digest=digest,
         dtype=str(dtype).removeprefix("torch."),
     )  # fmt: skip
     return Made(name, f"{head}\n{text.replace('<NAME>', name)}", _entries(a, dtype, blocks))
@@ -87,19 +96,21 @@ def _words(a: Attention, dtype: torch.dtype, blocks: tuple[int, int]) -> dict[st
     """What the words of the text stand for; no name of the spec is among it."""
     own = {name: f"a{i}" for i, name in enumerate(a.names)}
     dense = {n: f"{own[n]}[:, :, None]" if n.startswith("q.") else f"{own[n]}[:, None, :]" for n in a.names}
-    causal = implies_causal(a.predicate)
-    names = "".join(f", {x}" for x in own.values())
+    firsts = ("q_first", "k_first") if a.is_part else ()
+    index = {f"{side}.index": f"({side}_first + {side}_index)" for side in "qk"} if a.is_part else {}
+    shapes = dict.fromkeys(firsts, "(1,)") | {x: f"(batch, n_{n[0]})" for n, x in own.items()}
+    names = "".join(f", {x}" for x in shapes)
     return {
-        "PREDICATE": tile_text(a.predicate, own),
-        "DENSE": tile_text(a.predicate, dense, in_triton=False),
+        **(PART if a.is_part else WHOLE),
+        **({} if implies_causal(a.predicate) else {"LAST_KEY": "n_k", "FIRST_QUERY": "0"}),
+        "PREDICATE": tile_text(a.predicate, own | index),
+        "DENSE": tile_text(a.predicate, dense | index, in_triton=False),
         "TILE_ATTRIBUTES": names, "ARGUMENTS": names, "NAMES": names,
-        "TYPED": "".join(f", {x}: torch.Tensor" for x in own.values()),
-        "POINTERS": "".join(f"{x}_ptr, " for x in own.values()),
+        "TYPED": "".join(f", {x}: torch.Tensor" for x in shapes),
+        "POINTERS": "".join(f"{x}_ptr, " for x in shapes),
         "LOAD_Q": _loads(own, "q"), "LOAD_K": _loads(own, "k"),
-        "CHECKS": "\n        ".join(f"check({x}, (batch, n_{n[0]}), torch.int64)," for n, x in own.items()),
+        "CHECKS": "\n        ".join(f"check({x}, {shape}, torch.int64)," for x, shape in shapes.items()),
         "NONES": ", ".join(["None"] * len(own)) + ("," if own else ""),
-        "LAST_KEY": "tl.minimum(n_k, (tl.program_id(0) + 1) * BLOCK_Q)" if causal else "n_k",
-        "FIRST_QUERY": "tl.program_id(0) * BLOCK_K // BLOCK_Q * BLOCK_Q" if causal else "0",
         "E": str(a.widths[0]), "F": str(a.widths[1]), "BLOCK_E": str(blocks[0]), "BLOCK_F": str(blocks[1]),
         "DTYPE": str(dtype),
     }  # fmt: skip
@@ -112,12 +123,13 @@ def _loads(own: Mapping[str, str], side: str) -> str:
 
 def _entries(a: Attention, dtype: torch.dtype, blocks: tuple[int, int]) -> tuple[Entry, ...]:
     x, stats = POINTERS[dtype], "*fp32"
-    given = {f"{n}_ptr": x for n in "qkv"} | {f"a{i}_ptr": "*i64" for i in range(len(a.names))}
-    back = {"dy_ptr": x, "lse_ptr": stats, "delta_ptr": stats}
+    integers = [*(("q_first", "k_first") if a.is_part else ()), *(f"a{i}" for i in range(len(a.names)))]
+    given = {f"{n}_ptr": x for n in "qkv"} | {f"{n}_ptr": "*i64" for n in integers}
+    back, out = {"dy_ptr": x, "lse_ptr": stats, "delta_ptr": stats}, stats if a.is_part else x
     more = {
-        "forward": {"y_ptr": x, "lse_ptr": stats},
-        "backward_keys": {**back, "dk_ptr": x, "dv_ptr": x},
-        "backward_queries": {**back, "dq_ptr": x},
+        "forward": {"y_ptr": out, "lse_ptr": stats},
+        "backward_keys": {**back, "dk_ptr": out, "dv_ptr": out},
+        "backward_queries": {**back, "dq_ptr": out},
     }
     numbers = {**dict.fromkeys(("n_q", "n_k", "heads", "groups"), "i32"), "scale": "fp32"}
     widths = {"BLOCK_E": blocks[0], "BLOCK_F": blocks[1]}
@@ -143,7 +155,7 @@ def attention_impl(name: str) -> Impl:
 def attentions(body: Body) -> dict[str, Attention]:
     """The attentions of a body that a kernel can compute, by their results; their masks are made in the body."""
     makers = {o: e for e in body.eqns for o in e.outs}
-    found = {e.outs[0]: _attention(body, e, makers) for e in body.eqns if e.op == "attend"}
+    found = {e.outs[0]: _attention(body, e, makers) for e in body.eqns if e.op in ("attend", PART_OP)}
     return {out: a for out, a in found.items() if a is not None}
 
 
@@ -154,15 +166,18 @@ def _attention(body: Body, e: Eqn, makers: Mapping[str, Eqn]) -> Attention | Non
     e_dim, f_dim = shapes[1][-1].size, shapes[2][-1].size
     if bias or e.attrs.get("softmax") or any(len(s) != 4 for s in shapes) or e_dim is None or f_dim is None:
         return None
-    scale = float(e.attrs.get("scale") or e_dim**-0.5)
+    scale, place = float(e.attrs.get("scale") or e_dim**-0.5), f"{e.place.rpartition('/')[2]} {e.path}"
+    is_part = e.op == PART_OP
     if mask is None:
         tree = CAUSAL if e.attrs.get("causal") else Expr("==", args=(Expr("num", 1), Expr("num", 1)))
-        return Attention(tree, (), (e_dim, f_dim), scale, f"{e.place.rpartition('/')[2]} {e.path}")
+        return Attention(tree, (), (e_dim, f_dim), scale, place, is_part)
     made = makers.get(mask)
-    if made is None or made.op != "mask" or any(len(types[n or ""].dims) != 2 for n in made.ins):
+    # A part's mask may look beyond what its rank has.
+    makes_mask = made is not None and (made.op.removeprefix(PLACED) if is_part else made.op) == "mask"
+    if made is None or not makes_mask or any(len(types[n or ""].dims) != 2 for n in made.ins):
         return None
     names = tuple(made.attrs["names"])
-    return Attention(made.attrs["predicate"], names, (e_dim, f_dim), scale, f"{e.place.rpartition('/')[2]} {e.path}")
+    return Attention(made.attrs["predicate"], names, (e_dim, f_dim), scale, place, is_part)
 
 
 def with_attention(body: Body, names: Mapping[str, str]) -> Body:
@@ -174,5 +189,7 @@ def with_attention(body: Body, names: Mapping[str, str]) -> Body:
 
 
 def _kernel_eqn(e: Eqn, makers: Mapping[str, Eqn], name: str) -> Eqn:
+    if e.op == PART_OP:
+        return replace(e, op=name)  # it finds the attributes where they lie, by its mask
     mask = e.ins[3] if len(e.ins) > 3 else None
     return replace(e, op=name, ins=(*e.ins[:3], *(makers[mask].ins if mask else ())), attrs={})

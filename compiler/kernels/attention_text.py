@@ -22,7 +22,7 @@ def forward_kernel(
     e, f = tl.arange(0, BLOCK_E)[None, :], tl.arange(0, BLOCK_F)[None, :]
     q_row = (batch * n_q + q_index) * heads + head
     q = tl.load(q_ptr + q_row * <E> + e, mask=(q_index < n_q) & (e < <E>), other=0.0)
-    <LOAD_Q>
+    <LOAD_Q><LOAD_FIRSTS>
     most = tl.full([BLOCK_Q, 1], float("-inf"), dtype=tl.float32)
     total = tl.zeros([BLOCK_Q, 1], dtype=tl.float32)
     y = tl.zeros([BLOCK_Q, BLOCK_F], dtype=tl.float32)
@@ -45,8 +45,8 @@ def forward_kernel(
         most = higher
     whole = tl.where(total == 0.0, 1.0, total)
     tl.store(y_ptr + q_row * <F> + f, y / whole, mask=(q_index < n_q) & (f < <F>))
-    # Of a query that sees nothing it is 0, so that no gradient is NaN.
-    lse = tl.where(total == 0.0, 0.0, most + tl.log(whole))
+    # Of a query that sees nothing it is <UNSEEN>, so that no gradient is NaN.
+    lse = tl.where(total == 0.0, <NO_LSE>, most + tl.log(whole))
     tl.store(lse_ptr + tl.program_id(1).to(tl.int64) * n_q + q_index, lse, mask=q_index < n_q)
 '''
 
@@ -65,7 +65,7 @@ def backward_keys_kernel(
     k_row = (batch * n_k + at) * kv_heads + kv_head
     k = tl.load(k_ptr + k_row * <E> + e, mask=(at < n_k) & (e < <E>), other=0.0)
     v = tl.load(v_ptr + k_row * <F> + f, mask=(at < n_k) & (f < <F>), other=0.0)
-    <LOAD_K>
+    <LOAD_K><LOAD_FIRSTS>
     dk = tl.zeros([BLOCK_K, BLOCK_E], dtype=tl.float32)
     dv = tl.zeros([BLOCK_K, BLOCK_F], dtype=tl.float32)
     for group in range(0, groups):
@@ -106,7 +106,7 @@ def backward_queries_kernel(
     of_row = tl.program_id(1).to(tl.int64) * n_q + q_index
     lse = tl.load(lse_ptr + of_row, mask=q_index < n_q, other=0.0)
     delta = tl.load(delta_ptr + of_row, mask=q_index < n_q, other=0.0)
-    <LOAD_Q>
+    <LOAD_Q><LOAD_FIRSTS>
     dq = tl.zeros([BLOCK_Q, BLOCK_E], dtype=tl.float32)
     for start in range(0, <LAST_KEY>, BLOCK_K):
         at = start + tl.arange(0, BLOCK_K)[:, None]
@@ -145,7 +145,7 @@ def checked(q, k, v<NAMES>):
 def forward(q, k, v<NAMES>):
     config = CONFIGS["forward"][CHOSEN["forward"]]
     given, (n_q, n_k, heads, groups) = checked(q, k, v<NAMES>)
-    y = torch.empty((q.shape[0], n_q, heads, <F>), dtype=q.dtype, device=q.device)
+    y = torch.empty((q.shape[0], n_q, heads, <F>), dtype=<Y_DTYPE>, device=q.device)
     lse = torch.empty((q.shape[0], heads, n_q), dtype=torch.float32, device=q.device)
     forward_kernel[(-(-n_q // config[0]), q.shape[0] * heads)](
         *given, y, lse, n_q, n_k, heads, groups, SCALE, *config[:2],
@@ -154,13 +154,11 @@ def forward(q, k, v<NAMES>):
     return y, lse
 
 
-def backward(q, k, v<NAMES>, y, lse, dy):
+def backward(q, k, v<NAMES>, <KNOWN>):
     of_keys, of_queries = (CONFIGS[kind][CHOSEN[kind]] for kind in ("backward_keys", "backward_queries"))
     given, (n_q, n_k, heads, groups) = checked(q, k, v<NAMES>)
-    dy = check(dy, y.shape, y.dtype)
-    # The softmax's gradient needs the sum of its own over each row: that of y times dy.
-    delta = (y.float() * dy.float()).sum(-1).transpose(1, 2).contiguous()
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in given[:3])
+    <DELTA>
+    dq, dk, dv = (torch.empty(x.shape, dtype=<D_DTYPE>, device=x.device) for x in given[:3])
     backward_keys_kernel[(-(-n_k // of_keys[1]), q.shape[0] * (heads // groups))](
         *given, dy, lse, delta, dk, dv, n_q, n_k, heads, groups, SCALE, *of_keys[:2],
         <BLOCK_E>, <BLOCK_F>, num_warps=of_keys[2], enable_fp_fusion=False,
@@ -184,22 +182,22 @@ def scores_of(q, k<NAMES>):
 def forward_reference(q, k, v<NAMES>):
     scores, seen = scores_of(q, k<NAMES>)
     any_seen = seen.any(-1, keepdim=True)
-    lse = torch.where(any_seen, torch.logsumexp(torch.where(seen, scores, float("-inf")), -1, keepdim=True), 0.0)
+    lse = torch.where(any_seen, torch.logsumexp(torch.where(seen, scores, float("-inf")), -1, keepdim=True), <NO_LSE>)
     p = torch.where(seen, (scores - lse).exp(), 0.0)
     y = torch.einsum("bhqk,bkhf->bqhf", p, v.repeat_interleave(q.shape[2] // v.shape[2], 2).float())
-    return y.to(q.dtype).contiguous(), lse.squeeze(-1).expand(q.shape[0], q.shape[2], q.shape[1]).contiguous()
+    return y.to(<Y_DTYPE>).contiguous(), lse.squeeze(-1).expand(q.shape[0], q.shape[2], q.shape[1]).contiguous()
 
 
-def backward_reference(q, k, v<NAMES>, y, lse, dy):
+def backward_reference(q, k, v<NAMES>, <KNOWN>):
     scores, seen = scores_of(q, k<NAMES>)
     p, groups = torch.where(seen, (scores - lse[..., None]).exp(), 0.0), q.shape[2] // k.shape[2]
     wide_k, wide_v = (x.repeat_interleave(groups, 2).float() for x in (k, v))
     dp = torch.einsum("bqhf,bkhf->bhqk", dy.float(), wide_v)
-    ds = p * (dp - (y.float() * dy.float()).sum(-1).transpose(1, 2)[..., None]) * SCALE
+    ds = p * (dp - <DELTA_REFERENCE>[..., None]) * SCALE
     dk, dv = torch.einsum("bhqk,bqhe->bkhe", ds, q.float()), torch.einsum("bhqk,bqhf->bkhf", p, dy.float())
     dq = torch.einsum("bhqk,bkhe->bqhe", ds, wide_k)
     dk, dv = (x.unflatten(2, (-1, groups)).sum(3) for x in (dk, dv))
-    return tuple(d.to(x.dtype).contiguous() for d, x in ((dq, q), (dk, k), (dv, v)))
+    return tuple(d.to(<D_DTYPE>).contiguous() for d, x in ((dq, q), (dk, k), (dv, v)))
 '''
 
 OPS = """
@@ -217,21 +215,22 @@ def forward_op(
 @forward_op.register_fake
 def forward_shapes(q, k, v<NAMES>):
     lse = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
-    return q.new_empty((*q.shape[:3], v.shape[3])), lse
+    return q.new_empty((*q.shape[:3], v.shape[3])<OF_DTYPE>), lse
 
 
 @torch.library.custom_op("specc::<NAME>_backward", mutates_args=())
 def backward_op(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor<TYPED>, y: torch.Tensor, lse: torch.Tensor, dy: torch.Tensor
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor<TYPED>, <KNOWN_TYPED>
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return (backward if runs_here(q) else backward_reference)(q, k, v<NAMES>, y, lse, dy)
+    return (backward if runs_here(q) else backward_reference)(q, k, v<NAMES>, <KNOWN>)
 
 
 @backward_op.register_fake
-def backward_shapes(q, k, v<NAMES>, y, lse, dy):
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+def backward_shapes(q, k, v<NAMES>, <KNOWN>):
+    return q.new_empty(q.shape<OF_DTYPE>), k.new_empty(k.shape<OF_DTYPE>), v.new_empty(v.shape<OF_DTYPE>)
+"""
 
-
+AUTOGRAD = """
 def save(ctx, inputs, output):
     ctx.save_for_backward(*inputs, *output)
 
@@ -243,3 +242,27 @@ def gradients(ctx, dy, dlse):
 
 forward_op.register_autograd(gradients, setup_context=save)
 """
+
+# What differs between attention of whole sequences and of a part of the queries to a part of the keys. The latter gives
+# fp32, for others add to it, and its backward takes the log-sum-exp and the delta of whole rows.
+WHOLE = {
+    "UNSEEN": "0", "NO_LSE": "0.0", "Y_DTYPE": "q.dtype", "D_DTYPE": "x.dtype", "OF_DTYPE": "", "LOAD_FIRSTS": "",
+    "KNOWN": "y, lse, dy", "KNOWN_TYPED": "y: torch.Tensor, lse: torch.Tensor, dy: torch.Tensor",
+    "DELTA": """dy = check(dy, y.shape, y.dtype)
+    # The softmax's gradient needs the sum of its own over each row: that of y times dy.
+    delta = (y.float() * dy.float()).sum(-1).transpose(1, 2).contiguous()""",
+    "DELTA_REFERENCE": "(y.float() * dy.float()).sum(-1).transpose(1, 2)",
+    "LAST_KEY": "tl.minimum(n_k, (tl.program_id(0) + 1) * BLOCK_Q)",
+    "FIRST_QUERY": "tl.program_id(0) * BLOCK_K // BLOCK_Q * BLOCK_Q",
+}  # fmt: skip
+PART = {
+    "UNSEEN": "finite", "NO_LSE": "-1e30", "Y_DTYPE": "torch.float32", "D_DTYPE": "torch.float32",
+    "OF_DTYPE": ", dtype=torch.float32",
+    "LOAD_FIRSTS": "\n    q_first, k_first = tl.load(q_first_ptr).to(tl.int32), tl.load(k_first_ptr).to(tl.int32)",
+    "KNOWN": "dy, lse, delta", "KNOWN_TYPED": "dy: torch.Tensor, lse: torch.Tensor, delta: torch.Tensor",
+    "DELTA": """dy = check(dy, (*q.shape[:3], <F>), <DTYPE>)
+    lse, delta = (check(x, (q.shape[0], heads, n_q), torch.float32) for x in (lse, delta))""",
+    "DELTA_REFERENCE": "delta",
+    "LAST_KEY": "tl.maximum(0, tl.minimum(n_k, q_first + (tl.program_id(0) + 1) * BLOCK_Q - k_first))",
+    "FIRST_QUERY": "tl.maximum(0, k_first + tl.program_id(0) * BLOCK_K - q_first) // BLOCK_Q * BLOCK_Q",
+}  # fmt: skip

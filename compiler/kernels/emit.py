@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from specc.compiler.kernels.aot import Figures, gate, targets_of
-from specc.compiler.kernels.attention import attention_impl, attentions, make_attention, with_attention
+from specc.compiler.kernels.attention import (
+    PART_NAME,
+    PART_OP,
+    attention_impl,
+    attentions,
+    make_attention,
+    with_attention,
+)
+from specc.compiler.kernels.attention_part import part_impl
 from specc.compiler.kernels.cross_entropy import loss_impl, losses_of, make_cross_entropy
 from specc.compiler.kernels.cut import Cut, cut
 from specc.compiler.kernels.grouped import grouped_impl, grouped_of, make_grouped
@@ -126,7 +134,7 @@ def _kernels_of(body: Body, sizes: Mapping[str, int], compute: torch.dtype) -> C
 
 def with_templates(body: Body, names: Mapping[str, str]) -> Body:
     """The body with the ops of these results as kernels; an attention takes what its mask is made of."""
-    heads = {out for e in body.eqns if e.op == "attend" for out in e.outs}
+    heads = {out for e in body.eqns if e.op in ("attend", PART_OP) for out in e.outs}
     renamed = tuple(
         replace(e, op=names[e.outs[0]]) if e.outs[0] in names and e.outs[0] not in heads else e for e in body.eqns
     )
@@ -139,7 +147,10 @@ def with_kernels(program: Program, cuts: Mapping[str, Cut], refused: set[str]) -
     return replace(program, bodies={n: cuts[n].body if n in whole else b for n, b in program.bodies.items()})
 
 
-TEMPLATES = {"attention_": attention_impl, "cross_entropy_": loss_impl, "grouped_": grouped_impl}
+# By how a kernel's name begins, the longest first.
+TEMPLATES = {
+    PART_NAME: part_impl, "attention_": attention_impl, "cross_entropy_": loss_impl, "grouped_": grouped_impl,
+}  # fmt: skip
 
 
 def impl(name: str) -> Impl:

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from specc.compiler.kernels.attention import PART_OP
 from specc.compiler.kernels.cut import PLACED, Cut
 from specc.compiler.lower.placed import Ragged, local_type, localised, ragged
+from specc.compiler.lower.placed_attention import cut_alone
 from specc.compiler.lower.spread import Setting, is_ordered
 from specc.compiler.placement.placed import Placed, PlacedBody, PlacedEqn, Strategy
 from specc.compiler.placement.types import Layout, R, S
@@ -97,7 +99,8 @@ class _Making:
             ins.append(None if n is None or layout is None else read(n, layout))
         types = tuple(self.type_of(o, e.gives(j)) for j, o in enumerate(e.eqn.outs))
         dims = {d.name: d for t in (*(self.type_of(*self.lies[i]) for i in ins if i), *types) for d in t.dims}
-        op = e.eqn.op if self.is_local(e) else f"{PLACED}{e.eqn.op}"
+        is_part = e.eqn.op == "attend" and is_part_of_attention(e, self.types, self.setting)
+        op = e.eqn.op if self.is_local(e) else PART_OP if is_part else f"{PLACED}{e.eqn.op}"
         attrs = {k: localised(v, dims) for k, v in e.eqn.attrs.items()}
         self.eqns.append(replace(e.eqn, op=op, ins=tuple(ins), types=types, attrs=attrs))
 
@@ -132,6 +135,16 @@ def is_local(e: PlacedEqn, types: Mapping[str, TensorType], zigzag: Mapping[str,
     # The elements of a dropout are counted within a sequence.
     looking = range(1, len(result.dims)) if op == "dropout" else LOOKING if op == "mask" else ()
     return all(is_ordered(e.gives(0), result.dims, i, zigzag) for i in looking)
+
+
+def is_part_of_attention(e: PlacedEqn, types: Mapping[str, TensorType], setting: Setting) -> bool:
+    """Whether runs of queries meet runs of keys, in a ring or all keys at once: a kernel is told where a run begins."""
+    q, k = (types[e.eqn.ins[i] or ""].dims for i in (0, 1))
+    if cut_alone(e, q, "ring", setting) is not None:
+        return True
+    is_whole = is_ordered(e.takes(1) or (), k, TOKENS, setting.zigzag)
+    is_run = (q[TOKENS].of or q[TOKENS].name) not in setting.zigzag
+    return is_run and is_whole and cut_alone(e, q, "gather_kv", setting) is not None
 
 
 def with_local_kernels(local: LocalBody, cut: Cut) -> PlacedBody:

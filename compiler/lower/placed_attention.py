@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -12,9 +13,11 @@ from specc.compiler.lower.collectives import step
 from specc.compiler.lower.local import Impl, Local
 from specc.compiler.lower.placed_ops import spread
 from specc.compiler.lower.ring import DENSE, Blocks, Ring, Seen, ring_attend
-from specc.compiler.lower.spread import is_ordered
+from specc.compiler.lower.spread import Setting, is_ordered
+from specc.compiler.placement.placed import PlacedEqn
 from specc.compiler.placement.reshard import Move
 from specc.compiler.placement.types import Layout, R, S, V
+from specc.compiler.types import Dim
 
 
 def attend(e: Local, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
@@ -65,18 +68,28 @@ def own_heads(e: Local, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor
     return k.index_select(-2, used), v.index_select(-2, used)
 
 
+def cut_alone(placed: PlacedEqn, dims: Sequence[Dim], strategy: str, setting: Setting) -> int | None:
+    """The axis that alone cuts the queries of an attention, with that strategy, into parts that follow one another or
+    lie in zigzag along it; `dims` are those of the queries."""
+    at, layout = len(dims) - 3, placed.takes(0)
+    assert layout is not None
+    axes = [a for a, s in enumerate(placed.strategies) if s.name == strategy]
+    if len(axes) != 1 or axes != [a for a, p in enumerate(layout) if p.kind == "S" and p.dim == at]:
+        return None
+    parts = setting.zigzag.get(dims[at].of or dims[at].name)
+    return axes[0] if parts in (None, setting.mesh.axes[axes[0]].size) else None
+
+
 def ring_mask(e: Local, ring: int, mask: Tensor | None) -> Seen | None:
     """Who sees whom, from attributes of tokens where the mask is made of such here; None if it takes another way."""
     s, name = spread(e), e.eqn.ins[3] if len(e.eqn.ins) > 3 else None
-    layout, type_ = s.placed.takes(0), s.ins[0]
-    assert layout is not None
+    type_ = s.ins[0]
     assert type_ is not None
-    dim = type_.dims[-3]
-    parts = s.setting.zigzag.get(dim.of or dim.name)
-    axis, coordinate = s.axis(ring)
-    splits = s.split(layout, len(type_.dims) - 3)
-    if parts not in (None, axis.size) or splits != [ring]:
+    if cut_alone(s.placed, type_.dims, "ring", s.setting) is None:
         return None
+    dim = type_.dims[-3]
+    axis, coordinate = s.axis(ring)
+    parts = s.setting.zigzag.get(dim.of or dim.name)
     length = type_.shape(s.setting.sizes)[-3] // axis.size
     causal = bool(e.attr("causal", False))
     seen = Seen(axis.size, 2 if parts else 1, length, coordinate, causal)

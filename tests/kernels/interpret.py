@@ -23,6 +23,7 @@ from specc.compiler.lower.run import run_body
 from tests.kernels.interpreter import Guarded, round_bf16
 from tests.kernels.losses import losses
 from tests.kernels.masks import N_K, N_Q, NAMES, attributes, dense, predicates, tile_file
+from tests.kernels.parts import parts, rings
 from tests.kernels.regions import ODD, Case, broadcasts, cases, loaded, operands, sizes_of
 
 # Programs that share the rows and rows of a step: so that there are several of each, and a last one that is not full.
@@ -42,6 +43,8 @@ def main() -> None:
         "masks": wrong_masks(folder),
         "losses": list(losses(folder)),
         "grouped": grouped(folder),
+        "parts": parts(folder),
+        "rings": rings(folder),
     }
     print(json.dumps(said))
 
