@@ -17,6 +17,7 @@ class Link(Node):
 
     bandwidth: PositiveFloat = Field(description="GB/s that a device sends, as collectives reach it")
     latency: NonNegativeFloat = Field(description="microseconds before the first byte arrives")
+    pair: Share = Field(1.0, description="share of the bandwidth that a message to one other device reaches")
 
 
 class Device(Node):

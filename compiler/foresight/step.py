@@ -98,7 +98,7 @@ def _transfer(width: float, recipe: Recipe, cluster: Cluster) -> Callable[[int, 
 
     def seconds(source: int, target: int) -> float:
         link = cluster.near if source * stride // node == target * stride // node else cluster.far
-        return width / (link.bandwidth * 1e9) + link.latency * 1e-6
+        return width / (link.bandwidth * link.pair * 1e9) + link.latency * 1e-6
 
     return seconds
 
