@@ -35,6 +35,9 @@ class Device(Node):
     attention: dict[str, tuple[Share, Share]] = Field(
         description="share of the peak of an attention kernel's forward and backward, long sequences, head dim 128"
     )
+    narrow: dict[str, Annotated[float, Field(gt=0.5, le=1)]] = Field(
+        {}, description="share of that which an attention kernel reaches at head dim 64"
+    )
     depth: NonNegativeFloat = Field(
         192, description="what a product takes beyond its inner dim, in numbers of that: first loads and last stores"
     )
@@ -61,6 +64,15 @@ class Software(Node):
     moments: PositiveInt = Field(12, description="bytes of the optimizer's state of a number, master weight included")
     logits_alive: PositiveFloat = Field(10, description="bytes at once for each logit of the loss")
     scores: PositiveFloat = Field(5, description="bytes that an attention which is not fused keeps for each score")
+    fused: bool = Field(True, description="whether a formula is one kernel, which keeps nothing between its steps")
+    keeps_gathered: bool = Field(
+        False, description="whether what tensor parallelism gathers for products is kept so until their backward"
+    )
+    stages: Literal["even", "passed"] = Field(
+        "even",
+        description="how calls are shared out among the stages of a pipeline: so that the heaviest stage is as light as"
+        " can be, or so that each takes calls until it has passed its share of the FLOPs of products",
+    )
     merged: bool = Field(True, description="whether products of one operand are one: queries, keys and values")
     gathers_fp8: bool = Field(False, description="whether ZeRO-3 gathers the weights of fp8 products in fp8")
     zero_over_context: bool = Field(True, description="whether ZeRO splits over the ranks of context parallelism too")

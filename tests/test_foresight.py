@@ -12,14 +12,17 @@ import pytest
 from specc.compiler.elaborate import elaborate
 from specc.compiler.foresight.calls import Cluster
 from specc.compiler.foresight.model import Model
+from specc.compiler.foresight.network import Group, collective
 from specc.compiler.foresight.pipeline import IDLE, StageTime, bubble, simulated_bubble
 from specc.compiler.foresight.recipe import Recipe
+from specc.compiler.foresight.stages import passed
 from specc.compiler.foresight.step import forecast
 from specc.compiler.hardware.tables import hardware
 from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
 from specc.compiler.passes.prune import prune
 from specc.compiler.schedule.schedules import SCHEDULES, pipeline
 from specc.compiler.schedule.simulate import simulate
+from specc.spec.hardware import Link
 from specc.spec.spec import load
 from tests.foresight.compare import Compared, compare, summary
 from tests.foresight.ranking import rank_correlation
@@ -139,3 +142,16 @@ def test_waits_of_many_microbatches_follow_from_those_of_some(name: str) -> None
     whole = simulate(table, where, lambda slot: took[slot.kind], lambda source, target: 0.1).seconds
     waits = whole - microbatches * 3.0 * chunks
     assert simulated_bubble(stages, recipe, lambda source, target: 0.1) == pytest.approx(waits, abs=0.05)
+
+
+def test_stages_take_calls_until_they_have_passed_their_share() -> None:
+    assert passed([0.0, *[1.0] * 16, 4.0], 2) == [0, 12]  # ten layers are no more than half
+    assert passed([0.0, *[1.0] * 16, 2.0], 4) == [0, 6, 11, 15]
+    assert passed([9.0, 1.0, 1.0], 3) == [0, 1, 2]
+
+
+def test_rings_are_as_slow_as_they_are_long() -> None:
+    near, far = Link(bandwidth=100, latency=1), Link(bandwidth=100, latency=10)
+    assert collective("all-gather", 0, Group(32, 1, 8), near, far) == pytest.approx(58e-6)
+    assert collective("all-gather", 0, Group(8, 1, 8), near, far) == pytest.approx(7e-6)
+    assert collective("all-reduce", 0, Group(1024, 1, 8), near, far) == pytest.approx(190e-6)

@@ -14,7 +14,8 @@ TILES = ((256, 128, 1.0), (128, 256, 1.0), (128, 128, 0.93), (128, 64, 0.8), (64
 BLOCK = 128  # of queries and keys: those on the diagonal are worked on whole
 SCORES = (16, 22)  # bytes that an attention which is not fused moves for each score, forward and backward
 BACKWARD = 2.5  # products of a fused attention's backward over those of its forward
-NARROW = 64  # head dim at which a fused attention reaches about two thirds
+WIDE, NARROW = 128, 64  # head dims: from the first on a fused attention reaches all that it does
+AT_NARROW = 0.6  # the share of that at the second, where the device's row has none
 QUANTISE = 4  # bytes for each number that is brought to fp8: read, and written as it is and transposed
 
 
@@ -85,7 +86,8 @@ def _attention(kernel: Kernel, device: Device, software: Software, form: Format)
         each = [stream(scores * b, device) for b in SCORES]
         return Both(kernel.flops / rate + each[0], 2 * kernel.flops / rate + each[1])
     causal = min(1.0, kernel.causal + BLOCK / kernel.n / 2) if kernel.causal < 1 else 1.0
-    narrow = (kernel.k + NARROW / 2) / (128 + NARROW / 2) if kernel.k < 128 else 1.0
-    flops = kernel.flops * causal / (device.peak[form] * 1e12 * narrow)
+    share = device.narrow.get(software.attention, AT_NARROW)
+    reached = share + (1 - share) * (kernel.k - NARROW) / (WIDE - NARROW) if kernel.k < WIDE else 1.0
+    flops = kernel.flops * causal / (device.peak[form] * 1e12 * reached)
     forward, backward = device.attention[software.attention]
     return Both(flops / forward, BACKWARD * flops / backward)

@@ -26,11 +26,22 @@ def memory(
     works: Mapping[str, BodyWork], ranks: Sequence[Sequence[str]], recipe: Recipe, software: Software
 ) -> dict[str, float]:
     """The memory of the rank that takes most; `ranks` name the bodies that each calls."""
+    return fullest(memories(works, ranks, recipe, software))
+
+
+def fullest(ranks: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The parts of the rank that takes most."""
+    return max(ranks, key=lambda parts: sum(parts.values()))
+
+
+def memories(
+    works: Mapping[str, BodyWork], ranks: Sequence[Sequence[str]], recipe: Recipe, software: Software
+) -> list[dict[str, float]]:
+    """The memory of the ranks of a pipeline, from the first on; of those that call the same the first."""
     calls = Counter(name for rank in ranks for name in rank)
     repeated = {name for name, times in calls.items() if times > 1}
     first = {tuple(rank): r for r, rank in reversed(list(enumerate(ranks)))}  # of ranks alike the first keeps most
-    each = [_rank(r, rank, works, repeated, recipe, software) for rank, r in first.items()]
-    return max(each, key=lambda parts: sum(parts.values()))
+    return [_rank(r, ranks[r], works, repeated, recipe, software) for r in sorted(first.values())]
 
 
 def _rank(
@@ -64,7 +75,7 @@ def saved_bytes(work: BodyWork, recipe: Recipe | None, software: Software) -> fl
     """What a call keeps from its forward to its backward, with the plan's recompute (None: nothing is done again)."""
     s = work.saved
     scores = s.scores * software.scores if software.attention == "unfused" else 0.0
-    values = s.values + s.masks
+    values = s.values + s.masks + (0.0 if software.fused else s.steps) + s.gathered * software.keeps_gathered
     rule = {
         "none": values + scores, "attention": values, "half-products": s.entered + s.products / 2 + s.attended,
         "half-layers": (s.entered + values + scores) / 2, "full": s.entered,

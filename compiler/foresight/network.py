@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from specc.compiler.placement.cost import COLLECTIVES
 from specc.spec.hardware import Link
+
+RINGS = ("all-gather", "reduce-scatter")
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,17 @@ def collective(kind: str, nbytes: float, group: Group, near: Link, far: Link) ->
         return 0.0
     sent = COLLECTIVES[kind](n) * nbytes
     if group.near == n:
-        return sent / (near.bandwidth * 1e9) + near.latency * 1e-6 * _hops(n)
+        return sent / (near.bandwidth * 1e9) + _latency(kind, group, near, far)
     rate = min(near.bandwidth, far.bandwidth * (group.near if kind != "all-to-all" else 1.0 / (1 - group.near / n)))
-    return sent / (rate * 1e9) + far.latency * 1e-6 * _hops(n)
+    return sent / (rate * 1e9) + _latency(kind, group, near, far)
 
 
-def _hops(n: int) -> float:
-    """Latencies of a collective: libraries go over to trees where rings would be long."""
-    return min(n - 1, 8 + n.bit_length())
+def _latency(kind: str, group: Group, near: Link, far: Link) -> float:
+    """Seconds of the steps of a collective, one after the other.
+
+    NCCL gathers and scatters round a ring, which leaves each node once; for sums it goes over to trees where rings are
+    long, and what goes from all to all goes at the same time."""
+    n, nodes = group.size, math.ceil(group.size / group.near)
+    if kind in RINGS:
+        return 1e-6 * (near.latency * (n - nodes) + far.latency * (nodes - 1))
+    return 1e-6 * (far if nodes > 1 else near).latency * min(n - 1, 8 + n.bit_length())

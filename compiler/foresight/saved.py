@@ -24,7 +24,10 @@ LINEAR = (
 @dataclass(frozen=True)
 class Saved:
     """Bytes on a rank: of `values`, and of those what came in (`entered`), what products give (`products`) and what
-    attention gives (`attended`). `scores` are the numbers of attention's scores, `masks` of what dropout decided."""
+    attention gives (`attended`). `scores` are the numbers of attention's scores, `masks` of what dropout decided.
+
+    Beyond `values` are those between the steps of formulas (`steps`), which are kept if each step is a kernel, and what
+    products take beyond what was made for them (`gathered`), which is kept if it is not gathered again."""
 
     values: float = 0.0
     entered: float = 0.0
@@ -32,6 +35,8 @@ class Saved:
     attended: float = 0.0
     scores: float = 0.0
     masks: float = 0.0
+    steps: float = 0.0
+    gathered: float = 0.0
 
 
 def saved_of(b: PlacedBody, machine: Machine, sizes: Mapping[str, int]) -> Saved:
@@ -48,6 +53,7 @@ def saved_of(b: PlacedBody, machine: Machine, sizes: Mapping[str, int]) -> Saved
     return Saved(
         nbytes(n for e in b.eqns for n in _kept(e, types)), nbytes([v.name for v in b.body.ins]), made(*PRODUCTS),
         made("attend"), sum(_scores(e, types, machine, sizes) for e in b.eqns), made("dropout") / machine.itemsize,
+        sum(len(_between(e, types)) * nbytes(e.eqn.outs) for e in b.eqns), _gathered(b, machine, sizes),
     )  # fmt: skip
 
 
@@ -66,6 +72,29 @@ def _passes_sums(e: PlacedEqn, ins: list[str], types: Mapping[str, TensorType]) 
     assert isinstance(formula, Expr)
     names = zip(formula.names(), ins, strict=True)
     return is_linear(formula, {name for name, i in names if types[i].dtype == "float"})
+
+
+def _between(e: PlacedEqn, types: Mapping[str, TensorType]) -> set[Expr]:
+    """The parts of a formula whose values the backward of another part needs."""
+    if e.eqn.op != "expr":
+        return set()
+    formula, kept = e.eqn.attrs["formula"], set[Expr]()
+    assert isinstance(formula, Expr)
+    floats = {name for name, i in zip(formula.names(), e.eqn.ins, strict=True) if i and types[i].dtype == "float"}
+    for part in formula.walk():
+        args = [a for a in part.args if floats & set(a.names())]
+        if part.op not in ("+", "-", "neg") and not (part.op == "*" and len(args) < 2):
+            kept |= {a for a in args if a.args}
+    return kept
+
+
+def _gathered(b: PlacedBody, machine: Machine, sizes: Mapping[str, int]) -> float:
+    """Bytes of what products take, over those of the same values as they were made."""
+    types, layouts = b.body.types(), b.layouts()
+    products = [e for e in b.eqns if e.eqn.op in (*PRODUCTS, "linear_cross_entropy") and e.eqn.ins[0]]
+    taken = {(e.eqn.ins[0] or "", at) for e in products if (at := e.takes(0)) is not None}
+    more = (machine.nbytes(types[i], at, sizes) - machine.nbytes(types[i], layouts[i], sizes) for i, at in taken)
+    return sum(n for n in more if n > 0)
 
 
 def _scores(e: PlacedEqn, types: Mapping[str, TensorType], machine: Machine, sizes: Mapping[str, int]) -> float:

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 
 from specc.compiler.foresight.calls import CallTime, Cluster, call_time, exposed
 from specc.compiler.foresight.host import moments_wait, values_wait
-from specc.compiler.foresight.memory import memory, saved_bytes
+from specc.compiler.foresight.memory import fullest, memories, saved_bytes
 from specc.compiler.foresight.model import Model
 from specc.compiler.foresight.pipeline import StageTime, bubble, simulated_bubble
 from specc.compiler.foresight.recipe import AGAIN, Recipe
+from specc.compiler.foresight.stages import stages_of
 from specc.compiler.foresight.work import BodyWork
-from specc.compiler.schedule.schedules import SCHEDULES
-from specc.compiler.schedule.slots import Where, loop
-from specc.compiler.schedule.split import split
 
 OPTIMIZER = 30  # bytes that a step of AdamW reads and writes for each number
 
@@ -24,7 +22,7 @@ class Forecast:
     """Seconds of a step: of kernels, of what is sent and not hidden, of waiting in the pipeline, of the optimizer, of
     waiting for the host's memory.
 
-    `memory` are the bytes of the fullest rank by what they are for."""
+    `memory` are the bytes of the fullest rank by what they are for, `first_rank` those of a pipeline's first."""
 
     work: float
     sent: float
@@ -32,6 +30,7 @@ class Forecast:
     optimizer: float
     host: float
     memory: Mapping[str, float]
+    first_rank: Mapping[str, float]
 
     @property
     def seconds(self) -> float:
@@ -47,7 +46,7 @@ def forecast(model: Model, recipe: Recipe, cluster: Cluster, exact: bool = True)
 
     Without `exact`, which is fast, stages have equal numbers of calls and pipelines wait as a formula says."""
     works, each = model.works(recipe), call_times(model, recipe, cluster)
-    stages, where = stages_of(model.calls, each, recipe, exact)
+    stages, where = stages_of(model.calls, each, works, recipe, cluster.software if exact else None)
     ranks = [[n for stage, at in zip(stages, where, strict=True) if at == r for n in stage] for r in range(recipe.pp)]
     busy = max(ranks, key=lambda rank: sum(each[n].total for n in rank))
     total, work = (sum(seconds) for seconds in zip(*((each[n].total, each[n].busy) for n in busy), strict=True))
@@ -61,10 +60,11 @@ def forecast(model: Model, recipe: Recipe, cluster: Cluster, exact: bool = True)
     optimizer = numbers * OPTIMIZER / (cluster.device.bandwidth * 1e9 * cluster.device.stream)
     saved = sum(saved_bytes(works[n], recipe, cluster.software) for n in busy) if recipe.on_host else 0.0
     wait = values_wait(saved, sum(each[n].forward for n in busy), sum(each[n].backward for n in busy), recipe, cluster)
+    held = memories(works, ranks, recipe, cluster.software)
     return Forecast(
         recipe.microbatches * work, recipe.microbatches * (total - work) + _data(copies, total, recipe, cluster), idle,
         optimizer, recipe.microbatches * wait + moments_wait(numbers, optimizer, recipe, cluster),
-        memory(works, ranks, recipe, cluster.software),
+        fullest(held), held[0],
     )  # fmt: skip
 
 
@@ -74,18 +74,6 @@ def call_times(model: Model, recipe: Recipe, cluster: Cluster) -> dict[str, Call
     again = {n: AGAIN[recipe.recompute if calls.count(n) > 1 else "none"] for n in dict.fromkeys(calls)}
     works = model.works(recipe)
     return {n: call_time(works[n], recipe, cluster, a) for n, a in again.items()}
-
-
-def stages_of(
-    calls: Sequence[str], each: Mapping[str, CallTime], recipe: Recipe, exact: bool
-) -> tuple[list[Sequence[str]], Where]:
-    """The calls of each stage, as alike as can be, and the rank of each stage."""
-    n = recipe.pp * recipe.chunks
-    begins = split([each[c].total for c in calls], n) if exact else [i * len(calls) // n for i in range(n)]
-    stages = [calls[a:b] for a, b in zip(begins, [*begins[1:], len(calls)], strict=True)]
-    return stages, SCHEDULES[recipe.schedule].where(recipe.pp, recipe.chunks) if recipe.schedule in SCHEDULES else loop(
-        recipe.pp, 1
-    )
 
 
 def _stage_time(calls: Sequence[CallTime]) -> StageTime:

@@ -140,7 +140,8 @@ def _software(row: Row) -> str:
     if "maxtext" in row["source"] or "paxml" in row["source"]:
         return "xla"
     if row["group"] == "torchtitan" and (row["parallel"]["compile"] or row["parallel"].get("async_tp") is not None):
-        return "torch-async-tp" if row["parallel"].get("async_tp") else "torch-compile"
+        compiled = "torch-compile-2025" if "_2025" in row["source"] else "torch-compile"
+        return "torch-async-tp" if row["parallel"].get("async_tp") else compiled
     return SOFTWARE[row["group"]]
 
 
