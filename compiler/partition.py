@@ -131,11 +131,10 @@ def split_at_waits(gm: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
 def cut_out(gm: fx.GraphModule, operands: Sequence[fx.Node], results: Sequence[Any]) -> fx.GraphModule:
     """What makes some nodes of a graph from others, and nothing else: torch keeps collectives that nobody uses."""
     undescribed: list[Any] = [None] * len(results)
-    graph = extract(gm.graph, list(operands), list(results), undescribed)
-    for node in reversed(graph.nodes):
-        if node.op == "call_function" and not node.users:
-            graph.erase_node(node)
-    return fx.GraphModule(gm, graph)
+    part = fx.GraphModule(gm, extract(gm.graph, list(operands), list(results), undescribed))
+    drop_unused(part)
+    part.recompile()
+    return part
 
 
 def saved_operands(fwd: fx.GraphModule, n_outs: int) -> tuple[int, ...]:

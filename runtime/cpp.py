@@ -22,31 +22,31 @@ SLOW = (aten.cos.default, aten.sin.default)
 
 @torch.library.custom_op("specc::sum_rows", mutates_args=(), device_types="cpu")
 def sum_rows(x: Tensor) -> Tensor:
-    """x [R D] -> [D]"""
-    return x.sum(0)
+    """x [G R D] -> [G D]"""
+    return x.sum(1)
 
 
 @sum_rows.register_fake
 def _(x: Tensor) -> Tensor:
-    return x.new_empty(x.shape[1])
+    return x.new_empty(x.shape[0], x.shape[2])
 
 
 def with_row_sums(gm: fx.GraphModule) -> fx.GraphModule:
-    """sum(x [... D], over all but the last dim)   becomes   sum_rows(x [R D])."""
+    """sum(x [... D], over all dims but the last, or those before it)   becomes   sum_rows(x [G R D])."""
     for node in gm.graph.find_nodes(op="call_function", target=aten.sum.dim_IntList):
         x, dims = node.args[0], node.args[1]
         dtype, shape = node_type(x)[:2]
         if not dims or len(shape) < 2:
             continue
         over = sorted(d % len(shape) for d in dims)
-        rows, inner = math.prod(shape[:-1]), shape[-1]
-        if over != list(range(len(shape) - 1)) or rows < ROWS or inner < 2 or node_type(node)[0] != dtype:
+        groups, rows, inner = math.prod(shape[: over[0]]), math.prod(shape[over[0] : -1]), shape[-1]
+        if over != list(range(over[0], len(shape) - 1)) or rows < ROWS or inner < 2 or node_type(node)[0] != dtype:
             continue
         with gm.graph.inserting_before(node):
-            flat = gm.graph.call_function(aten.reshape.default, (x, [rows, inner]))
-            flat.meta["type"] = (dtype, [rows, inner], [inner, 1])
+            flat = gm.graph.call_function(aten.reshape.default, (x, [groups, rows, inner]))
+            flat.meta["type"] = (dtype, [groups, rows, inner], [rows * inner, inner, 1])
             total = gm.graph.call_function(torch.ops.specc.sum_rows.default, (flat,))
-            total.meta["type"] = (dtype, [inner], [1])
+            total.meta["type"] = (dtype, [groups, inner], [inner, 1])
             back = gm.graph.call_function(aten.reshape.default, (total, node_type(node)[1]))
             back.meta["type"] = node.meta["type"]
         node.replace_all_uses_with(back)

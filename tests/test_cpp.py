@@ -26,9 +26,9 @@ def names(gm: fx.GraphModule) -> list[str]:
 
 @pytest.mark.parametrize(("dims", "keep", "replaced"), [
     ([0, 1], False, True), ([0, 1], True, True), ([-2, -3], False, True), ([0], False, False), ([2], False, False),
-    ([0, 1, 2], False, False),
+    ([0, 1, 2], False, False), ([1], False, True), ([1], True, True), ([1, 2], False, False),
 ])  # fmt: skip
-def test_sums_over_all_but_the_last_dim_are_an_op(dims: list[int], keep: bool, replaced: bool) -> None:
+def test_sums_over_dims_before_the_last_are_an_op(dims: list[int], keep: bool, replaced: bool) -> None:
     x = torch.randn(4, ROWS, 24)
     gm = with_row_sums(loaded(lambda x: [(x * 2.0).sum(dims, keepdim=keep)], x))
     assert ("specc.sum_rows.default" in names(gm)) == replaced
@@ -42,7 +42,7 @@ def test_few_rows_and_other_dtypes_are_left_alone() -> None:
 
 
 def test_the_op_says_its_shape() -> None:
-    torch.library.opcheck(sum_rows, (torch.randn(8, 4),), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(sum_rows, (torch.randn(3, 8, 4),), test_utils=("test_schema", "test_faketensor"))
 
 
 def turned(x: Tensor, at: Tensor) -> list[Tensor]:

@@ -13,10 +13,10 @@ from specc.compiler.elaborate import elaborate
 from specc.compiler.foresight.calls import Cluster
 from specc.compiler.foresight.model import Model
 from specc.compiler.foresight.network import Group, collective
-from specc.compiler.foresight.pipeline import IDLE, StageTime, bubble, simulated_bubble
+from specc.compiler.foresight.pipeline import IDLE, StageTime, bubble, busiest, simulated_bubble
 from specc.compiler.foresight.recipe import Recipe
 from specc.compiler.foresight.stages import passed
-from specc.compiler.foresight.step import forecast
+from specc.compiler.foresight.step import forecast, transfer
 from specc.compiler.hardware.tables import hardware
 from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
 from specc.compiler.passes.prune import prune
@@ -142,6 +142,32 @@ def test_waits_of_many_microbatches_follow_from_those_of_some(name: str) -> None
     whole = simulate(table, where, lambda slot: took[slot.kind], lambda source, target: 0.1).seconds
     waits = whole - microbatches * 3.0 * chunks
     assert simulated_bubble(stages, recipe, lambda source, target: 0.1) == pytest.approx(waits, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds"),
+    [
+        ("dualpipe-v", (0.98, 1.05, 0.92, 0.92, 1.07, 0.96, 0.97, 1.02)),
+        ("interleaved", (1.02, 1.14, 0.93, 1.17, 0.81, 0.89, 0.8, 0.81)),
+    ],
+)
+def test_stages_that_are_uneven_do_not_win_time_by_waiting(name: str, seconds: tuple[float, ...]) -> None:
+    """The first rounds wait more than all together: ranks with less to do catch up."""
+    stages = [StageTime(s, 2 * s, s) for s in seconds]
+    table, where = pipeline(name, 4, 256, 2)
+    took = [{"F": s, "B": 2 * s, "I": s, "W": s} for s in seconds]
+    whole = simulate(table, where, lambda slot: took[slot.stage][slot.kind], lambda source, target: 0.1).seconds
+    waits = whole - 256 * busiest(stages, 4, where)
+    recipe = Recipe(pp=4, chunks=2, microbatches=256, schedule=name)
+    found = simulated_bubble(stages, recipe, lambda source, target: 0.1)
+    assert -0.1 < found - waits < 0.5  # of 256 x 8 s of work
+
+
+def test_a_message_to_one_device_goes_at_the_rate_of_a_pair() -> None:
+    near, far = Link(bandwidth=100, latency=1, pair=0.25), Link(bandwidth=10, latency=5)
+    of = transfer(1e9, Recipe(pp=16), replace(cluster("h100-sxm", "specc"), near=near, far=far))
+    assert of(0, 1) == pytest.approx(0.04 + 1e-6)
+    assert of(7, 8) == pytest.approx(0.1 + 5e-6)
 
 
 def test_stages_take_calls_until_they_have_passed_their_share() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from specc.compiler.elaborate import elaborate
-from specc.compiler.foresight.memory import ALIVE, memory, saved_bytes
+from specc.compiler.foresight.memory import ALIVE, memories, saved_bytes
 from specc.compiler.foresight.recipe import Recipe
 from specc.compiler.foresight.saved import Saved
 from specc.compiler.foresight.work import BodyWork, work_of
@@ -80,7 +80,7 @@ def test_interleaved_stages_keep_more_by_the_factor_of_the_paper(ranks: int, chu
 def test_zero_stages_take_what_the_paper_says(zero: int, gigabytes: float) -> None:
     """7.5B parameters on 64 ranks, arXiv:1910.02054 figure 1."""
     software = MEGATRON.model_copy(update={"gradients": 2})
-    found = memory({"all": NOTHING}, [["all"]], Recipe(dp=64, shards=64, zero=zero), software)
+    (found,) = memories({"all": NOTHING}, [["all"]], Recipe(dp=64, shards=64, zero=zero), software)
     kept = sum(n for name, n in found.items() if name != "work space")
     assert kept / 1e9 == pytest.approx(gigabytes, abs=0.05)
 

@@ -128,6 +128,13 @@ def test_experts_take_rows_where_they_go() -> None:
         "split:B * S * K: S0 S0 -> S0 S0 R", "split:B * S * K: S1 S1 -> S0 S0 R", "split:D: S2 R -> S1 R R",
         "experts: S0 S0 -> S0 S0 S0",
     ]  # fmt: skip
+    assert found("row_gates", [f(B, SEQ, K), i(rows)], [f(rows)]) == [
+        "split:B * S * K: S0 S0 -> S0", "split:B * S * K: S1 S0 -> S0", "linear:0: P R -> P", "experts: S0 S0 -> S0",
+    ]  # fmt: skip
+    assert found("combine", [f(rows, D), i(rows), i(B, SEQ, K)], [f(B, SEQ, D)]) == [
+        "split:B: S0 S0 S0 -> S0", "split:S: S0 S0 S1 -> S1", "split:D: S1 R R -> S2",
+        "linear:0: P R R -> P", "experts: S0 S0 S0 -> S0",
+    ]  # fmt: skip
     assert "experts: S0 S0 S0 -> S0" in found("grouped_linear", [f(rows, D), i(N), f(N, D, F)], [f(rows, F)])
 
 

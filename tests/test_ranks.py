@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +16,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from specc.runtime import api
+from specc.runtime import api, checkpoint
 from specc.runtime.built import open_build
 from specc.runtime.cli import main
 from specc.runtime.commands.verify import told as verify_text
+from specc.runtime.compile import Decision, decided
 from specc.runtime.loop import one_step
 from specc.runtime.make import build
-from specc.runtime.seat import take_seat
+from specc.runtime.seat import Seat, take_seat
 from specc.runtime.team import Processes
 from specc.runtime.train import begin, stage_folder
 from specc.runtime.verify import Verdict, fewer
@@ -100,6 +102,28 @@ def test_a_run_goes_on_under_another_mesh(tmp_path: Path) -> None:
         assert api.sample(tmp_path / name / "tiny", "the", tokens=2)
 
 
+@pytest.mark.slow
+def test_compiled_graphs_take_over_on_all_ranks(tmp_path: Path) -> None:
+    """At the decided step, and with the same bits where the run was stopped before it."""
+    write_spec(tmp_path, "plan: {mesh: {dp: 2}, zero: 3}")
+    build = made(tmp_path)
+    (stage,) = build.stages.values()
+    folder = stage_folder(build, stage)
+    folder.mkdir(parents=True)
+    decided(folder / "compile.json", lambda: Decision(True, "as told", 0.1, begins=3))
+    weights = []
+    for stopped_at in (6, 2):
+        for step in range(stopped_at + 1, 7):
+            shutil.rmtree(checkpoint.folder_of(folder / "checkpoints", step))
+        (folder / "done.json").unlink(missing_ok=True)
+        assert "pretrain: compiled graphs from step 3 on" in finished(specc(tmp_path, "run", "build/tiny"))
+        newest = checkpoint.load_newest(folder / "checkpoints", stage.hash, Seat().sharding)
+        assert newest is not None
+        assert newest.step == 6
+        weights.append(newest.tensors["weights"])
+    assert all(torch.equal(x, weights[1][n]) for n, x in weights[0].items())
+
+
 def poisoned(rank: int, path: str) -> tuple[bool, list[str], bool]:
     """A step in which one rank's part of a parameter has a number that is not finite."""
     build = open_build(Path(path))
@@ -125,6 +149,24 @@ def test_numbers_of_one_rank_that_are_not_finite_stop_all(plan: str, tmp_path: P
     assert same
     assert any("the parameter norm.weight" in line and line.endswith("on rank 1") for line in bad)
     assert not is_finite
+
+
+# In one layer tokens of a run of eight see each other, later ones too; in the other they see earlier ones.
+TWO_MASKS = """[
+  {embedding: {rows: V, out: D, name: embed, from: tokens}},
+  {attention: {heads: H, head_dim: E, mask: chunk(8), name: runs}}, {expr: x + _, as: x},
+  {attention: {heads: H, head_dim: E, mask: causal, name: earlier}}, {expr: x + _, as: x},
+  {linear: {out: V, name: head, as: logits}}, {cross_entropy: {from: [logits, labels], as: loss}}]"""
+
+
+@pytest.mark.slow
+def test_a_ring_whose_layers_see_differently_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = write_spec(tmp_path, "plan: {mesh: {ring: 2}}")
+    steps = TWO_MASKS.replace("tokens}}", "tokens, as: x}}").replace("\n", " ")
+    assert main(["verify", str(spec), "--ranks", "2", "--json", "--set", f"model.steps={steps}"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["agrees"]
+    assert found["worst"] < 1e-12
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ BLOCK = 128  # of queries and keys: those on the diagonal are worked on whole
 SCORES = (16, 22)  # bytes that an attention which is not fused moves for each score, forward and backward
 BACKWARD = 2.5  # products of a fused attention's backward over those of its forward
 WIDE, NARROW = 128, 64  # head dims: from the first on a fused attention reaches all that it does
-AT_NARROW = 0.6  # the share of that at the second, where the device's row has none
+AT_NARROW = 0.6  # the share of that at the second, where the device's row has none: a guess
 QUANTISE = 4  # bytes for each number that is brought to fp8: read, and written as it is and transposed
 
 

@@ -22,13 +22,6 @@ ALIVE: Mapping[str, Callable[[int, int, int, int], float]] = {
 }
 
 
-def memory(
-    works: Mapping[str, BodyWork], ranks: Sequence[Sequence[str]], recipe: Recipe, software: Software
-) -> dict[str, float]:
-    """The memory of the rank that takes most; `ranks` name the bodies that each calls."""
-    return fullest(memories(works, ranks, recipe, software))
-
-
 def fullest(ranks: Sequence[dict[str, float]]) -> dict[str, float]:
     """The parts of the rank that takes most."""
     return max(ranks, key=lambda parts: sum(parts.values()))
@@ -37,7 +30,8 @@ def fullest(ranks: Sequence[dict[str, float]]) -> dict[str, float]:
 def memories(
     works: Mapping[str, BodyWork], ranks: Sequence[Sequence[str]], recipe: Recipe, software: Software
 ) -> list[dict[str, float]]:
-    """The memory of the ranks of a pipeline, from the first on; of those that call the same the first."""
+    """The memory of the ranks of a pipeline, from the first on; of those that call the same the first. `ranks` name the
+    bodies that each calls."""
     calls = Counter(name for rank in ranks for name in rank)
     repeated = {name for name, times in calls.items() if times > 1}
     first = {tuple(rank): r for r, rank in reversed(list(enumerate(ranks)))}  # of ranks alike the first keeps most

@@ -10,7 +10,7 @@ from specc.compiler.schedule.schedules import SCHEDULES, pipeline
 from specc.compiler.schedule.simulate import simulate
 from specc.compiler.schedule.slots import Slot
 
-ROUNDS = (2, 4)  # microbatches a rank that are simulated: after some of them a round takes what the one before took
+ROUNDS = (2, 4)  # microbatches a rank that are simulated, and one more: the others are as that one
 LARGE = 8192  # stages times ranks from which the fewer will do
 
 # Idle seconds of a rank for each other rank, of w seconds of work a microbatch and g of these for weight gradients
@@ -55,14 +55,14 @@ def simulated_bubble(stages: Sequence[StageTime], recipe: Recipe, transfer: Call
     """What the schedule takes beyond the work of its busiest rank.
 
     Of many microbatches some are simulated; each round of the others waits as the last of those: 1F1B for what is sent
-    back and forth between neighbours, every time."""
+    back and forth between neighbours, every time. One in which ranks catch up with the busiest says none."""
     if recipe.pp == 1 or recipe.schedule not in SCHEDULES:
         return bubble(stages, recipe)
     most = ROUNDS[recipe.pp**2 * recipe.chunks < LARGE] * recipe.pp
     if recipe.microbatches <= most:
         return _waits(stages, recipe, recipe.microbatches, transfer)
     less, more = (_waits(stages, recipe, n, transfer) for n in (most, most + recipe.pp))
-    return more + (recipe.microbatches - most - recipe.pp) / recipe.pp * (more - less)
+    return more + (recipe.microbatches - most - recipe.pp) / recipe.pp * max(0.0, more - less)
 
 
 def _waits(

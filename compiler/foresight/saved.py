@@ -53,7 +53,8 @@ def saved_of(b: PlacedBody, machine: Machine, sizes: Mapping[str, int]) -> Saved
     return Saved(
         nbytes(n for e in b.eqns for n in _kept(e, types)), nbytes([v.name for v in b.body.ins]), made(*PRODUCTS),
         made("attend"), sum(_scores(e, types, machine, sizes) for e in b.eqns), made("dropout") / machine.itemsize,
-        sum(len(_between(e, types)) * nbytes(e.eqn.outs) for e in b.eqns), _gathered(b, machine, sizes),
+        sum(max(nbytes([name]) for name in names) for e in b.eqns for names in _between(e, types)),
+        _gathered(b, machine, sizes),
     )  # fmt: skip
 
 
@@ -74,27 +75,32 @@ def _passes_sums(e: PlacedEqn, ins: list[str], types: Mapping[str, TensorType]) 
     return is_linear(formula, {name for name, i in names if types[i].dtype == "float"})
 
 
-def _between(e: PlacedEqn, types: Mapping[str, TensorType]) -> set[Expr]:
-    """The parts of a formula whose values the backward of another part needs."""
+def _between(e: PlacedEqn, types: Mapping[str, TensorType]) -> list[list[str]]:
+    """The parts of a formula whose values the backward of another part needs: the operands of each, of which the
+    largest is as large as the part."""
     if e.eqn.op != "expr":
-        return set()
+        return []
     formula, kept = e.eqn.attrs["formula"], set[Expr]()
     assert isinstance(formula, Expr)
-    floats = {name for name, i in zip(formula.names(), e.eqn.ins, strict=True) if i and types[i].dtype == "float"}
+    floats = {name: i for name, i in zip(formula.names(), e.eqn.ins, strict=True) if i and types[i].dtype == "float"}
     for part in formula.walk():
-        args = [a for a in part.args if floats & set(a.names())]
+        args = [a for a in part.args if floats.keys() & set(a.names())]
         if part.op not in ("+", "-", "neg") and not (part.op == "*" and len(args) < 2):
             kept |= {a for a in args if a.args}
-    return kept
+    return [[floats[name] for name in part.names() if name in floats] for part in kept]
 
 
 def _gathered(b: PlacedBody, machine: Machine, sizes: Mapping[str, int]) -> float:
     """Bytes of what products take, over those of the same values as they were made."""
     types, layouts = b.body.types(), b.layouts()
     products = [e for e in b.eqns if e.eqn.op in (*PRODUCTS, "linear_cross_entropy") and e.eqn.ins[0]]
-    taken = {(e.eqn.ins[0] or "", at) for e in products if (at := e.takes(0)) is not None}
-    more = (machine.nbytes(types[i], at, sizes) - machine.nbytes(types[i], layouts[i], sizes) for i, at in taken)
-    return sum(n for n in more if n > 0)
+    more: dict[str, float] = {}
+    for e in products:
+        name, at = e.eqn.ins[0] or "", e.takes(0)
+        assert at is not None
+        made = machine.nbytes(types[name], layouts[name], sizes)
+        more[name] = max(more.get(name, 0.0), machine.nbytes(types[name], at, sizes) - made)
+    return sum(more.values())
 
 
 def _scores(e: PlacedEqn, types: Mapping[str, TensorType], machine: Machine, sizes: Mapping[str, int]) -> float:

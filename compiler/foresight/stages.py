@@ -26,13 +26,13 @@ def stages_of(
     else:
         begins = split([each[c].total for c in calls], n)
     stages = [calls[a:b] for a, b in zip(begins, [*begins[1:], len(calls)], strict=True)]
-    return stages, SCHEDULES[recipe.schedule].where(recipe.pp, recipe.chunks) if recipe.schedule in SCHEDULES else loop(
-        recipe.pp, 1
-    )
+    row = SCHEDULES.get(recipe.schedule)
+    return stages, row.where(recipe.pp, recipe.chunks) if row else loop(recipe.pp, 1)
 
 
 def passed(costs: Sequence[float], n: int) -> list[int]:
     """The first index of each of `n` stages that take costs until all so far have passed their share; none is empty."""
+    assert 0 < n <= len(costs), f"{len(costs)} calls do not make {n} stages"
     begins, done = [0], 0.0
     for i, cost in enumerate(costs[:-1], 1):
         done += cost

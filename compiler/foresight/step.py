@@ -55,7 +55,7 @@ def forecast(model: Model, recipe: Recipe, cluster: Cluster, exact: bool = True)
     )
     times = [_stage_time([each[n] for n in stage]) for stage in stages]
     width = max(works[n].width for n in model.calls)
-    idle = simulated_bubble(times, recipe, _transfer(width, recipe, cluster)) if exact else bubble(times, recipe)
+    idle = simulated_bubble(times, recipe, transfer(width, recipe, cluster)) if exact else bubble(times, recipe)
     numbers = sum(c.numbers / (c.shards if recipe.zero else 1) for c in copies)
     optimizer = numbers * OPTIMIZER / (cluster.device.bandwidth * 1e9 * cluster.device.stream)
     saved = sum(saved_bytes(works[n], recipe, cluster.software) for n in busy) if recipe.on_host else 0.0
@@ -80,7 +80,7 @@ def _stage_time(calls: Sequence[CallTime]) -> StageTime:
     return StageTime(sum(c.forward for c in calls), sum(c.backward for c in calls), sum(c.work.weight for c in calls))
 
 
-def _transfer(width: float, recipe: Recipe, cluster: Cluster) -> Callable[[int, int], float]:
+def transfer(width: float, recipe: Recipe, cluster: Cluster) -> Callable[[int, int], float]:
     """Seconds from a pipeline rank to another; the ranks of a pipeline are as far apart as its stages have devices."""
     stride, node = recipe.devices // recipe.pp, cluster.device.node
 

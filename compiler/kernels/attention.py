@@ -27,6 +27,7 @@ from specc.compiler.kernels.kernel import POINTERS
 from specc.compiler.kernels.made import Entry, Made, Setting
 from specc.compiler.kernels.mask_forms import HELPERS, tile_text
 from specc.compiler.kernels.source import plain
+from specc.compiler.kernels.template import COMMON
 from specc.compiler.lower.local import Impl, Local
 from specc.compiler.lower.placed_attention import own_heads
 from specc.compiler.masks import CAUSAL, implies_causal
@@ -101,6 +102,7 @@ def _words(a: Attention, dtype: torch.dtype, blocks: tuple[int, int]) -> dict[st
     shapes = dict.fromkeys(firsts, "(1,)") | {x: f"(batch, n_{n[0]})" for n, x in own.items()}
     names = "".join(f", {x}" for x in shapes)
     return {
+        **COMMON,
         **(PART if a.is_part else WHOLE),
         **({} if implies_causal(a.predicate) else {"LAST_KEY": "n_k", "FIRST_QUERY": "0"}),
         "PREDICATE": tile_text(a.predicate, own | index),

@@ -2,6 +2,10 @@
 
 Words in capitals between `<` and `>` are filled in by compiler/kernels/attention.py."""
 
+from __future__ import annotations
+
+from specc.compiler.lower.ring import NEVER
+
 TILE = '''
 @triton.jit
 def seen_tile(q_index, k_index, n_q, n_k<TILE_ATTRIBUTES>):
@@ -124,9 +128,7 @@ def backward_queries_kernel(
 '''
 
 LAUNCHERS = '''
-def check(x, shape, dtype):
-    assert x.shape == shape and x.dtype == dtype, f"{x.dtype}{list(x.shape)} is not {dtype}{list(shape)}"
-    return x.contiguous()
+<CHECK>
 
 
 def checked(q, k, v<NAMES>):
@@ -201,8 +203,7 @@ def backward_reference(q, k, v<NAMES>, <KNOWN>):
 '''
 
 OPS = """
-def runs_here(x):
-    return x.is_cuda or triton.knobs.runtime.interpret
+<RUNS_HERE>
 
 
 @torch.library.custom_op("specc::<NAME>", mutates_args=())
@@ -256,7 +257,7 @@ WHOLE = {
     "FIRST_QUERY": "tl.program_id(0) * BLOCK_K // BLOCK_Q * BLOCK_Q",
 }  # fmt: skip
 PART = {
-    "UNSEEN": "finite", "NO_LSE": "-1e30", "Y_DTYPE": "torch.float32", "D_DTYPE": "torch.float32",
+    "UNSEEN": "finite", "NO_LSE": str(NEVER), "Y_DTYPE": "torch.float32", "D_DTYPE": "torch.float32",
     "OF_DTYPE": ", dtype=torch.float32",
     "LOAD_FIRSTS": "\n    q_first, k_first = tl.load(q_first_ptr).to(tl.int32), tl.load(k_first_ptr).to(tl.int32)",
     "KNOWN": "dy, lse, delta", "KNOWN_TYPED": "dy: torch.Tensor, lse: torch.Tensor, delta: torch.Tensor",

@@ -63,13 +63,10 @@ def store_gradient(x_ptr, grad_ptr, at, kept, lse, count, BLOCK_V: tl.constexpr)
         tl.store(grad_ptr + start + cols, tl.where(kept, grad / count, 0.0), mask=inside)
 
 
-def check(x, shape, dtype):
-    assert x.shape == shape and x.dtype == dtype, f"{x.dtype}{list(x.shape)} is not {dtype}{list(shape)}"
-    return x.contiguous()
+<CHECK>
 
 
-def runs_here(x):
-    return x.is_cuda or triton.knobs.runtime.interpret
+<RUNS_HERE>
 
 
 '''

@@ -74,9 +74,7 @@ def weight_kernel(
     tl.store(dw_ptr + place, dw, mask=(k[:, None] < n_in) & (out < n_out))
 
 
-def check(x, shape, dtype):
-    assert x.shape == shape and x.dtype == dtype, f"{x.dtype}{list(x.shape)} is not {dtype}{list(shape)}"
-    return x.contiguous()
+<CHECK>
 
 
 def forward(rows, weight, offsets, is_turned):
@@ -107,8 +105,7 @@ def of_weight(rows, dy, offsets):
     return dw
 
 
-def runs_here(x):
-    return x.is_cuda or triton.knobs.runtime.interpret
+<RUNS_HERE>
 
 
 @torch.library.custom_op("specc::<NAME>", mutates_args=())

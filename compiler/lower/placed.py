@@ -120,18 +120,23 @@ ORDERED = {"slice", "pick", "unbind", "concat", "split", "take", "argmax", "conv
 
 
 def zigzag(placed: Placed) -> dict[str, int]:
-    """The sequences that lie in zigzag, and over how many ranks: those of causal rings, if nothing else minds."""
+    """The sequences that lie in zigzag, and over how many ranks: those of causal rings, if nothing else minds.
+
+    In a ring that is not causal, halves would meet that a causal one leaves out."""
     found: dict[str, int] = {}
+    others: set[str] = set()
     for b in placed.bodies.values():
         types = b.body.types()
         for e in b.eqns:
             rings = [a for a, s in enumerate(e.strategies) if s.name == "ring"]
-            if not rings or not e.eqn.attrs.get("causal") or (len(e.eqn.ins) > 4 and e.eqn.ins[4]):
+            if not rings or (len(e.eqn.ins) > 4 and e.eqn.ins[4]):
                 continue
             dim, n = types[e.eqn.ins[0] or ""].dims[-3], placed.mesh.axes[rings[0]].size
-            if size_of(dim, placed.sizes) % (2 * n) == 0 and n > 1 and not minds(placed, dim):
+            if not e.eqn.attrs.get("causal"):
+                others.add(dim.of or dim.name)
+            elif size_of(dim, placed.sizes) % (2 * n) == 0 and n > 1 and not minds(placed, dim):
                 found[dim.of or dim.name] = n
-    return found
+    return {name: n for name, n in found.items() if name not in others}
 
 
 def minds(placed: Placed, dim: Dim) -> bool:

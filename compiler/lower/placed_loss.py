@@ -53,9 +53,11 @@ def cross_entropy(e: Local, logits: Tensor, labels: Tensor) -> Tensor:
     exact, flat = wide(logits).reshape(-1, logits.shape[-1]), labels.reshape(-1)
     rows = exact.float() if e.attr("softmax") == "fp32" else exact
     smoothing = e.attr("label_smoothing", 0.0)
-    terms = torch.cat([_own_terms(rows, flat, vocab.places), _share_of_mean(rows, vocab)[None]])
-    log_z, picked, mean = _exchanged(terms, vocab, differentiable=True).unbind(0)
-    each = log_z - (1 - smoothing) * picked - smoothing * mean
+    terms = _own_terms(rows, flat, vocab.places)
+    if smoothing:
+        terms = torch.cat([terms, _share_of_mean(rows, vocab)[None]])
+    log_z, picked, *mean = _exchanged(terms, vocab, differentiable=True).unbind(0)
+    each = log_z - (1 - smoothing) * picked - (smoothing * mean[0] if smoothing else 0.0)
     total = torch.where(flat != IGNORE, each, 0.0).sum()
     if e.attr("z_loss"):
         total = total + e.attr("z_loss") * torch.where(flat != IGNORE, log_z, 0.0).square().sum()

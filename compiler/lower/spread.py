@@ -63,7 +63,7 @@ class Spread:
     value: Value
     types: Mapping[str, TensorType]
     made: Mapping[str, PlacedEqn]
-    routes: dict[str, object]  # what `dispatch` leaves for `combine`, by the name of the order
+    routes: dict[str, object]  # what `dispatch` leaves for `row_gates` and `combine`, by the name of the order
 
     @property
     def mesh(self) -> Mesh:

@@ -173,8 +173,8 @@ def _inside(
         copies = sum(machine.nbytes(t, (), sizes) for t in (ins[:1] if eqn.op == "combine" else eqn.types[:1]) if t)
         share = math.prod(a.size for b, a in enumerate(machine.mesh.axes) if b != axis and divides(strategies[b]))
         return 2 * machine.collective("all-to-all", copies / share, axis)
-    if name == "vocab":  # the largest logit, the sum, and the label's logit of each row
-        return 3 * machine.collective("all-reduce", whole(2 if len(ins) > 2 else 1), axis)
+    if name == "vocab":  # of each row the log-sum-exp and the label's logit, in fp32: as many bytes as labels have
+        return machine.collective("all-gather", n * whole(2 if len(ins) > 2 else 1), axis)
     return 0.0
 
 

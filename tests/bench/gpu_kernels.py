@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specc.compiler.kernels.attention import attentions, make_attention
+from specc.compiler.kernels.attention import TILES, attentions, make_attention
 from specc.compiler.kernels.cross_entropy import SETTINGS, Head, make_cross_entropy, part_of
 from specc.compiler.kernels.cut import cut
 from specc.compiler.lower.loss import chunk_loss, label_count
@@ -28,6 +28,7 @@ from tests.grid.models import Tracer
 from tests.kernels.interpret import called, compared
 from tests.kernels.losses import WAYS, computed, errors, made_for
 from tests.kernels.losses import drawn as drawn_loss
+from tests.kernels.parts import ring_file, ring_of_one
 from tests.kernels.regions import Case, attention_case, broadcasts, cases, loaded, operands
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # a GPU sums in another order than fp64 does
@@ -86,6 +87,7 @@ def right(device: torch.device) -> Iterator[dict[str, Any]]:
                 "forward": forward, "backward": backward, "met": max(forward, backward) <= TOLERANCE[case.dtype],
             }  # fmt: skip
     yield from right_losses(device, folder)
+    yield from right_rings(device, folder)
 
 
 def right_losses(device: torch.device, folder: Path) -> Iterator[dict[str, Any]]:
@@ -100,6 +102,17 @@ def right_losses(device: torch.device, folder: Path) -> Iterator[dict[str, Any]]
                 "name": made.name, "model": "losses", "dtype": str(dtype), "setting": i, "forward": loss,
                 "backward": gradient, "met": max(loss, gradient) <= TOLERANCE[dtype],
             }  # fmt: skip
+
+
+def right_rings(device: torch.device, folder: Path) -> Iterator[dict[str, Any]]:
+    for dtype in (torch.float32, torch.bfloat16):
+        made = ring_file(dtype)
+        module = loaded(made, folder)
+        for i in range(max(map(len, TILES.values()))):
+            choose(module, i)
+            found = ring_of_one(made.name, dtype, device)
+            met = max(found.values()) <= TOLERANCE[dtype]
+            yield {"name": made.name, "model": "ring", "dtype": str(dtype), "setting": i, **found, "met": met}
 
 
 def rows_of(device: torch.device, sizes: Sizes, compiled: bool = True) -> Iterator[Row]:

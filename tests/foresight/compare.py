@@ -14,7 +14,7 @@ from specc.spec.errors import SpecError
 from specc.spec.hardware import Hardware
 from tests.foresight.rows import Case, Row, case_of, model_of
 
-# Never looked at when constants were set.
+# Not calibrated on; what was settled with these in sight is in docs/foresight.md.
 HELD_OUT = ("torchtitan", "nanotron-playbook", "zero-bubble")
 
 # Whose table is written by the first rank (nanotron's log_throughput), with its own memory; others say the fullest's.
