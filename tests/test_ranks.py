@@ -110,7 +110,8 @@ def test_compiled_graphs_take_over_on_all_ranks(tmp_path: Path) -> None:
     (stage,) = build.stages.values()
     folder = stage_folder(build, stage)
     folder.mkdir(parents=True)
-    decided(folder / "compile.json", lambda: Decision(True, "as told", 0.1, begins=3))
+    plain = sorted(name for name in stage.run_by_any if not name.startswith("head"))
+    decided(folder / "compile.json", lambda: Decision(True, "as told", 0.1, plain=plain, begins=3))
     weights = []
     for stopped_at in (6, 2):
         for step in range(stopped_at + 1, 7):
