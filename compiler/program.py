@@ -61,6 +61,11 @@ class Eqn:
     path: str  # of the step, for messages and reports
     place: str = field(default="", compare=False)  # file:line:column of the step
 
+    @property
+    def stands_at(self) -> str:
+        """The step in short: its file without folders, and its path."""
+        return f"{self.place.rpartition('/')[2]} {self.path}"
+
     def __str__(self) -> str:
         outs = ", ".join(f"%{o}: {t}" for o, t in zip(self.outs, self.types, strict=True))
         ins = [f"%{i}" if i else "-" for i in self.ins]

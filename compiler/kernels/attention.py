@@ -168,7 +168,7 @@ def _attention(body: Body, e: Eqn, makers: Mapping[str, Eqn]) -> Attention | Non
     e_dim, f_dim = shapes[1][-1].size, shapes[2][-1].size
     if bias or e.attrs.get("softmax") or any(len(s) != 4 for s in shapes) or e_dim is None or f_dim is None:
         return None
-    scale, place = float(e.attrs.get("scale") or e_dim**-0.5), f"{e.place.rpartition('/')[2]} {e.path}"
+    scale, place = float(e.attrs.get("scale") or e_dim**-0.5), e.stands_at
     is_part = e.op == PART_OP
     if mask is None:
         tree = CAUSAL if e.attrs.get("causal") else Expr("==", args=(Expr("num", 1), Expr("num", 1)))

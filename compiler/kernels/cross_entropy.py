@@ -245,8 +245,7 @@ def losses_of(body: Body, sizes: Mapping[str, int]) -> dict[str, Head]:
         if e.op.removeprefix(PLACED) == "linear_cross_entropy":
             dims = types[e.ins[1] or ""].dims
             if len(dims) == 2:
-                place = f"{e.place.rpartition('/')[2]} {e.path}"
-                found[e.outs[0]] = Head(size_of(dims[-1], sizes), e.op.startswith(PLACED), place)
+                found[e.outs[0]] = Head(size_of(dims[-1], sizes), e.op.startswith(PLACED), e.stands_at)
     return found
 
 

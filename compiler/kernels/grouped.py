@@ -186,7 +186,7 @@ def grouped_of(body: Body) -> dict[str, Grouped]:
             _, n_in, *outs = (d.size for d in types[e.ins[2] or ""].dims)
             known = [n for n in outs if n is not None]
             if n_in is not None and len(known) == len(outs):
-                found[e.outs[0]] = Grouped(n_in, math.prod(known), f"{e.place.rpartition('/')[2]} {e.path}")
+                found[e.outs[0]] = Grouped(n_in, math.prod(known), e.stands_at)
     return found
 
 

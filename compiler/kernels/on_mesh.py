@@ -140,11 +140,11 @@ def is_local(e: PlacedEqn, types: Mapping[str, TensorType], zigzag: Mapping[str,
 def is_part_of_attention(e: PlacedEqn, types: Mapping[str, TensorType], setting: Setting) -> bool:
     """Whether runs of queries meet runs of keys, in a ring or all keys at once: a kernel is told where a run begins."""
     q, k = (types[e.eqn.ins[i] or ""].dims for i in (0, 1))
-    if cut_alone(e, q, "ring", setting) is not None:
+    if cut_alone(e, q, "ring", setting):
         return True
     is_whole = is_ordered(e.takes(1) or (), k, TOKENS, setting.zigzag)
     is_run = (q[TOKENS].of or q[TOKENS].name) not in setting.zigzag
-    return is_run and is_whole and cut_alone(e, q, "gather_kv", setting) is not None
+    return is_run and is_whole and cut_alone(e, q, "gather_kv", setting)
 
 
 def with_local_kernels(local: LocalBody, cut: Cut) -> PlacedBody:

@@ -49,7 +49,7 @@ class Region:
     @property
     def places(self) -> list[str]:
         """Where its equations stand in the spec, without folders."""
-        return [f"{e.place.rpartition('/')[2]} {e.path}: {e.op}" for e in self.body.eqns]
+        return [f"{e.stands_at}: {e.op}" for e in self.body.eqns]
 
 
 @dataclass(frozen=True)

@@ -68,16 +68,16 @@ def own_heads(e: Local, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor
     return k.index_select(-2, used), v.index_select(-2, used)
 
 
-def cut_alone(placed: PlacedEqn, dims: Sequence[Dim], strategy: str, setting: Setting) -> int | None:
-    """The axis that alone cuts the queries of an attention, with that strategy, into parts that follow one another or
+def cut_alone(placed: PlacedEqn, dims: Sequence[Dim], strategy: str, setting: Setting) -> bool:
+    """Whether an axis with that strategy alone cuts the queries of an attention into parts that follow one another or
     lie in zigzag along it; `dims` are those of the queries."""
     at, layout = len(dims) - 3, placed.takes(0)
     assert layout is not None
     axes = [a for a, s in enumerate(placed.strategies) if s.name == strategy]
     if len(axes) != 1 or axes != [a for a, p in enumerate(layout) if p.kind == "S" and p.dim == at]:
-        return None
+        return False
     parts = setting.zigzag.get(dims[at].of or dims[at].name)
-    return axes[0] if parts in (None, setting.mesh.axes[axes[0]].size) else None
+    return parts in (None, setting.mesh.axes[axes[0]].size)
 
 
 def ring_mask(e: Local, ring: int, mask: Tensor | None) -> Seen | None:
@@ -85,7 +85,7 @@ def ring_mask(e: Local, ring: int, mask: Tensor | None) -> Seen | None:
     s, name = spread(e), e.eqn.ins[3] if len(e.eqn.ins) > 3 else None
     type_ = s.ins[0]
     assert type_ is not None
-    if cut_alone(s.placed, type_.dims, "ring", s.setting) is None:
+    if not cut_alone(s.placed, type_.dims, "ring", s.setting):
         return None
     dim = type_.dims[-3]
     axis, coordinate = s.axis(ring)

@@ -23,6 +23,7 @@ from specc.compiler.lower.run import run_body
 from tests.kernels.interpreter import Guarded, round_bf16
 from tests.kernels.losses import losses
 from tests.kernels.masks import N_K, N_Q, NAMES, attributes, dense, predicates, tile_file
+from tests.kernels.opcheck import CHECKS, failed_checks
 from tests.kernels.parts import parts, rings
 from tests.kernels.regions import ODD, Case, broadcasts, cases, loaded, operands, sizes_of
 
@@ -110,10 +111,7 @@ def checked(case: Case) -> list[str]:
     if case.dtype != torch.float32 or case.model == "broadcasts":
         return []
     ins = [x.requires_grad_() if x.is_floating_point() else x for x in operands(case)]
-    op = getattr(torch.ops.specc, case.made.name)
-    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    said = torch.library.opcheck(op, tuple(ins[i] for i in case.order), test_utils=tests, raise_exception=False)
-    return [name for name, verdict in said.items() if verdict != "SUCCESS"]
+    return failed_checks({case.made.name: [ins[i] for i in case.order]}, (*CHECKS, "test_autograd_registration"))
 
 
 def wrong_masks(folder: Path) -> list[str]:

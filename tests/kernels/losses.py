@@ -14,6 +14,7 @@ from specc.compiler.kernels.made import Made
 from specc.compiler.lower.loss import chunk_loss, label_count
 from specc.compiler.ops.loss import IGNORE
 from tests.kernels.interpreter import Guarded
+from tests.kernels.opcheck import CHECKS, failed_checks
 from tests.kernels.regions import loaded
 
 ROWS, WIDTH, PARTS = 7, 233, 3  # no part fills a block, nor has rows that are multiples of 16 bytes
@@ -77,11 +78,4 @@ def checked(name: str, parts: Sequence[Tensor], labels: Tensor) -> list[str]:
     if len(parts) > 1:
         log_z = x.float().logsumexp(-1)
         calls = {name: (x, labels, first), f"{name}_gradient": (x, labels, first, log_z, count)}
-    tests = ("test_schema", "test_faketensor")
-    said = {
-        n: torch.library.opcheck(getattr(torch.ops.specc, n), tuple(xs), test_utils=tests, raise_exception=False)
-        for n, xs in calls.items()
-    }
-    return [
-        f"{n}: {test}" for n, verdicts in said.items() for test, verdict in verdicts.items() if verdict != "SUCCESS"
-    ]
+    return failed_checks(calls, CHECKS)

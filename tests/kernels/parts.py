@@ -19,6 +19,7 @@ from specc.compiler.masks import expand
 from specc.compiler.placement.types import Axis
 from specc.spec.expr import Expr
 from tests.kernels.interpreter import Guarded
+from tests.kernels.opcheck import CHECKS, failed_checks
 from tests.kernels.regions import loaded
 
 BATCH, HEADS, KV_HEADS, E, F = 2, 4, 2, 20, 12
@@ -162,9 +163,4 @@ def checked(name: str, given: list[Tensor], dy: Tensor) -> list[str]:
     """Which of torch's own checks of the two ops fail."""
     y, lse = getattr(torch.ops.specc, name)(*given)
     known = {name: given, f"{name}_backward": [*given, dy, lse, (y * dy.float()).sum(-1).transpose(1, 2).contiguous()]}
-    tests = ("test_schema", "test_faketensor")
-    said = {
-        op: torch.library.opcheck(getattr(torch.ops.specc, op), tuple(xs), test_utils=tests, raise_exception=False)
-        for op, xs in known.items()
-    }
-    return [f"{op}: {check}" for op, checks in said.items() for check, how in checks.items() if how != "SUCCESS"]
+    return failed_checks(known, CHECKS)
