@@ -31,7 +31,6 @@ from specc.compiler.ops.row import Op
 from specc.compiler.ops.user import op_files, user_ops
 from specc.compiler.order import Lowered, Ordered, fitted, order
 from specc.compiler.partition import build_graphs, clean
-from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
 from specc.compiler.passes.prune import prune
 from specc.compiler.passes.sink_masks import sink_masks
 from specc.compiler.placement.mesh import mesh_of, options_of
@@ -41,7 +40,7 @@ from specc.compiler.placement.types import Mesh
 from specc.compiler.positions import check_positions
 from specc.compiler.program import Call, Program
 from specc.compiler.schedule.files import write_schedules
-from specc.compiler.training import NO_LOSS, training_mistakes
+from specc.compiler.training import NO_LOSS, stage_sizes, trained, training_mistakes
 from specc.compiler.work import graph_work
 from specc.spec.errors import Diagnostic, SpecError, in_order
 from specc.spec.plan import PlanSpec
@@ -148,12 +147,6 @@ def work_facts(facts: StageFacts, lowered: Mapping[str, Graphs]) -> dict[str, An
     return {**whole, "parts": parts}
 
 
-def trained(whole: Program, stage: StageSpec) -> tuple[Program, dict[str, int]]:
-    """What a stage trains of a model, and the sizes of open dims in a microbatch."""
-    program = fuse_linear_cross_entropy(prune(whole, []))
-    return program, stage_sizes(program, stage.batch.size, stage.lengths())
-
-
 def on_any_mesh(plan: PlanSpec) -> dict[str, Any]:
     return {k: v for k, v in plan.model_dump(mode="json").items() if k not in MESH_WORDS}
 
@@ -188,19 +181,6 @@ def mesh_facts(mesh: Mesh, program: Program, placed: Placed | None) -> dict[str,
         for n, t in program.inputs.items()
     }  # fmt: skip
     return {"mesh": [vars(a) for a in mesh.axes], "input_layouts": inputs} if mesh.axes else {}
-
-
-def stage_sizes(program: Program, batch: int, lengths: Mapping[str, int]) -> dict[str, int]:
-    """Sizes of the open dims: the first dim of an input counts sequences, the others tokens.
-
-    `lengths` are tokens of a row by the first letters of an input's name; '' is for all others."""
-    sizes: dict[str, int] = {}
-    for name, t in program.inputs.items():
-        length = next((n for prefix, n in lengths.items() if prefix and name.startswith(prefix)), lengths[""])
-        for i, d in enumerate(t.dims):
-            if d.size is None and not d.of:
-                sizes.setdefault(d.name, batch if i == 0 else length)
-    return sizes
 
 
 def lower(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from specc.compiler.build import placement, trained
+from specc.compiler.build import placement
 from specc.compiler.elaborate import elaborate
 from specc.compiler.ops.row import Op
 from specc.compiler.ops.user import user_ops
 from specc.compiler.placement.mesh import mesh_mistakes, mesh_of
 from specc.compiler.placement.placed import Placed
 from specc.compiler.program import Program
+from specc.compiler.training import trained
 from specc.spec.errors import Diagnostic, SpecError, did_you_mean, in_order
 from specc.spec.spec import Spec
 

@@ -1,17 +1,44 @@
-"""What is wrong with a stage's training of a model, from the two alone."""
+"""What a stage trains of a model, in which sizes, and what is wrong with that: from the two and the plan alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
+from specc.compiler.ops.row import Op
+from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
+from specc.compiler.passes.prune import prune
+from specc.compiler.placement.mesh import is_open, mesh_of, options_of
+from specc.compiler.placement.refuse import check_axes
+from specc.compiler.placement.roles import follow
 from specc.compiler.program import Program
 from specc.compiler.types import size_of
-from specc.spec.errors import Diagnostic, did_you_mean
+from specc.spec.errors import Diagnostic, SpecError, did_you_mean
 from specc.spec.spec import Spec
+from specc.spec.stage import StageSpec
 
 NO_LOSS = "S307"
 TABLE = "V"  # the dim that tables of tokens have, by its name
+
+
+def trained(whole: Program, stage: StageSpec) -> tuple[Program, dict[str, int]]:
+    """What a stage trains of a model, and the sizes of open dims in a microbatch."""
+    program = fuse_linear_cross_entropy(prune(whole, []))
+    return program, stage_sizes(program, stage.batch.size, stage.lengths())
+
+
+def stage_sizes(program: Program, batch: int, lengths: Mapping[str, int]) -> dict[str, int]:
+    """Sizes of the open dims: the first dim of an input counts sequences, the others tokens.
+
+    `lengths` are tokens of a row by the first letters of an input's name; '' is for all others."""
+    sizes: dict[str, int] = {}
+    for name, t in program.inputs.items():
+        length = next((n for prefix, n in lengths.items() if prefix and name.startswith(prefix)), lengths[""])
+        for i, d in enumerate(t.dims):
+            if d.size is None and not d.of:
+                sizes.setdefault(d.name, batch if i == 0 else length)
+    return sizes
 
 
 def training_mistakes(spec: Spec, name: str, program: Program) -> Iterator[Diagnostic]:
@@ -32,3 +59,15 @@ def training_mistakes(spec: Spec, name: str, program: Program) -> Iterator[Diagn
         mark = spec.mark(("stages", name, "tokenizer", "vocab"))
         text = f"a tokenizer of {stage.tokenizer.vocab:,} tokens, and a model whose table has {rows:,} rows"
         yield Diagnostic("S309", text, mark, f"vocab: {rows}, or model.dims.{TABLE}: {stage.tokenizer.vocab}")
+
+
+def axis_mistakes(spec: Spec, name: str, whole: Program, own: Mapping[str, Op] | None = None) -> list[Diagnostic]:
+    """Dims of the stage's model that leave a rest over the axes of the mesh."""
+    if is_open(spec.plan) or not (mesh := mesh_of(spec.plan).inner).axes:
+        return []
+    program, sizes = trained(whole, spec.stages[name])
+    try:
+        check_axes(program, mesh, sizes, follow(program, sizes, own), options_of(spec.plan))
+    except SpecError as e:
+        return [replace(d, mark=spec.mark(("plan", "mesh"))) for d in e.diagnostics]
+    return []

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
-from specc.compiler.build import placement, trained
+from specc.compiler.build import placement
 from specc.compiler.elaborate import elaborate
 from specc.compiler.kernels.emit import sources
 from specc.compiler.kernels.load import LIST, load_kernel
 from specc.compiler.kernels.made import Made
 from specc.compiler.ops.user import user_ops
 from specc.compiler.placement.mesh import mesh_of
+from specc.compiler.training import trained
 from specc.runtime.errors import RunError
 from specc.spec.spec import Spec, load
 from specc.spec.stage import StageSpec

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from specc.compiler.build import stage_sizes
 from specc.compiler.foresight.calls import Cluster
 from specc.compiler.foresight.model import Model
 from specc.compiler.foresight.reasons import mesh_text
@@ -12,6 +11,7 @@ from specc.compiler.foresight.recipe import ITEMSIZE
 from specc.compiler.foresight.search import Asked, Found
 from specc.compiler.hardware.tables import row_of
 from specc.compiler.stated import Stated
+from specc.compiler.training import stage_sizes
 from specc.compiler.units import size
 from specc.spec.errors import Diagnostic, SpecError
 from specc.spec.hardware import Hardware

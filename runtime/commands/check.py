@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from specc.compiler.cost import n_params
 from specc.compiler.elaborate import elaborate
+from specc.compiler.elaborate.library import library_names
+from specc.compiler.elaborate.model import UNUSED
+from specc.compiler.ops import OPS
+from specc.compiler.ops.user import user_ops
 from specc.compiler.placement.mesh import mesh_mistakes
 from specc.compiler.program import Program
-from specc.compiler.training import training_mistakes
+from specc.compiler.training import axis_mistakes, training_mistakes
 from specc.compiler.units import count
 from specc.runtime.terminal import show_error
 from specc.spec.errors import Diagnostic, SpecError, in_order
@@ -43,14 +47,18 @@ def run(args: argparse.Namespace) -> int:
 def check_file(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Load, type and elaborate a spec; what it holds, in numbers. Raises all mistakes of its form and its meaning."""
     spec, mistakes = examine(path, overrides)
+    is_whole = not mistakes  # else parts are left out, which may be the ones that use a name
     found: dict[tuple[str, str], Program] = {}
     if spec is not None:
         try:
-            mistakes += mesh_mistakes(spec)
+            mistakes += (of_mesh := mesh_mistakes(spec))
             found = programs(spec)
-            mistakes += all_training_mistakes(spec, found)
+            mistakes += [d for stage in of_stages(spec, found) for d in training_mistakes(spec, *stage)]
+            if not of_mesh:
+                own = user_ops(spec, OPS, library_names()) if spec.ops else None
+                mistakes += [d for stage in of_stages(spec, found) for d in axis_mistakes(spec, *stage, own)]
         except SpecError as e:
-            mistakes += e.diagnostics
+            mistakes += [d for d in e.diagnostics if is_whole or d.code != UNUSED]
     if mistakes or spec is None:
         raise SpecError(*in_order(mistakes))
     models = {p.name: p for p in found.values()}
@@ -80,11 +88,11 @@ def programs(spec: Spec) -> dict[tuple[str, str], Program]:
     return found
 
 
-def all_training_mistakes(spec: Spec, found: dict[tuple[str, str], Program]) -> list[Diagnostic]:
-    """Those of every stage whose model could be made."""
+def of_stages(spec: Spec, found: dict[tuple[str, str], Program]) -> Iterator[tuple[str, Program]]:
+    """Every stage whose model could be made, with its Program."""
     first = spec.model_section()[0]
     each = {name: found.get((stage.model or first, stage.objective)) for name, stage in spec.stages.items()}
-    return [d for name, program in each.items() if program for d in training_mistakes(spec, name, program)]
+    yield from ((name, program) for name, program in each.items() if program)
 
 
 def summary(report: dict[str, Any]) -> str:
