@@ -9,7 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils.flop_counter import flop_registry
+
+from specc.compiler.imports import without_triton
+
+with without_triton():
+    from torch.utils.flop_counter import flop_registry
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from specc.compiler.fused import fuses
 from specc.compiler.graphs import dtype_named
+from specc.compiler.imports import without_triton
 from specc.compiler.units import duration
 from specc.compiler.work import Work
 from specc.runtime.boxed import Function, boxed
@@ -91,8 +92,13 @@ def callable_of(gm: fx.GraphModule, compiled: bool, device: torch.device = CPU) 
         gm = with_fast_products(gm)
     if not compiled or not fuses(gm):
         return boxed(gm)
-    tables, rest = apart(gm, device)
-    ready = compile_graph(rest, device)
+    if device != CPU:
+        return compile_graph(gm, device)
+    with without_triton():
+        from specc.runtime.cpp import with_row_sums, without_tables  # late: it imports what cuts graphs, a second
+
+        tables, rest = without_tables(with_row_sums(gm))
+        ready = compile_graph(rest)
     return ready if tables is None else _before(boxed(tables), ready)
 
 
@@ -104,15 +110,6 @@ def _before(first: Function, then: Function) -> Function:
         return then(box)
 
     return both
-
-
-def apart(gm: fx.GraphModule, device: torch.device) -> tuple[fx.GraphModule | None, fx.GraphModule]:
-    """What runs before a graph as it is, and what of it is compiled."""
-    if device != CPU:
-        return None, gm
-    from specc.runtime.cpp import with_row_sums, without_tables  # late: it imports what cuts graphs, a second
-
-    return without_tables(with_row_sums(gm))
 
 
 def compile_graph(gm: fx.GraphModule, device: torch.device = CPU) -> Function:

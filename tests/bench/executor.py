@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specc.runtime.executor import Executor
 from tests.bench.models import Setting
 from tests.bench.specc_side import Side, side
 
@@ -21,10 +22,10 @@ SETTING = Setting("decoder-3m", threads=1)
 TARGET = 1.03
 
 
-def plain_loop(made: Side) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+def plain_loop(made: Side, executor: Executor) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     """The step that one would write by hand for these graphs: a list forward, the list back."""
-    bodies = made.executor.bodies
-    calls = [(c, bodies[c.body], [made.params[p] for p in c.params]) for c in made.executor.calls]
+    bodies = executor.bodies
+    calls = [(c, bodies[c.body], [made.params[p] for p in c.params]) for c in executor.calls]
 
     @torch.no_grad()
     def step(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -33,8 +34,8 @@ def plain_loop(made: Side) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
             results = body.fwd([*(values[v] for v in call.ins), *params])
             values.update(zip(call.outs, results[: body.n_outs], strict=True))
             saved.append(results[body.n_outs :])
-        loss = values[made.program.loss or ""]
-        d_values = {made.program.loss: torch.ones_like(loss)}
+        loss = made.facts["loss"]
+        d_values = {loss: torch.ones_like(values[loss])}
         for call, body, _ in reversed(calls):
             assert body.bwd is not None
             d_outs = [d_values.pop(v) for v, flows in zip(call.outs, body.out_grads, strict=True) if flows]
@@ -55,10 +56,11 @@ def plain_loop(made: Side) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
 def compare(rounds: int) -> dict[str, Any]:
     """Each in turn, the one that goes first changing; both must give the same gradients."""
     torch.set_num_threads(SETTING.threads)
-    made = side(SETTING, compiled=False)
+    made = side(SETTING)
+    executor = made.executor(compiled=False)
     drawn = SETTING.batch(torch.Generator().manual_seed(1))
-    batch, plain = made.inputs(drawn), plain_loop(made)
-    steps = {"plain": lambda: plain(batch), "executor": lambda: made.executor.step(made.params, [batch], [1.0]).grads}
+    batch, plain = made.inputs(drawn), plain_loop(made, executor)
+    steps = {"plain": lambda: plain(batch), "executor": lambda: executor.step(made.params, [batch], [1.0]).grads}
     found = {name: step() for name, step in steps.items()}
     assert all(torch.equal(found["plain"][n], found["executor"][n]) for n in made.params)
     seconds: dict[str, list[float]] = {name: [] for name in steps}

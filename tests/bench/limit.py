@@ -17,8 +17,8 @@ from specc.compiler.graphs import node_type
 from specc.compiler.program import Program
 from specc.compiler.schedule.actions import graph_calls, one_rank
 from specc.runtime.products import available, has_bf16, mm, product
+from tests.bench.lowered import lowered, program_of, sizes_of
 from tests.bench.models import Setting
-from tests.bench.specc_side import lowered, program_of, sizes_of
 
 aten = torch.ops.aten
 Shape = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # sizes and strides of both operands

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+FACTS = "facts.json"  # what a model lowered has beside its graphs
 LEARNING_RATE, BETAS, WEIGHT_DECAY, CLIP = 3e-4, (0.9, 0.95), 0.1, 1.0
 Draw = Callable[["Model", torch.Generator], dict[str, Tensor]]
 

@@ -1,47 +1,48 @@
-"""The specc side: the model from the library's YAML, lowered and run by the executor."""
+"""The specc side: the model from the library's YAML, lowered by one process and trained by another, as a build and its
+run are."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from specc.compiler.build import lower, stage_sizes
-from specc.compiler.elaborate import elaborate
-from specc.compiler.graphs import Graphs, from_json, to_json
-from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
-from specc.compiler.passes.prune import prune
-from specc.compiler.program import Call, Program
 from specc.compiler.schedule.actions import one_rank
+from specc.compiler.schedule.files import calls_of
 from specc.runtime.ahead import Ahead, Later
 from specc.runtime.allocator import keep_memory
-from specc.runtime.compile import callable_of
-from specc.runtime.executor import Compiled, Executor
+from specc.runtime.built import body_of
+from specc.runtime.executor import Executor
 from specc.runtime.init import initial
 from specc.runtime.optimizer import AdamW, clip
 from specc.runtime.team import ALONE
-from specc.spec.loader import load_text, put
-from specc.spec.spec import Spec
 from specc.spec.stage import Optimizer
-from tests.bench.models import BETAS, CLIP, LEARNING_RATE, WEIGHT_DECAY, Model, Setting
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from tests.bench.models import BETAS, CLIP, DTYPES, FACTS, LEARNING_RATE, WEIGHT_DECAY, Setting
 
 
 @dataclass(frozen=True)
 class Side:
     """A model, lowered: what a step needs."""
 
-    program: Program
-    graphs: dict[str, Graphs]
-    executor: Executor
+    setting: Setting
+    facts: Mapping[str, Any]
+    graphs: Mapping[str, Path]  # by `body.part`, those that a step runs
     params: dict[str, Tensor]
+    folder: tempfile.TemporaryDirectory[str]  # of the graphs; it goes with this
+
+    @property
+    def trainable(self) -> frozenset[str]:
+        return frozenset(p["path"] for p in self.facts["params"] if p["trainable"])
 
     def inputs(self, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A batch; text predicts each next token."""
@@ -49,71 +50,45 @@ class Side:
         if "tokens" in drawn:
             tokens = drawn["tokens"]
             batch["labels"] = torch.cat([tokens[:, 1:], tokens.new_full((tokens.shape[0], 1), -100)], 1)
-        floats = {n: x.to(self.executor.compute) for n, x in batch.items() if x.is_floating_point()}
-        return {n: (batch | floats)[n] for n in self.program.inputs}
+        floats = {n: x.to(DTYPES[self.setting.dtype]) for n, x in batch.items() if x.is_floating_point()}
+        return {n: (batch | floats)[n] for n in self.facts["inputs"]}
+
+    def texts(self, body: str) -> dict[str, str]:
+        """The graphs of a body by part."""
+        found = {n.rpartition("."): path for n, path in self.graphs.items()}
+        return {part: path.read_text(encoding="utf-8") for (of, _, part), path in found.items() if of == body}
+
+    def executor(self, compiled: bool) -> Executor:
+        device, dtype = torch.device(self.setting.device), DTYPES[self.setting.dtype]
+        bodies = {}
+        for name, layout in self.facts["graphs"].items():
+            texts = self.texts(name)
+            bodies[name] = body_of(layout, texts, texts if compiled else (), device)
+        calls = calls_of(self.facts)
+        actions = one_rank(len(calls), 1, set(range(len(calls))))
+        return Executor(calls, bodies, actions, self.facts["loss"], {}, self.trainable, dtype, device=device)
 
 
-def program_of(model: Model) -> Program:
-    """What a stage would train."""
-    document = load_text((files("specc.spec.models") / f"{model.library}.yaml").read_text(), f"{model.library}.yaml")
-    sets = {f"dims.{n}": size for n, size in model.dims.items()} | dict(model.sets or {})
-    for path, value in sets.items():
-        put(document, f"model.{path}", value, None)
-    spec = Spec.from_yaml(Spec.model_validate(document.data).to_yaml())
-    return fuse_linear_cross_entropy(prune(elaborate(spec), []))
-
-
-def lowered(setting: Setting, program: Program) -> tuple[dict[str, Graphs], tuple[Call, ...]]:
-    """The graphs of the model's blocks, and their calls."""
-    return lower(program, sizes_of(setting.row, program), DTYPES[setting.dtype])
-
-
-def sizes_of(model: Model, program: Program) -> dict[str, int]:
-    return stage_sizes(program, model.batch, {"": model.length})
-
-
-def side(setting: Setting, compiled: bool = True) -> Side:
-    """The model's graphs as callables, and its first parameters."""
-    program, device = program_of(setting.row), torch.device(setting.device)
-    graphs, calls = lowered(setting, program)
+def side(setting: Setting) -> Side:
+    """The model with its first parameters, lowered by a process that is gone."""
+    held, device = tempfile.TemporaryDirectory(prefix="specc-bench-"), torch.device(setting.device)
+    folder = Path(held.name)
+    command = [sys.executable, "-m", "tests.bench.lowered", json.dumps(asdict(setting)), held.name]
+    subprocess.run(command, check=True)
+    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     params = {
-        n: initial(n, p.type.shape({}), p.init.kind, p.init.args, 0).to(device) for n, p in program.params.items()
+        p["path"]: initial(p["path"], p["shape"], p["init"]["kind"], p["init"]["args"], 0).to(device)
+        for p in facts["params"]
     }
-    return Side(program, graphs, executor(setting, program, graphs, calls, compiled), params)
+    graphs = {path.stem: path for path in sorted(folder.glob("*.json")) if path.name != FACTS}
+    return Side(setting, facts, graphs, params, held)
 
 
-def executor(
-    setting: Setting, program: Program, graphs: Mapping[str, Graphs], calls: Sequence[Call], compiled: bool
-) -> Executor:  # fmt: skip
-    """Of graphs lowered for a setting."""
-    device = torch.device(setting.device)
-    bodies: dict[str, Compiled] = {}
-    for name, g in graphs.items():
-        ready = {p: callable_of(from_json(text, device), compiled, device) for p, text in texts(g).items()}
-        bodies[name] = Compiled(
-            ready["fwd"], ready["bwd"], None, None, g.n_outs, g.in_grads, g.param_grads, g.out_grads
-        )
-    actions = one_rank(len(calls), 1, set(range(len(calls))))
-    trainable = frozenset(n for n, p in program.params.items() if p.trainable)
-    return Executor(calls, bodies, actions, program.loss, {}, trainable, DTYPES[setting.dtype], device=device)
-
-
-def texts(graphs: Graphs) -> dict[str, str]:
-    """Those that a step runs."""
-    return {p: to_json(gm) for p, gm in graphs.parts().items() if p in ("fwd", "bwd")}
-
-
-def compiled_later(setting: Setting, made: Side) -> Later:
+def compiled_later(made: Side) -> Later:
     """The graphs compiled from the second step on, which waits for that."""
-    folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) / "graphs"
-    folder.mkdir(parents=True)
-    paths = []
-    for name, g in made.graphs.items():
-        for part, text in texts(g).items():
-            paths.append(folder / f"{name}.{part}.json")
-            paths[-1].write_text(text, encoding="utf-8")
-    ready = partial(executor, setting, made.program, made.graphs, made.executor.calls, compiled=True)
-    return Later(1, ready, partial(Ahead, paths, folder / "log"))
+    log = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) / "ahead.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return Later(1, partial(made.executor, True), partial(Ahead, [*made.graphs.values()], log))
 
 
 def make(setting: Setting) -> Callable[[], float]:
@@ -121,11 +96,11 @@ def make(setting: Setting) -> Callable[[], float]:
     are, as a run would (runtime/ahead.py); the second one waits until they are compiled."""
     keep_memory()
     on_cpu = setting.device == "cpu"
-    made = side(setting, compiled=not on_cpu)
-    run = made.executor
-    later = compiled_later(setting, made) if on_cpu else None
+    made = side(setting)
+    run = made.executor(not on_cpu)
+    later = compiled_later(made) if on_cpu else None
     adam = Optimizer(lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, clip=CLIP, no_decay=["*.bias"])
-    optimizer = AdamW(adam, {n: x for n, x in made.params.items() if made.program.params[n].trainable})
+    optimizer = AdamW(adam, {n: made.params[n] for n in made.params if n in made.trainable})
     batches = torch.Generator().manual_seed(1)
     n = 0
 

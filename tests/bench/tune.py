@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specc.compiler.graphs import to_json
 from specc.runtime.allocator import keep_memory
 from specc.runtime.boxed import Function
 from specc.runtime.device import CPU
@@ -33,20 +32,21 @@ class Blocks:
 
     def __init__(self, setting: Setting) -> None:
         self.made = side(setting)
-        self.graphs = {n: [g.parts()[p] for p in ("fwd", "bwd")] for n, g in self.made.graphs.items()}
+        self.executor = self.made.executor(compiled=True)
+        self.blocks = [*self.made.facts["graphs"]]
         self.drawn = self.made.inputs(setting.batch(torch.Generator().manual_seed(1)))
 
     def predicted(self) -> dict[str, float]:
         """Seconds of a call of each block, forward and backward, compiled."""
         clock = Clock(CPU)
-        each = {n: [graph_seconds(to_json(gm), clock) for gm in gms] for n, gms in self.graphs.items()}
+        each = {n: [graph_seconds(text, clock) for text in self.made.texts(n).values()] for n in self.blocks}
         return {n: sum(s.compiled for s in parts) for n, parts in each.items()}
 
     def measured(self) -> dict[str, float]:
         """The same in a step, as a mean over the block's calls: what its graphs take, without the executor's own work
         between them (sums of gradients, say)."""
         spent: dict[str, float] = defaultdict(float)
-        executor, bodies = self.made.executor, self.made.executor.bodies
+        executor, bodies = self.executor, self.executor.bodies
         executor.bodies = {
             n: replace(b, fwd=clocked(b.fwd, n, spent), bwd=b.bwd and clocked(b.bwd, n, spent))
             for n, b in bodies.items()
@@ -79,7 +79,7 @@ def compare(setting: Setting, rounds: int) -> dict[str, Any]:
         made = blocks.predicted()
         found.append((made, [*before, *(blocks.measured() for _ in range(STEPS))]))
     rows = []
-    for n in blocks.graphs:
+    for n in blocks.blocks:
         predicted, measured = [p[n] for p, _ in found], [statistics.median(s[n] for s in steps) for _, steps in found]
         error = statistics.median(p / m for p, m in zip(predicted, measured, strict=True)) - 1.0
         rows.append({
