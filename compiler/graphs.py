@@ -110,7 +110,7 @@ def to_json(gm: fx.GraphModule) -> str:
             rows.append({"op": "output", "args": _encode(node.args[0], names)})
             continue
         names[node] = f"{'a' if node.op == 'placeholder' else 'n'}{len(names)}"
-        row: dict[str, Any] = {"name": names[node], "op": node.op, "type": _type(node.meta.get("val"))}
+        row: dict[str, Any] = {"name": names[node], "op": node.op, "type": node_type(node)}
         if node.op == "call_function":
             row["target"] = "getitem" if node.target is operator.getitem else str(node.target)
             row["args"] = _encode(node.args, names)

@@ -7,8 +7,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -19,17 +23,20 @@ from torch._functorch import config as functorch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from specc.compiler.fused import fuses
-from specc.compiler.graphs import dtype_named
+from specc.compiler.graphs import dtype_named, to_json
 from specc.compiler.imports import without_triton
 from specc.compiler.units import duration
 from specc.compiler.work import Work
+from specc.runtime import standalone
 from specc.runtime.boxed import Function, boxed
 from specc.runtime.device import CPU
 from specc.runtime.products import with_fast_products
+from specc.runtime.rows import with_row_sums
 
 Mode = Literal["auto", "on", "off"]
 SECONDS_A_GRAPH, SECONDS_A_NODE = 2.0, 0.025  # what compiling takes on two cores, with nothing in the cache,
 BESIDE = 2.0  # and times as long beside a run;
+FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 MOST = 7  # 2 to this is the most steps that are run meanwhile
 
 
@@ -93,27 +100,52 @@ def callable_of(gm: fx.GraphModule, compiled: bool, device: torch.device = CPU) 
     if not compiled or not fuses(gm):
         return boxed(gm)
     if device != CPU:
-        return compile_graph(gm, device)
+        made: Function = compile_graph(gm, device)
+        return made
+    use_private_cache()
+    folder = Path(os.environ[FOLDER]) / "specc" / _key(gm)
+    return standalone.load(folder) or _compiled_here(gm, folder)
+
+
+def _compiled_here(gm: fx.GraphModule, folder: Path) -> Function:
+    """The graph through Inductor, kept in a folder if that can be."""
     with without_triton():
-        from specc.runtime.cpp import with_row_sums, without_tables  # late: it imports what cuts graphs, a second
+        from specc.runtime.tables import without_tables  # late: it imports what cuts graphs, a second
 
         tables, rest = without_tables(with_row_sums(gm))
-        ready = compile_graph(rest)
-    return ready if tables is None else _before(boxed(tables), ready)
+        made = compile_graph(rest)
+        is_kept = standalone.keep(folder, made.source_code, tables)
+    ready: Function = made
+    found = standalone.load(folder) if is_kept else None
+    return found or (ready if tables is None else standalone.before(tables, ready))
 
 
-def _before(first: Function, then: Function) -> Function:
-    """Two graphs of the same operands; the second one takes the first one's results behind them."""
-
-    def both(box: list[Tensor]) -> Sequence[Tensor]:
-        box.extend(first([*box]))
-        return then(box)
-
-    return both
+def _key(gm: fx.GraphModule) -> str:
+    """What the C++ of a graph depends on: the graph, what is done to it here, torch, processor, threads, settings."""
+    settings = {n: v for n, v in os.environ.items() if n.startswith("TORCHINDUCTOR_") and n != FOLDER}
+    machine = [torch.__version__, sys.version, _processor(), torch.get_num_threads(), sorted(settings.items())]
+    return sha256(f"{_own_code()} {machine} {to_json(gm)}".encode()).hexdigest()
 
 
-def compile_graph(gm: fx.GraphModule, device: torch.device = CPU) -> Function:
-    """The graph through Inductor; its operands' types are those that it was built with."""
+@cache
+def _own_code() -> str:
+    here = Path(__file__).parent
+    code = [path.read_bytes() for f in (here, here.parent / "compiler") for path in sorted(f.rglob("*.py"))]
+    return sha256(b"".join(code)).hexdigest()
+
+
+@cache
+def _processor() -> str:
+    """Its name and its instructions."""
+    path = Path("/proc/cpuinfo")
+    told = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    lines = {line for line in told if line.startswith(("model name", "flags", "Features"))}
+    return f"{platform.processor()} {torch.backends.cpu.get_cpu_capability()} {sorted(lines)}"
+
+
+def compile_graph(gm: fx.GraphModule, device: torch.device = CPU) -> Any:
+    """The graph through Inductor, as a Function with what Inductor says of it; its operands' types are those that it
+    was built with."""
     use_private_cache()
     if device == CPU:
         os.environ.setdefault("TORCH_WARM_POOL", "0")  # processes that compile Triton's kernels: here are none
@@ -122,7 +154,7 @@ def compile_graph(gm: fx.GraphModule, device: torch.device = CPU) -> Function:
     mode = FakeTensorMode(shape_env=shapes.ShapeEnv(), allow_non_fake_inputs=True)
     operands = [example(node.meta["type"], device) for node in gm.graph.find_nodes(op="placeholder")]
     made = [mode.from_tensor(x, static_shapes=True) for x in operands]
-    found: list[Function] = []
+    found: list[Any] = []
     inductor: Any = import_module("torch._inductor.compile_fx")  # late too
 
     def keep(*args: Any, **kwargs: Any) -> Any:
@@ -145,7 +177,7 @@ def example(type_: tuple[str, list[int], list[int]], device: torch.device = CPU)
 
 def use_private_cache() -> None:
     """Here and in processes that start from now on, unless told of another folder."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(private_cache()))
+    os.environ.setdefault(FOLDER, str(private_cache()))
 
 
 def private_cache() -> Path:

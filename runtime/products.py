@@ -12,33 +12,25 @@ import math
 import torch
 from torch import Tensor, fx
 
+from specc.compiler.lower.own import own_op
+
 aten = torch.ops.aten
 LARGE = 1 << 24  # multiply-adds from which a call of oneDNN surely costs less than it saves
 PRODUCTS = (aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default)
 
 
-@torch.library.custom_op("specc::mm", mutates_args=(), device_types="cpu")
+@own_op("mm", lambda x, y: x.new_empty(x.shape[0], y.shape[1]), "cpu")
 def mm(x: Tensor, y: Tensor) -> Tensor:
     """x [M K] times y [K N], both fp32."""
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, y.t(), None, "none", [], "")
     return out
 
 
-@mm.register_fake
-def _(x: Tensor, y: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], y.shape[1])
-
-
-@torch.library.custom_op("specc::addmm", mutates_args=(), device_types="cpu")
+@own_op("addmm", lambda other, x, y: x.new_empty(x.shape[0], y.shape[1]), "cpu")
 def addmm(other: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """x [M K] times y [K N] plus what broadcasts to it, all fp32."""
     out: Tensor = mm(x, y)
     return out.add_(other)
-
-
-@addmm.register_fake
-def _(other: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], y.shape[1])
 
 
 FAST = {aten.mm.default: torch.ops.specc.mm.default, aten.addmm.default: torch.ops.specc.addmm.default}

@@ -22,7 +22,7 @@ from specc.spec.errors import Diagnostic, SpecError
 MAX_RESTARTS = 3
 MODULES = ("specc.runtime.start",)  # what ranks would import one by one
 COMPILERS = {
-    ("compile", "on"): ("specc.runtime.cpp", "torch._inductor"),
+    ("compile", "on"): ("specc.runtime.tables", "torch._inductor"),
     ("kernels", "triton"): ("specc.runtime.kernels",),
 }
 EVENTS = "tensorboard.summary.writer.event_file_writer"

@@ -106,14 +106,13 @@ from specc.runtime.built import open_build
 from specc.runtime.train import run_stage
 build = open_build(Path(sys.argv[1]))
 run_stage(build, *build.stages.values(), Path(sys.argv[1]), print)
-from torch._dynamo.utils import counters
-print("cache", counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"])
+print("compiler", *(m in sys.modules for m in ("torch._inductor", "torch._dynamo", "triton")))
 """
 
 
 @pytest.mark.slow
 def test_compiled_graphs_take_over_at_the_decided_step(tmp_path: Path) -> None:
-    """Whether the run was stopped before it or not; they come from the cache that another process filled."""
+    """Whether the run was stopped before it or not; another process compiled them, and the run imports no compiler."""
     build, folder = begun(tmp_path, 3)
     (stage,) = build.stages.values()
     weights = []
@@ -127,7 +126,7 @@ def test_compiled_graphs_take_over_at_the_decided_step(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert "pretrain: compiled graphs from step 3 on" in done.stdout
         assert "compiled now" not in done.stdout
-        assert done.stdout.endswith("cache 5 0\n")
+        assert done.stdout.endswith("compiler False False False\n")
         newest = checkpoint.load_newest(folder / "checkpoints", stage.hash, Seat().sharding)
         assert newest is not None
         weights.append(newest.tensors["weights"])

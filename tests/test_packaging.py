@@ -19,7 +19,7 @@ SHIPPED = {".py", ".yaml", ".md", ".js", ".css"}
 # What may be imported inside a function: it is not always installed,
 OPTIONAL = {"datasets", "diffusers", "liger_kernel", "pyarrow", "tensorboard", "transformers", "triton"}
 # imports the compiler, which takes seconds and which a run does without,
-COMPILES = ("specc.runtime.cpp", "specc.runtime.kernels", "specc.runtime.make")
+COMPILES = ("specc.runtime.tables", "specc.runtime.kernels", "specc.runtime.make")
 # or is slow to import beside all of `specc check`.
 SLOW = ("importlib.metadata",)
 

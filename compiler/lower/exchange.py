@@ -9,9 +9,10 @@ from torch import Tensor
 
 from specc.compiler.lower.collectives import c10d
 from specc.compiler.lower.named_groups import resolve
+from specc.compiler.lower.own import own_op
 
 
-@torch.library.custom_op("specc::shift", mutates_args=())
+@own_op("shift", lambda x, ranks, group, after=None: x.new_empty(x.numel()))
 def shift(x: Tensor, ranks: int, group: str, after: Tensor | None = None) -> Tensor:
     """Start to send x to the next rank of a ring and to take that of the one before; the result is to be waited for.
 
@@ -23,12 +24,7 @@ def shift(x: Tensor, ranks: int, group: str, after: Tensor | None = None) -> Ten
     return y
 
 
-@shift.register_fake
-def _(x: Tensor, ranks: int, group: str, after: Tensor | None = None) -> Tensor:
-    return x.new_empty(x.numel())
-
-
-@torch.library.custom_op("specc::exchange", mutates_args=())
+@own_op("exchange", lambda rows, send, receive, total, group: rows.new_empty(total, *rows.shape[1:]))
 def exchange(rows: Tensor, send: Tensor, receive: Tensor, total: int, group: str) -> Tensor:
     """Rows [M, ...] in the order of the ranks that they go to; `send[r]` go to rank r and `receive[r]` come from it.
 
@@ -38,11 +34,6 @@ def exchange(rows: Tensor, send: Tensor, receive: Tensor, total: int, group: str
     out = rows.new_zeros(total, *rows.shape[1:])
     out[: sum(of)] = got
     return out
-
-
-@exchange.register_fake
-def _(rows: Tensor, send: Tensor, receive: Tensor, total: int, group: str) -> Tensor:
-    return rows.new_empty(total, *rows.shape[1:])
 
 
 Saved = tuple[Tensor, Tensor, Tensor, int, str]
@@ -59,4 +50,4 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[T
     return exchange(grad, receive, send, ctx.n, ctx.group), None, None, None, None  # type: ignore[attr-defined]
 
 
-exchange.register_autograd(_backward, setup_context=_save)
+torch.library.register_autograd("specc::exchange", _backward, setup_context=_save)

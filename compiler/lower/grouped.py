@@ -8,8 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from specc.compiler.lower.own import own_op
 
-@torch.library.custom_op("specc::grouped_mm", mutates_args=())
+
+@own_op("grouped_mm", lambda rows, weight, offsets: rows.new_empty(rows.shape[0], weight.shape[2]))
 def grouped_mm(rows: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     """rows [M I] sorted by group, weight [N I O], offsets [N] (each group's end) -> [M O]."""
     out = rows.new_zeros(rows.shape[0], weight.shape[2])
@@ -21,12 +23,7 @@ def grouped_mm(rows: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     return out
 
 
-@grouped_mm.register_fake
-def _(rows: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
-    return rows.new_empty(rows.shape[0], weight.shape[2])
-
-
-@torch.library.custom_op("specc::grouped_mm_weight", mutates_args=())
+@own_op("grouped_mm_weight", lambda rows, grad, offsets: rows.new_empty(offsets.shape[0], rows.shape[1], grad.shape[1]))
 def grouped_mm_weight(rows: Tensor, grad: Tensor, offsets: Tensor) -> Tensor:
     """The gradient of the weight: rows [M I], grad [M O] -> [N I O]."""
     out = rows.new_zeros(offsets.shape[0], rows.shape[1], grad.shape[1])
@@ -36,11 +33,6 @@ def grouped_mm_weight(rows: Tensor, grad: Tensor, offsets: Tensor) -> Tensor:
             torch.mm(rows[start:end].t(), grad[start:end], out=out[group])
         start = end
     return out
-
-
-@grouped_mm_weight.register_fake
-def _(rows: Tensor, grad: Tensor, offsets: Tensor) -> Tensor:
-    return rows.new_empty(offsets.shape[0], rows.shape[1], grad.shape[1])
 
 
 def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
@@ -55,4 +47,4 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[T
     return d_rows, d_weight, None
 
 
-grouped_mm.register_autograd(_backward, setup_context=_save)
+torch.library.register_autograd("specc::grouped_mm", _backward, setup_context=_save)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from specc.runtime.allocator import keep_memory
 from specc.runtime.built import body_of
 from specc.runtime.executor import Executor
 from specc.runtime.init import initial
+from specc.runtime.loop import WAIT
 from specc.runtime.optimizer import AdamW, clip
 from specc.runtime.team import ALONE
 from specc.spec.stage import Optimizer
@@ -107,6 +109,8 @@ def make(setting: Setting) -> Callable[[], float]:
     def step() -> float:
         nonlocal run, n
         if later and n == later.step:
+            while later.is_busy:
+                time.sleep(WAIT)
             run = later.take(ALONE)
         n += 1
         result = run.step(made.params, [made.inputs(setting.batch(batches))], [1.0])

@@ -11,7 +11,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from specc.compiler.graphs import from_json, to_json
 from specc.runtime.compile import callable_of
-from specc.runtime.cpp import ROWS, sum_rows, with_row_sums, without_tables
+from specc.runtime.rows import ROWS, sum_rows, with_row_sums
+from specc.runtime.tables import without_tables
 
 Function = Callable[..., Sequence[Tensor]]
 

@@ -1,0 +1,114 @@
+"""What Inductor makes of a graph for a processor, kept as a program that needs no compiler."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from specc.compiler.graphs import from_json, to_json
+from specc.runtime import standalone
+
+PROGRAM = """
+from torch._inductor.async_compile import AsyncCompile
+from torch._inductor.select_algorithm import extern_kernels
+async_compile = AsyncCompile()
+cpp_fused_add_0 = async_compile.cpp_pybinding(['float*'], 'void kernel(float* x) {}')
+async_compile.wait(globals())
+del async_compile
+def call(args):
+    x, = args
+    args.clear()
+    extern_kernels.mm(x, x, out=x)
+    cpp_fused_add_0(x)
+    return (x,)
+def get_args():
+    from torch._dynamo.testing import rand_strided
+if __name__ == "__main__":
+    from torch._inductor.wrapper_benchmark import compiled_module_main
+"""
+
+
+def test_a_program_loses_the_compiler() -> None:
+    found = standalone.standalone(PROGRAM)
+    assert found is not None
+    text, ((library, made),) = found[0], found[1].items()
+    assert made == (["float*"], "void kernel(float* x) {}")
+    assert f"cpp_fused_add_0 = function(__file__, '{library}')" in text
+    assert "_inductor" not in text
+    assert "get_args" not in text
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("extern_kernels.mm", "extern_kernels.bias_addmm"),  # a product that is none of torch's
+    ("    x, = args\n", "    x, = args\n    x = x + _tensor_constant0\n"),  # what the compiler puts in from outside
+    ("import AsyncCompile", "import AsyncCompile, CompiledTriton"),
+    ("async_compile.wait(globals())", "async_compile.triton('x')"),
+    ("(['float*'], '", "(['float*'], num_threads=2, text='"),
+    ("    x, = args\n", "    from torch._inductor import config\n    x, = args\n"),
+])  # fmt: skip
+def test_one_that_uses_more_is_not_kept(old: str, new: str) -> None:
+    assert old in PROGRAM
+    assert standalone.standalone(PROGRAM.replace(old, new)) is None
+
+
+def turned(x: Tensor, w: Tensor, at: Tensor) -> list[Tensor]:
+    """x [8 heads 64 16] turned by angles, products, a sum over rows."""
+    angle = at[:, None] * torch.arange(16.0)
+    y = x * angle.cos() + (x @ w) * angle.sin()
+    return [y, y.reshape(-1, 16).sum(0), torch.nn.functional.gelu(y).amax(-1)]
+
+
+LOAD = """
+import sys
+from pathlib import Path
+import torch
+from specc.compiler.graphs import from_json
+from specc.runtime.compile import callable_of
+torch.set_num_threads(int(sys.argv[2]))
+xs = [torch.randn(8, 4, 64, 16, generator=torch.Generator().manual_seed(0)), torch.ones(16, 16), torch.arange(64.0)]
+for y in callable_of(from_json(Path(sys.argv[1]).read_text()), True)(xs):
+    print(y.contiguous().numpy().tobytes().hex())
+print(*(m in sys.modules for m in ("torch._inductor", "torch._dynamo", "triton")))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_without_the_compiler_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    x = torch.randn(8, 4, 64, 16, generator=torch.Generator().manual_seed(0))
+    xs = x, torch.ones(16, 16), torch.arange(64.0)
+    (tmp_path / "graph.json").write_text(to_json(make_fx(turned, tracing_mode="fake")(*xs)), encoding="utf-8")
+    kept = tmp_path / "cache" / "specc"
+
+    def elsewhere(threads: int) -> tuple[list[str], str]:
+        command = [sys.executable, "-P", "-c", LOAD, str(tmp_path / "graph.json"), str(threads)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        *results, modules = done.stdout.splitlines()
+        return results, modules
+
+    first, modules = elsewhere(1)
+    assert modules.startswith("True")
+    (folder,) = kept.iterdir()
+    for found, wanted in zip(first, turned(*xs), strict=True):
+        got = torch.frombuffer(bytearray.fromhex(found), dtype=torch.float32).view(wanted.shape)
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+    assert elsewhere(1) == (first, "False False False")
+    next(folder.glob("*.so")).unlink()  # a part of it is lost: it is made again
+    again, modules = elsewhere(1)
+    assert again == first
+    assert modules.startswith("True")
+    assert [*kept.iterdir()] == [folder]
+
+
+def test_a_graph_says_the_same_after_it_was_read() -> None:
+    text = to_json(
+        make_fx(turned, tracing_mode="fake")(torch.randn(8, 4, 64, 16), torch.randn(16, 16), torch.arange(64.0))
+    )
+    assert to_json(from_json(text)) == text
