@@ -13,11 +13,11 @@ import torch
 @contextmanager
 def without_triton() -> Iterator[None]:
     """Inside of this Triton is not found, unless torch is built for GPUs or it has been imported already."""
-    if torch.version.cuda or torch.version.hip or "triton" in sys.modules:
+    if torch.version.cuda or torch.version.hip or torch.version.xpu or "triton" in sys.modules:
         yield
         return
     sys.modules["triton"] = None  # type: ignore[assignment]
     try:
         yield
     finally:
-        del sys.modules["triton"]
+        sys.modules.pop("triton", None)

@@ -100,11 +100,10 @@ def callable_of(gm: fx.GraphModule, compiled: bool, device: torch.device = CPU) 
     if not compiled or not fuses(gm):
         return boxed(gm)
     if device != CPU:
-        made: Function = compile_graph(gm, device)
-        return made
+        return compile_graph(gm, device)[0]
     use_private_cache()
     folder = Path(os.environ[FOLDER]) / "specc" / _key(gm)
-    return standalone.load(folder) or _compiled_here(gm, folder)
+    return (standalone.load(folder) if _has_caches() else None) or _compiled_here(gm, folder)
 
 
 def _compiled_here(gm: fx.GraphModule, folder: Path) -> Function:
@@ -113,18 +112,21 @@ def _compiled_here(gm: fx.GraphModule, folder: Path) -> Function:
         from specc.runtime.tables import without_tables  # late: it imports what cuts graphs, a second
 
         tables, rest = without_tables(with_row_sums(gm))
-        made = compile_graph(rest)
-        is_kept = standalone.keep(folder, made.source_code, tables)
-    ready: Function = made
-    found = standalone.load(folder) if is_kept else None
-    return found or (ready if tables is None else standalone.before(tables, ready))
+        made, source = compile_graph(rest)
+        kept = standalone.keep(folder, source, tables) if _has_caches() else None
+    return kept or (made if tables is None else standalone.after_tables(tables, made))
+
+
+def _has_caches() -> bool:
+    return os.environ.get("TORCHINDUCTOR_FORCE_DISABLE_CACHES") != "1"
 
 
 def _key(gm: fx.GraphModule) -> str:
     """What the C++ of a graph depends on: the graph, what is done to it here, torch, processor, threads, settings."""
-    settings = {n: v for n, v in os.environ.items() if n.startswith("TORCHINDUCTOR_") and n != FOLDER}
-    machine = [torch.__version__, sys.version, _processor(), torch.get_num_threads(), sorted(settings.items())]
-    return sha256(f"{_own_code()} {machine} {to_json(gm)}".encode()).hexdigest()
+    settings = {n: v for n, v in os.environ.items() if n.startswith(("TORCHINDUCTOR_", "CXX")) and n != FOLDER}
+    here = [torch.__version__, sys.version, _processor(), torch.get_num_threads(), sorted(settings.items())]
+    text = f"{_own_code()} {here} {torch.are_deterministic_algorithms_enabled()} {to_json(gm)}"
+    return sha256(text.encode()).hexdigest()
 
 
 @cache
@@ -139,13 +141,12 @@ def _processor() -> str:
     """Its name and its instructions."""
     path = Path("/proc/cpuinfo")
     told = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    lines = {line for line in told if line.startswith(("model name", "flags", "Features"))}
-    return f"{platform.processor()} {torch.backends.cpu.get_cpu_capability()} {sorted(lines)}"
+    lines = {line for line in told if line.startswith(("model name", "flags", "Features", "CPU part", "CPU impl"))}
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {sorted(lines)}"
 
 
-def compile_graph(gm: fx.GraphModule, device: torch.device = CPU) -> Any:
-    """The graph through Inductor, as a Function with what Inductor says of it; its operands' types are those that it
-    was built with."""
+def compile_graph(gm: fx.GraphModule, device: torch.device = CPU) -> tuple[Function, str]:
+    """The graph through Inductor, and its program; its operands' types are those that it was built with."""
     use_private_cache()
     if device == CPU:
         os.environ.setdefault("TORCH_WARM_POOL", "0")  # processes that compile Triton's kernels: here are none
@@ -166,7 +167,7 @@ def compile_graph(gm: fx.GraphModule, device: torch.device = CPU) -> Any:
     settings = inductor.config.patch(reorder_for_locality=False)
     with settings, functorch.patch(enable_autograd_cache=False):  # from that cache would come the wrapper alone
         inductor.compile_fx(gm, made, inner_compile=keep)
-    return found[-1]
+    return found[-1], getattr(found[-1], "source_code", "")
 
 
 def example(type_: tuple[str, list[int], list[int]], device: torch.device = CPU) -> Tensor:

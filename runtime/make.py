@@ -8,6 +8,7 @@ from pathlib import Path
 from specc.compiler.build import build_spec
 from specc.compiler.facts import StageFacts
 from specc.compiler.foresight.choose import chosen
+from specc.compiler.idle import idle
 from specc.compiler.placement.mesh import mesh_mistakes
 from specc.compiler.report import render
 from specc.compiler.report.gather import read_build
@@ -34,7 +35,7 @@ def build_files(
     found = spec if isinstance(spec, Spec) else load(spec, overrides)
     if isinstance(spec, Spec) and overrides:
         found = spec.changed(*overrides)
-    if mistakes := mesh_mistakes(found):
+    if mistakes := mesh_mistakes(found) or [*idle(found)]:
         raise SpecError(*in_order(mistakes))
     found = chosen(found)
     target = Path(out or f"build/{found.name}")

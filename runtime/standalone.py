@@ -13,6 +13,7 @@ import os
 import shutil
 import symtable
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -27,36 +28,36 @@ from torch import Tensor, fx
 from specc.compiler.graphs import from_json, to_json
 from specc.runtime.boxed import Function, boxed
 
-PROGRAM, TABLES = "program.py", "tables.json"
-HEAD = "import torch as extern_kernels\nfrom specc.runtime.standalone import function"
+PROGRAM, TABLES = "program.py", "tables.json"  # the latter is empty where there are none
+HEAD = "import torch as extern_kernels\nfrom specc.runtime.standalone import kernel_of"
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm"}  # which torch has under the names that Inductor uses
 # What programs import of Inductor, and what stands in them for its benchmarks: none of it is needed.
 IMPORTED = {"run_intermediate_hooks", "maybe_profile", "_align", "AsyncCompile", "extern_kernels"}
 BENCHMARKS = {"get_args", "benchmark_compiled_module"}
 COMPILER, MADE = "async_compile", "async_compile.cpp_pybinding"
 ADDRESS = "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"  # where a library finds the function of torch's that it calls
+DAMAGED = (OSError, ImportError, SyntaxError, AttributeError, ValueError)
+STALE = 60 * 86400.0  # seconds; what nobody has used for so long goes
 
 
-def function(program: str, library: str) -> Any:
+def kernel_of(program: str, library: str) -> Any:
     """The function of a library beside a program."""
     os.environ[ADDRESS] = str(torch._C._dynamo.guards._torchinductor_pyobject_tensor_data_ptr)  # type: ignore[attr-defined]
-    return _module("kernel", Path(program).parent / library).kernel
+    return _module(f"{Path(library).stem}.kernel", Path(program).parent / library).kernel
 
 
 def load(folder: Path) -> Function | None:
-    """The graph that is kept in a folder, if one is whole there."""
-    if not (folder / PROGRAM).is_file():
-        return None
+    """The graph that is kept in a folder, if one is whole there and may be read."""
     try:
-        call: Function = _module("program", folder / PROGRAM).call
-        tables = (folder / TABLES).read_text(encoding="utf-8") if (folder / TABLES).is_file() else ""
-    except (ImportError, OSError, SyntaxError):
-        shutil.rmtree(folder, ignore_errors=True)
+        tables = (folder / TABLES).read_text(encoding="utf-8")
+        first = from_json(tables) if tables else None
+        call: Function = _module("specc_program", folder / PROGRAM).call
+    except DAMAGED:
         return None
-    return before(from_json(tables), call) if tables else call
+    return call if first is None else after_tables(first, call)
 
 
-def before(tables: fx.GraphModule, then: Function) -> Function:
+def after_tables(tables: fx.GraphModule, then: Function) -> Function:
     """Two graphs of the same operands; the second one takes the first one's results behind them."""
     first = boxed(tables)
 
@@ -67,45 +68,66 @@ def before(tables: fx.GraphModule, then: Function) -> Function:
     return both
 
 
-def keep(folder: Path, source: str, tables: fx.GraphModule | None) -> bool:
-    """Keep what Inductor made of a graph, and the tables that it takes behind its operands; whether it is kept."""
-    made = standalone(source)
+def keep(folder: Path, source: str, tables: fx.GraphModule | None) -> Function | None:
+    """Keep what Inductor made of a graph, and the tables that it takes behind its operands. The graph as it is kept;
+    None if that cannot be, also for want of room or rights."""
+    made = program_of(source)
     if made is None:
-        return False
+        return None
     text, functions = made
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    begun = Path(tempfile.mkdtemp(dir=folder.parent))
+    begun = None
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        begun = Path(tempfile.mkdtemp(dir=folder.parent))
         for name, (types, code) in functions.items():
             shutil.copyfile(_compiled(types, code), begun / name)
-        if tables is not None:
-            (begun / TABLES).write_text(to_json(tables), encoding="utf-8")
+        (begun / TABLES).write_text(to_json(tables) if tables else "", encoding="utf-8")
         (begun / PROGRAM).write_text(text, encoding="utf-8")
-        begun.rename(folder)
-    except OSError:  # another process was faster, or the disk is full
-        shutil.rmtree(begun, ignore_errors=True)
-    return (folder / PROGRAM).is_file()
+        begun.chmod(0o755)  # who may read the cache may read this
+        if load(folder) is None:  # else another process was faster
+            shutil.rmtree(folder, ignore_errors=True)
+            begun.rename(folder)
+        _prune(folder.parent)
+    except OSError:
+        return None
+    finally:
+        if begun:
+            shutil.rmtree(begun, ignore_errors=True)
+    return load(folder)
+
+
+def _prune(root: Path) -> None:
+    """Remove what is stale: what older versions kept, and what a process that was killed left half made."""
+    for path in root.iterdir():
+        read = path / PROGRAM if (path / PROGRAM).is_file() else path
+        if max(read.stat().st_atime, read.stat().st_mtime) < time.time() - STALE:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 Functions = dict[str, tuple[list[str], str]]  # by the file of the library: types of operands, and the code in C++
 
 
-def standalone(source: str) -> tuple[str, Functions] | None:
+def program_of(source: str) -> tuple[str, Functions] | None:
     """A program of Inductor's without Inductor, and the functions in C++ that it calls; None if it needs more."""
     cut = _Cut()
     tree = ast.parse(source)
     tree.body = [cut.visit(node) for node in tree.body if not _is_dropped(node)]
-    text = ast.unparse(ast.fix_missing_locations(tree))
-    whole = f"{HEAD}\n{text}\n"
+    text = f"{HEAD}\n{ast.unparse(ast.fix_missing_locations(tree))}\n"
+    defined, used = _names(text)
     is_free = not any(f"torch.{m}" in text for m in ("_inductor", "_dynamo"))
-    return (whole, cut.functions) if is_free and cut.products <= PRODUCTS and not _undefined(whole) else None
+    return (text, cut.functions) if is_free and cut.products <= PRODUCTS and {*used, "call"} <= defined else None
 
 
-def _undefined(text: str) -> set[str]:
-    """Names that a program uses and does not make: constants of a graph, say, which the compiler puts in."""
+def _names(text: str) -> tuple[set[str], set[str]]:
+    """What a program makes, and what its functions use of that. A name that stands for None is one of a constant, which
+    the compiler puts in from outside."""
     whole = symtable.symtable(text, PROGRAM, "exec")
-    defined = {s.get_name() for s in whole.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()}
-    return _used(whole) - defined - set(dir(builtins)) - {"__file__"}
+    made = {s.get_name() for s in whole.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()}
+    none = {
+        ast.unparse(target) for node in ast.parse(text).body if isinstance(node, ast.Assign)
+        for target in node.targets if isinstance(node.value, ast.Constant) and node.value.value is None
+    }  # fmt: skip
+    return made - none | set(dir(builtins)) | {"__file__"}, _used(whole)
 
 
 def _used(table: symtable.SymbolTable) -> set[str]:
@@ -128,7 +150,7 @@ class _Cut(ast.NodeTransformer):
         types, code = map(ast.literal_eval, node.args)
         name = sha256(f"{types} {code}".encode()).hexdigest()[:32] + ".so"
         self.functions[name] = types, code
-        return ast.parse(f"function(__file__, {name!r})", mode="eval").body
+        return ast.parse(f"kernel_of(__file__, {name!r})", mode="eval").body
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         if ast.unparse(node.value) == "extern_kernels":
@@ -158,7 +180,7 @@ def _compiled(types: list[str], code: str) -> str:
 
 
 def _module(name: str, path: Path) -> ModuleType:
-    """A module of a file. A library's is called as the function that it has."""
+    """A module of a file; the last part of a library's name is that of its function."""
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

@@ -21,10 +21,7 @@ from specc.spec.errors import Diagnostic, SpecError
 
 MAX_RESTARTS = 3
 MODULES = ("specc.runtime.start",)  # what ranks would import one by one
-COMPILERS = {
-    ("compile", "on"): ("specc.runtime.tables", "torch._inductor"),
-    ("kernels", "triton"): ("specc.runtime.kernels",),
-}
+KERNELS = "specc.runtime.kernels"  # and those that call kernels
 EVENTS = "tensorboard.summary.writer.event_file_writer"
 SHOW_CURSOR = "\033[?25h"  # a bar that was killed has hidden it
 
@@ -57,10 +54,10 @@ def start(
 
 
 def modules_of(build: Build) -> tuple[str, ...]:
-    """What all ranks import: those of a plan that surely compiles, or calls kernels, the compiler too."""
+    """What all ranks import: those of a plan that calls kernels the compiler too."""
     plans = [s.plan for s in build.stages.values()]
-    more = [m for (key, word), ms in COMPILERS.items() if any(p.get(key) == word for p in plans) for m in ms]
-    return (*MODULES, *more, *((EVENTS,) if has_events() else ()))
+    calls_kernels = any(p.get("kernels") == "triton" for p in plans)
+    return (*MODULES, *((KERNELS,) if calls_kernels else ()), *((EVENTS,) if has_events() else ()))
 
 
 def ranks_of(build: Build) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,18 +37,21 @@ if __name__ == "__main__":
 
 
 def test_a_program_loses_the_compiler() -> None:
-    found = standalone.standalone(PROGRAM)
+    found = standalone.program_of(PROGRAM)
     assert found is not None
     text, ((library, made),) = found[0], found[1].items()
     assert made == (["float*"], "void kernel(float* x) {}")
-    assert f"cpp_fused_add_0 = function(__file__, '{library}')" in text
+    assert f"cpp_fused_add_0 = kernel_of(__file__, '{library}')" in text
     assert "_inductor" not in text
     assert "get_args" not in text
 
 
 @pytest.mark.parametrize(("old", "new"), [
     ("extern_kernels.mm", "extern_kernels.bias_addmm"),  # a product that is none of torch's
-    ("    x, = args\n", "    x, = args\n    x = x + _tensor_constant0\n"),  # what the compiler puts in from outside
+    # What the compiler puts in from outside.
+    ("def call(args):\n    x, = args", "constant0 = None  # 1f\ndef call(args):\n    x = args[0] + constant0"),
+    ("    x, = args\n", "    x, = args\n    x = x + constant1\n"),
+    ("def call(", "def run("),
     ("import AsyncCompile", "import AsyncCompile, CompiledTriton"),
     ("async_compile.wait(globals())", "async_compile.triton('x')"),
     ("(['float*'], '", "(['float*'], num_threads=2, text='"),
@@ -54,7 +59,35 @@ def test_a_program_loses_the_compiler() -> None:
 ])  # fmt: skip
 def test_one_that_uses_more_is_not_kept(old: str, new: str) -> None:
     assert old in PROGRAM
-    assert standalone.standalone(PROGRAM.replace(old, new)) is None
+    assert standalone.program_of(PROGRAM.replace(old, new)) is None
+
+
+def test_what_is_damaged_or_has_no_place_is_not_there(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    (whole / standalone.PROGRAM).write_text("def call(args): return args[:]\n")
+    (whole / standalone.TABLES).write_text("")
+    found = standalone.load(whole)
+    assert found is not None
+    assert found([torch.ones(1)])[0] == 1.0
+    for name, text in [("program.py", ""), ("program.py", "def call("), ("tables.json", "[")]:
+        damaged = tmp_path / "damaged"
+        shutil.copytree(whole, damaged)
+        (damaged / name).write_text(text)
+        assert standalone.load(damaged) is None
+        shutil.rmtree(damaged)
+    (whole / standalone.TABLES).unlink()
+    assert standalone.load(whole) is None
+    plain = "import math\ndef call(args):\n    return args[:]\n"
+    (tmp_path / "file").write_text("")
+    assert standalone.keep(tmp_path / "file" / "key", plain, None) is None
+    assert standalone.keep(whole, plain, None) is not None  # in the place of what is damaged
+    stale = tmp_path / "tmp_of_one_that_was_killed"
+    stale.mkdir()
+    os.utime(stale, (0, 0))
+    assert standalone.keep(tmp_path / "other", plain, None) is not None
+    assert not stale.exists()
+    assert (whole / standalone.PROGRAM).is_file()
 
 
 def turned(x: Tensor, w: Tensor, at: Tensor) -> list[Tensor]:

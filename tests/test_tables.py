@@ -46,6 +46,11 @@ def test_the_op_says_its_shape() -> None:
     torch.library.opcheck(sum_rows, (torch.randn(3, 8, 4),), test_utils=("test_schema", "test_faketensor"))
 
 
+def test_a_gradient_that_an_op_does_not_have_is_an_error() -> None:
+    with pytest.raises(NotImplementedError, match="sum_rows has no gradient"):
+        sum_rows(torch.randn(3, 8, 4, requires_grad=True)).sum().backward()
+
+
 def turned(x: Tensor, at: Tensor) -> list[Tensor]:
     """x [8 heads 6 4] turned by angles [6 4]."""
     angle = at[:, None] * torch.arange(4.0)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from specc.compiler.elaborate.block import run_steps
 from specc.compiler.elaborate.library import library_block, library_names
@@ -29,8 +28,6 @@ from specc.spec.model import ModelSpec
 if TYPE_CHECKING:
     from specc.spec.spec import Spec
 
-UNUSED = "S113"
-NAME = re.compile(r"[^\W\d]\w*")
 TYPE = re.compile(r"(float|int|bool)\[([^\[\]]*)\]")
 
 
@@ -59,8 +56,6 @@ def elaborate_model(
     guarded(ctx, lambda: loss.extend(find_loss(frame)))
     if parameters_are_known:
         guarded(ctx, lambda: set_trainable(frame))
-    if not ctx.diagnostics:  # a name that is spelled wrong leaves another one unused
-        ctx.diagnostics += unused(frame)
     stop_on_mistakes(ctx)
     bodies, calls = finish(ctx.model, [*outputs.values(), *loss])
     inputs = dict(ctx.model.inputs)
@@ -124,33 +119,6 @@ def declare_list(frame: Frame, name: str, raw: list[int | str], at: Path) -> Non
     if not sizes or None in sizes:
         frame.fail("S110", f"the list '{name}' holds one known size or more", at)
     frame.ctx.lists[name] = [s for s in sizes if s is not None]
-
-
-def unused(frame: Frame) -> list[Diagnostic]:
-    """Dims and numbers put over a model of another file that it names nowhere: they would change nothing."""
-    spec, steps = frame.ctx.spec, frame.locate((*frame.at, "steps"))
-    named, found = Counter(_names(spec.model_dump())), list[Diagnostic]()
-    known = [n for n in (*spec.dims, *spec.numbers) if named[n] > 1]
-    for key, own in (("dims", spec.dims), ("numbers", spec.numbers)):
-        for name in (n for n in own if named[n] < 2):
-            mark = frame.locate((*frame.at, key, name))
-            if steps and mark and mark.file != steps.file:
-                text, hint = f"nothing in the model uses '{name}'", did_you_mean(name, known)
-                found.append(Diagnostic(UNUSED, text, mark, hint))
-    return found
-
-
-def _names(part: Any) -> Iterator[str]:
-    """The names in all keys and texts of a part of a spec."""
-    if isinstance(part, str):
-        yield from NAME.findall(part)
-    elif isinstance(part, dict):
-        for key, value in part.items():
-            yield from _names(key)
-            yield from _names(value)
-    elif isinstance(part, list):
-        for value in part:
-            yield from _names(value)
 
 
 def declare_inputs(frame: Frame) -> None:

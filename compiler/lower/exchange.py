@@ -24,18 +24,6 @@ def shift(x: Tensor, ranks: int, group: str, after: Tensor | None = None) -> Ten
     return y
 
 
-@own_op("exchange", lambda rows, send, receive, total, group: rows.new_empty(total, *rows.shape[1:]))
-def exchange(rows: Tensor, send: Tensor, receive: Tensor, total: int, group: str) -> Tensor:
-    """Rows [M, ...] in the order of the ranks that they go to; `send[r]` go to rank r and `receive[r]` come from it.
-
-    The result has `total` rows; those behind the received ones are zeros."""
-    to, of = send.tolist(), receive.tolist()
-    got: Tensor = c10d.wait_tensor(c10d.all_to_all_single(rows[: sum(to)].contiguous(), of, to, group))
-    out = rows.new_zeros(total, *rows.shape[1:])
-    out[: sum(of)] = got
-    return out
-
-
 Saved = tuple[Tensor, Tensor, Tensor, int, str]
 
 
@@ -50,4 +38,16 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[T
     return exchange(grad, receive, send, ctx.n, ctx.group), None, None, None, None  # type: ignore[attr-defined]
 
 
-torch.library.register_autograd("specc::exchange", _backward, setup_context=_save)
+@own_op(
+    "exchange", lambda rows, send, receive, total, group: rows.new_empty(total, *rows.shape[1:]),
+    backward=_backward, save=_save,
+)  # fmt: skip
+def exchange(rows: Tensor, send: Tensor, receive: Tensor, total: int, group: str) -> Tensor:
+    """Rows [M, ...] in the order of the ranks that they go to; `send[r]` go to rank r and `receive[r]` come from it.
+
+    The result has `total` rows; those behind the received ones are zeros."""
+    to, of = send.tolist(), receive.tolist()
+    got: Tensor = c10d.wait_tensor(c10d.all_to_all_single(rows[: sum(to)].contiguous(), of, to, group))
+    out = rows.new_zeros(total, *rows.shape[1:])
+    out[: sum(of)] = got
+    return out

@@ -11,18 +11,6 @@ from torch import Tensor
 from specc.compiler.lower.own import own_op
 
 
-@own_op("grouped_mm", lambda rows, weight, offsets: rows.new_empty(rows.shape[0], weight.shape[2]))
-def grouped_mm(rows: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
-    """rows [M I] sorted by group, weight [N I O], offsets [N] (each group's end) -> [M O]."""
-    out = rows.new_zeros(rows.shape[0], weight.shape[2])
-    start = 0
-    for group, end in enumerate(offsets.tolist()):
-        if end > start:
-            torch.mm(rows[start:end], weight[group], out=out[start:end])
-        start = end
-    return out
-
-
 @own_op("grouped_mm_weight", lambda rows, grad, offsets: rows.new_empty(offsets.shape[0], rows.shape[1], grad.shape[1]))
 def grouped_mm_weight(rows: Tensor, grad: Tensor, offsets: Tensor) -> Tensor:
     """The gradient of the weight: rows [M I], grad [M O] -> [N I O]."""
@@ -47,4 +35,18 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[T
     return d_rows, d_weight, None
 
 
-torch.library.register_autograd("specc::grouped_mm", _backward, setup_context=_save)
+@own_op(
+    "grouped_mm",
+    lambda rows, weight, offsets: rows.new_empty(rows.shape[0], weight.shape[2]),
+    backward=_backward,
+    save=_save,
+)
+def grouped_mm(rows: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    """rows [M I] sorted by group, weight [N I O], offsets [N] (each group's end) -> [M O]."""
+    out = rows.new_zeros(rows.shape[0], weight.shape[2])
+    start = 0
+    for group, end in enumerate(offsets.tolist()):
+        if end > start:
+            torch.mm(rows[start:end], weight[group], out=out[start:end])
+        start = end
+    return out

@@ -19,7 +19,6 @@ ROLES: Mapping[str, Role] = {
     "pp": "stages", "dp_replicate": "batch", "dp": "batch", "cp": "sequence", "ring": "sequence", "ep": "experts",
     "tp": "free",
 }  # fmt: skip
-AXES_OF = {"schedule": ("pp",), "context": ("cp", "ring"), "sequence_parallel": ("tp",)}  # what keys of a plan are of
 BATCH: tuple[Role, ...] = ("batch", "experts")  # roles whose axes divide the sequences of a microbatch
 # Strategies without a dim, which a pin may name instead of a dim to split.
 WORDS = ("rep", "linear", "gather_kv", "ring", "kv_heads", "rows", "vocab", "experts")
@@ -57,7 +56,7 @@ def _strategy(pin: str) -> str:
 
 def mesh_mistakes(spec: Spec) -> list[Diagnostic]:
     """Names that do not exist, sizes that do not fit the devices, and microbatches that do not divide over the mesh."""
-    found = [*_axes(spec), *_without_axis(spec), *_device(spec)]
+    found = [*_axes(spec), *_device(spec)]
     if not found and not is_open(spec.plan):
         try:
             mesh = mesh_of(spec.plan)
@@ -82,20 +81,6 @@ def _axes(spec: Spec) -> Iterator[Diagnostic]:
         if name not in known:
             text = f"a mesh has no axis '{name}'" if name not in ROLES else f"'{name}' splits calls: it takes no pins"
             yield Diagnostic("S520", text, spec.mark(where), did_you_mean(name, known))
-
-
-def _without_axis(spec: Spec) -> Iterator[Diagnostic]:
-    """What is asked of an axis that the mesh does not name; one of size 1 is named."""
-    plan, mesh = spec.plan, spec.plan.mesh
-    asked = {
-        "schedule": "schedule" in plan.model_fields_set, "context": plan.context != "auto",
-        "sequence_parallel": plan.sequence_parallel == "on",
-    }  # fmt: skip
-    for key, axes in AXES_OF.items():
-        if asked[key] and isinstance(mesh, dict) and mesh and not set(axes) & set(mesh):
-            text = f"plan.{key} has no effect: the mesh has no axis {' or '.join(map(repr, axes))}"
-            hint = f"give plan.mesh the axis '{axes[0]}', or remove plan.{key}"
-            yield Diagnostic("S529", text, spec.mark(("plan", key)), hint)
 
 
 def _device(spec: Spec) -> Iterator[Diagnostic]:

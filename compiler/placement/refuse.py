@@ -85,7 +85,7 @@ def uneven(dim: str, size: int, axis: Axis) -> Diagnostic:
     """A dim that leaves a rest over an axis."""
     fitting = next(n for n in range(axis.size, 0, -1) if size % n == 0)
     larger = -(-size // axis.size) * axis.size
-    hint = f"{axis.name}: {fitting}, or {dim}: {larger}"
+    hint = f"{axis.name}: {fitting}" + (f", or {dim}: {larger}" if dim.isidentifier() else "")
     return Diagnostic("S501", f"the dim '{dim}' of {size} does not divide over {axis}", None, hint)
 
 

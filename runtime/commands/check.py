@@ -13,7 +13,7 @@ from typing import Any
 from specc.compiler.cost import n_params
 from specc.compiler.elaborate import elaborate
 from specc.compiler.elaborate.library import library_names
-from specc.compiler.elaborate.model import UNUSED
+from specc.compiler.idle import idle
 from specc.compiler.ops import OPS
 from specc.compiler.ops.user import user_ops
 from specc.compiler.placement.mesh import mesh_mistakes
@@ -47,7 +47,6 @@ def run(args: argparse.Namespace) -> int:
 def check_file(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Load, type and elaborate a spec; what it holds, in numbers. Raises all mistakes of its form and its meaning."""
     spec, mistakes = examine(path, overrides)
-    is_whole = not mistakes  # else parts are left out, which may be the ones that use a name
     found: dict[tuple[str, str], Program] = {}
     if spec is not None:
         try:
@@ -58,7 +57,9 @@ def check_file(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
                 own = user_ops(spec, OPS, library_names()) if spec.ops else None
                 mistakes += [d for stage in of_stages(spec, found) for d in axis_mistakes(spec, *stage, own)]
         except SpecError as e:
-            mistakes += [d for d in e.diagnostics if is_whole or d.code != UNUSED]
+            mistakes += e.diagnostics
+    if spec is not None and not mistakes:  # a name that is spelled wrong leaves another one unused
+        mistakes += idle(spec)
     if mistakes or spec is None:
         raise SpecError(*in_order(mistakes))
     models = {p.name: p for p in found.values()}

@@ -1,0 +1,64 @@
+"""What a spec says in vain, as it is written: sizes under names that its model does not have, settings of axes that its
+mesh does not have. What is derived from a spec (a plan that was searched for, a small model to verify) may have it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from specc.spec.errors import Diagnostic, did_you_mean
+from specc.spec.model import ModelSpec
+from specc.spec.spec import Spec
+
+NAME = re.compile(r"[^\W\d]\w*")
+SET = "--set"  # the file of what the command line puts in
+
+
+def idle(spec: Spec) -> Iterator[Diagnostic]:
+    """All of it; nothing of a spec that was made in Python."""
+    root = spec.mark(("specc",))
+    if root is None:
+        return
+    sections = [(("model",), spec.model), *((("models", n), m) for n, m in spec.models.items())]
+    for at, model in sections:
+        if model is not None:
+            yield from _sizes(spec, model, at, {root.file, SET})
+    yield from _settings(spec)
+
+
+def _sizes(spec: Spec, model: ModelSpec, at: tuple[str, ...], own: set[str]) -> Iterator[Diagnostic]:
+    """Dims and numbers that stand in the user's own file, over a model of another one that names them nowhere."""
+    steps, named = spec.mark((*at, "steps")), set(_names(model.model_dump()))
+    if steps is None or steps.file in own:
+        return
+    known = [n for n in (*model.dims, *model.numbers) if n in named]
+    for key, names in (("dims", model.dims), ("numbers", model.numbers)):
+        for name in names:
+            mark = spec.mark((*at, key, name))
+            if name not in named and mark and mark.file in own:
+                yield Diagnostic("S113", f"nothing in the model uses '{name}'", mark, did_you_mean(name, known))
+
+
+def _names(part: Any) -> Iterator[str]:
+    """The names in the texts of a model's section, but for those that describe it."""
+    if isinstance(part, str):
+        yield from NAME.findall(part)
+    elif isinstance(part, dict | list):
+        entries = ((k, v) for k, v in part.items() if k != "doc") if isinstance(part, dict) else enumerate(part)
+        for _, value in entries:
+            yield from _names(value)
+
+
+def _settings(spec: Spec) -> Iterator[Diagnostic]:
+    """Settings of axes that a mesh leaves out; one of size 1 is not left out."""
+    plan, mesh = spec.plan, spec.plan.mesh
+    asked = {
+        "schedule": ("schedule" in plan.model_fields_set, ("pp",)), "context": (plan.context != "auto", ("cp", "ring")),
+        "sequence_parallel": (plan.sequence_parallel == "on", ("tp",)),
+    }  # fmt: skip
+    for key, (is_asked, axes) in asked.items():
+        if is_asked and isinstance(mesh, dict) and mesh and not set(axes) & set(mesh):
+            text = f"plan.{key} has no effect: the mesh has no axis {' or '.join(map(repr, axes))}"
+            hint = f"give plan.mesh the axis '{axes[0]}' (of size 1 if it is to be left out), or remove plan.{key}"
+            yield Diagnostic("S529", text, spec.mark(("plan", key)), hint)
