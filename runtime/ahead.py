@@ -18,7 +18,7 @@ import torch
 
 from specc.compiler.graphs import from_json
 from specc.runtime import built  # registers ops that graphs may name
-from specc.runtime.allocator import release_memory
+from specc.runtime.allocator import keep_memory
 from specc.runtime.compile import callable_of, use_private_cache
 from specc.runtime.executor import Executor
 from specc.runtime.team import Team, first
@@ -87,7 +87,7 @@ class Later:
         """The executor with compiled graphs, on every rank: what is not in the cache yet is compiled now."""
         self.stop()
         executor = first(team, self.make)
-        release_memory()
+        keep_memory()
         return executor
 
     def stop(self) -> None:

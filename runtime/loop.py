@@ -15,6 +15,7 @@ from torch import Tensor
 
 from specc.runtime import checkpoint, team
 from specc.runtime.ahead import Later
+from specc.runtime.allocator import Heap
 from specc.runtime.built import Stage
 from specc.runtime.data.batches import Batch, microbatches
 from specc.runtime.data.prefetch import Prefetch
@@ -58,6 +59,7 @@ class Run:
     guard: Guard = field(default_factory=Guard)
     failed_saves: int = 0
     later: Later | None = None
+    heap: Heap = field(default_factory=Heap)
 
     @property
     def best(self) -> dict[str, Tensor]:
@@ -99,6 +101,7 @@ def train_on(run: Run, progress: Progress, take: Callable[[int], Microbatches]) 
         if run.later and run.step >= run.later.step:
             take_over(run, run.later, progress)
         made = one_step(run, steps, take)
+        run.heap.settle()
         if run.later:
             run.later.start()
         run.step += 1

@@ -13,7 +13,7 @@ from specc.compiler.graphs import dtype_named
 from specc.compiler.lower.collectives import group_name
 from specc.compiler.placement.types import Axis, Layout, Mesh, R, place_named
 from specc.compiler.schedule.timeline import depths
-from specc.runtime.allocator import keep_memory
+from specc.runtime.allocator import lay_apart
 from specc.runtime.built import Stage
 from specc.runtime.device import CPU, here
 from specc.runtime.errors import RunError
@@ -109,7 +109,7 @@ def take_seat(stage: Stage, team: Team = ALONE, pulse: Pulse | None = None) -> S
     if mesh.size != team.size:
         raise RunError(f"'{stage.name}' was built for {mesh.size} processes ({mesh}), and this run has {team.size}")
     device = here()
-    keep_memory()
+    lay_apart()
     if not mesh.axes:
         return Seat(team, Sharding(mesh, {}), {}, (), pulse or Pulse(), device=device)
     outer = (R,) * (len(mesh.axes) - len(mesh.inner.axes))  # every rank of a pipeline would have the same

@@ -15,6 +15,7 @@ from torch import Tensor
 from specc.compiler.units import duration
 from specc.runtime import checkpoint
 from specc.runtime.ahead import Ahead, Later
+from specc.runtime.allocator import keep_memory
 from specc.runtime.built import Build, Stage
 from specc.runtime.compile import decided
 from specc.runtime.data import tokenizer as tokenizers
@@ -105,6 +106,8 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
     if decision.compiled and step < decision.begins:
         compiled = partial(Ahead, stage.compiled(decision.plain), folder / "compile.log")
         run.later = Later(decision.begins, partial(ready, compiled=True), compiled if seat.leads else None)
+    else:
+        keep_memory()
     return run
 
 

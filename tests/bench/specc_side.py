@@ -21,7 +21,7 @@ from torch import Tensor
 from specc.compiler.schedule.actions import one_rank
 from specc.compiler.schedule.files import calls_of
 from specc.runtime.ahead import Ahead, Later
-from specc.runtime.allocator import keep_memory
+from specc.runtime.allocator import Heap, keep_memory, lay_apart
 from specc.runtime.built import body_of
 from specc.runtime.executor import Executor
 from specc.runtime.init import initial
@@ -96,7 +96,7 @@ def compiled_later(made: Side) -> Later:
 def make(setting: Setting) -> Callable[[], float]:
     """A function that does one training step and returns the loss. On a CPU the first step takes the graphs as they
     are, as a run would (runtime/ahead.py); the second one waits until they are compiled."""
-    keep_memory()
+    lay_apart()
     on_cpu = setting.device == "cpu"
     made = side(setting)
     run = made.executor(not on_cpu)
@@ -104,7 +104,9 @@ def make(setting: Setting) -> Callable[[], float]:
     adam = Optimizer(lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, clip=CLIP, no_decay=["*.bias"])
     optimizer = AdamW(adam, {n: made.params[n] for n in made.params if n in made.trainable})
     batches = torch.Generator().manual_seed(1)
-    n = 0
+    heap, n = Heap(), 0
+    if not later:
+        keep_memory()
 
     def step() -> float:
         nonlocal run, n
@@ -116,8 +118,11 @@ def make(setting: Setting) -> Callable[[], float]:
         result = run.step(made.params, [made.inputs(setting.batch(batches))], [1.0])
         clip(result.grads, CLIP)
         optimizer.step(result.grads, LEARNING_RATE)
+        loss = float(result.losses[0])
+        del result
+        heap.settle()
         if later and n == 1:
             later.start()
-        return float(result.losses[0])
+        return loss
 
     return step
