@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from specc.compiler.schedule.actions import PARTS, Action
+from specc.runtime.allocator import keep_memory
 from specc.runtime.built import Build, Stage, open_build
 from specc.runtime.compile import Decision
 from specc.runtime.device import settle
@@ -136,6 +137,7 @@ class Clocked:
         self.optimizer = AdamW(stage.spec.optimizer, own, stage.plan["offload"]["optimizer"])
         n = stage.spec.batch.microbatches
         self.batches = [seat.cut({k: self.cast(x) for k, x in inputs(stage, m).items()}) for m in range(n)]
+        keep_memory()
 
     def cast(self, x: Tensor) -> Tensor:
         return x.to(self.stage.compute) if x.is_floating_point() else x
