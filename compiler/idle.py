@@ -12,6 +12,7 @@ from specc.spec.model import ModelSpec
 from specc.spec.spec import Spec
 
 NAME = re.compile(r"[^\W\d]\w*")
+DESCRIBING: dict[str, Any] = {"doc": True, "blocks": {"__all__": {"doc"}}}  # text for people
 SET = "--set"  # the file of what the command line puts in
 
 
@@ -29,7 +30,7 @@ def idle(spec: Spec) -> Iterator[Diagnostic]:
 
 def _sizes(spec: Spec, model: ModelSpec, at: tuple[str, ...], own: set[str]) -> Iterator[Diagnostic]:
     """Dims and numbers that stand in the user's own file, over a model of another one that names them nowhere."""
-    steps, named = spec.mark((*at, "steps")), set(_names(model.model_dump()))
+    steps, named = spec.mark((*at, "steps")), set(_names(model.model_dump(exclude=DESCRIBING)))
     if steps is None or steps.file in own:
         return
     known = [n for n in (*model.dims, *model.numbers) if n in named]
@@ -41,12 +42,11 @@ def _sizes(spec: Spec, model: ModelSpec, at: tuple[str, ...], own: set[str]) -> 
 
 
 def _names(part: Any) -> Iterator[str]:
-    """The names in the texts of a model's section, but for those that describe it."""
+    """The names in the texts of a part of a model's section."""
     if isinstance(part, str):
         yield from NAME.findall(part)
     elif isinstance(part, dict | list):
-        entries = ((k, v) for k, v in part.items() if k != "doc") if isinstance(part, dict) else enumerate(part)
-        for _, value in entries:
+        for value in part.values() if isinstance(part, dict) else part:
             yield from _names(value)
 
 

@@ -16,8 +16,11 @@ APART, MANY = 1 << 20, 1 << 16  # bytes of a block that lies apart, and how many
 
 
 def lay_apart() -> bool:
-    """From now on large blocks are the system's own, which takes them back; says whether the C library is glibc."""
-    return _set({M_MMAP_THRESHOLD: APART, M_MMAP_MAX: MANY})
+    """From now on large blocks are the system's own, which takes them back; says whether the C library is glibc.
+
+    What was freed before, by a stage that is over, goes back first, else they would lie in its holes."""
+    _give_back()
+    return _set({M_MMAP_THRESHOLD: APART, M_MMAP_MAX: MANY, M_TRIM_THRESHOLD: -1})
 
 
 def keep_memory() -> bool:

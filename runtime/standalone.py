@@ -15,6 +15,7 @@ import symtable
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib import import_module
@@ -28,7 +29,8 @@ from torch import Tensor, fx
 from specc.compiler.graphs import from_json, to_json
 from specc.runtime.boxed import Function, boxed
 
-PROGRAM, TABLES = "program.py", "tables.json"  # the latter is empty where there are none
+PROGRAM, TABLES = "program.py", "tables.json"
+NONE = "null"  # stands in the latter where there are none
 HEAD = "import torch as extern_kernels\nfrom specc.runtime.standalone import kernel_of"
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm"}  # which torch has under the names that Inductor uses
 # What programs import of Inductor, and what stands in them for its benchmarks: none of it is needed.
@@ -50,8 +52,10 @@ def load(folder: Path) -> Function | None:
     """The graph that is kept in a folder, if one is whole there and may be read."""
     try:
         tables = (folder / TABLES).read_text(encoding="utf-8")
-        first = from_json(tables) if tables else None
+        first = None if tables == NONE else from_json(tables)
         call: Function = _module("specc_program", folder / PROGRAM).call
+        with suppress(OSError):
+            os.utime(folder / TABLES)  # this is in use
     except DAMAGED:
         return None
     return call if first is None else after_tables(first, call)
@@ -81,7 +85,7 @@ def keep(folder: Path, source: str, tables: fx.GraphModule | None) -> Function |
         begun = Path(tempfile.mkdtemp(dir=folder.parent))
         for name, (types, code) in functions.items():
             shutil.copyfile(_compiled(types, code), begun / name)
-        (begun / TABLES).write_text(to_json(tables) if tables else "", encoding="utf-8")
+        (begun / TABLES).write_text(to_json(tables) if tables else NONE, encoding="utf-8")
         (begun / PROGRAM).write_text(text, encoding="utf-8")
         begun.chmod(0o755)  # who may read the cache may read this
         if load(folder) is None:  # else another process was faster
@@ -99,8 +103,8 @@ def keep(folder: Path, source: str, tables: fx.GraphModule | None) -> Function |
 def _prune(root: Path) -> None:
     """Remove what is stale: what older versions kept, and what a process that was killed left half made."""
     for path in root.iterdir():
-        read = path / PROGRAM if (path / PROGRAM).is_file() else path
-        if max(read.stat().st_atime, read.stat().st_mtime) < time.time() - STALE:
+        used = path / TABLES if (path / TABLES).is_file() else path
+        if used.stat().st_mtime < time.time() - STALE:
             shutil.rmtree(path, ignore_errors=True)
 
 

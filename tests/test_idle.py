@@ -50,6 +50,14 @@ def test_a_model_of_ones_own_may_have_more(tmp_path: Path) -> None:
     assert found(tmp_path, OVER + f"model:\n  {steps}\n  outputs: _\n  loss: null\n") == []  # over the library's
 
 
+def test_the_attribute_that_is_called_doc_uses_its_dim(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    steps = "steps: [{embedding: {rows: V, out: D, from: tokens}}]"
+    own = f"{{dims: {{D: 8, V: 16, W: 4}}, inputs: {{tokens: 'int[B W]'}}, attributes: {{doc: 'int[B W]'}}, {steps}}}"
+    base.write_text(f"specc: 1\nmodel: {own.replace('int[B W]', 'int[B S]', 1)}\n", encoding="utf-8")
+    assert found(tmp_path, "specc: 1\nuse: base.yaml\nmodel: {dims: {W: 8, D: 16}}\n") == []
+
+
 def test_settings_of_axes_that_a_mesh_leaves_out(tmp_path: Path) -> None:
     settings = 'schedule: {kind: zb-v}, context: ring, sequence_parallel: "on"'
     codes = [code for code, _ in found(tmp_path, f"{OVER}plan: {{mesh: {{dp: 2}}, {settings}}}\n")]

@@ -66,11 +66,11 @@ def test_what_is_damaged_or_has_no_place_is_not_there(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()
     (whole / standalone.PROGRAM).write_text("def call(args): return args[:]\n")
-    (whole / standalone.TABLES).write_text("")
+    (whole / standalone.TABLES).write_text("null")
     found = standalone.load(whole)
     assert found is not None
     assert found([torch.ones(1)])[0] == 1.0
-    for name, text in [("program.py", ""), ("program.py", "def call("), ("tables.json", "[")]:
+    for name, text in [("program.py", ""), ("program.py", "def call("), ("tables.json", "["), ("tables.json", "")]:
         damaged = tmp_path / "damaged"
         shutil.copytree(whole, damaged)
         (damaged / name).write_text(text)

@@ -24,6 +24,7 @@ from specc.compiler.build import build_spec
 from specc.compiler.schedule.schedules import pipeline
 from specc.compiler.schedule.simulate import simulate
 from specc.compiler.schedule.slots import KINDS, slot_named
+from specc.runtime.allocator import keep_memory
 from specc.runtime.built import Stage, open_build
 from specc.runtime.seat import first_values, take_seat
 from specc.runtime.team import Processes
@@ -82,6 +83,7 @@ def measured(rank: int, path: str, steps: int) -> tuple[list[list[Ran]], float]:
     params = first_values(stage, seat, torch.float32)
     n = stage.spec.batch.microbatches
     batches = [seat.cut(inputs(stage, m)) for m in range(n)]
+    keep_memory()
     times: list[tuple[float, float]] = []  # at each action: the clock, and the seconds waited so far
     executor.tell = lambda action: times.append((time.monotonic(), sum(wire.waits)))
     found: list[list[Ran]] = []
