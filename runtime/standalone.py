@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import builtins
-import importlib.util
 import os
 import shutil
 import symtable
@@ -20,13 +19,13 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from specc.compiler.graphs import from_json, to_json
+from specc.compiler.kernels.load import module_of
 from specc.runtime.boxed import Function, boxed
 
 PROGRAM, TABLES = "program.py", "tables.json"
@@ -45,7 +44,7 @@ STALE = 60 * 86400.0  # seconds; what nobody has used for so long goes
 def kernel_of(program: str, library: str) -> Any:
     """The function of a library beside a program."""
     os.environ[ADDRESS] = str(torch._C._dynamo.guards._torchinductor_pyobject_tensor_data_ptr)  # type: ignore[attr-defined]
-    return _module(f"{Path(library).stem}.kernel", Path(program).parent / library).kernel
+    return module_of(f"{Path(library).stem}.kernel", Path(program).parent / library).kernel
 
 
 def load(folder: Path) -> Function | None:
@@ -53,7 +52,7 @@ def load(folder: Path) -> Function | None:
     try:
         tables = (folder / TABLES).read_text(encoding="utf-8")
         first = None if tables == NONE else from_json(tables)
-        call: Function = _module("specc_program", folder / PROGRAM).call
+        call: Function = module_of("specc_program", folder / PROGRAM).call
         with suppress(OSError):
             os.utime(folder / TABLES)  # this is in use
     except DAMAGED:
@@ -181,13 +180,3 @@ def _compiled(types: list[str], code: str) -> str:
     cache: Any = import_module("torch._inductor.codecache").CppPythonBindingsCodeCache
     found: str = cache.load_pybinding(types, code).__self__.__file__
     return found
-
-
-def _module(name: str, path: Path) -> ModuleType:
-    """A module of a file; the last part of a library's name is that of its function."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -12,9 +12,7 @@ from typing import Any
 
 from specc.compiler.cost import n_params
 from specc.compiler.elaborate import elaborate
-from specc.compiler.elaborate.library import library_names
 from specc.compiler.idle import idle
-from specc.compiler.ops import OPS
 from specc.compiler.ops.user import user_ops
 from specc.compiler.placement.mesh import mesh_mistakes
 from specc.compiler.program import Program
@@ -54,7 +52,7 @@ def check_file(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
             found = programs(spec)
             mistakes += [d for stage in of_stages(spec, found) for d in training_mistakes(spec, *stage)]
             if not of_mesh:
-                own = user_ops(spec, OPS, library_names()) if spec.ops else None
+                own = user_ops(spec, (), ())
                 mistakes += [d for stage in of_stages(spec, found) for d in axis_mistakes(spec, *stage, own)]
         except SpecError as e:
             mistakes += e.diagnostics
