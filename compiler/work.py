@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, fx
 
 from specc.compiler.imports import without_triton
+from specc.compiler.lower.own import INSIDE
 
 with without_triton():
     from torch.utils.flop_counter import flop_registry
+
+WEIGHED = ("specc.attention_backward.default",)  # has a formula (compiler.lower.attend); the others are kernels
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def _flops(node: fx.Node) -> float:
     if name.startswith("specc.grouped_"):
         products = 2 if name.endswith("_backward.default") else 1
         return products * 2.0 * operands[0].numel() * operands[1].shape[-1]  # each row meets one matrix
-    if name.startswith("specc.attention_"):
+    if name.startswith("specc.attention_") and name not in WEIGHED:
         # q [B S H E], k [B T K E], v [B T K F]: two products, and seven of the same size backward.
         q, k, v = operands
         whole = 2.0 * q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] * (q.shape[3] + v.shape[3])
@@ -99,6 +102,12 @@ def fresh_bytes(kept: Sequence[fx.Node], operands: Sequence[fx.Node]) -> int:
     return sum(n for key, n in storages(kept).items() if key not in known)
 
 
+def _inside(node: fx.Node) -> int:
+    """Bytes that an op of our own holds while it runs."""
+    inside = INSIDE.get(node.target) if callable(node.target) else None
+    return inside(*torch.fx.map_arg(node.args, lambda n: n.meta["val"])) if inside else 0
+
+
 @dataclass(frozen=True)
 class Stretch:
     """Of a call: the most bytes alive beyond what came in, up to where some operands, by place, have their last use."""
@@ -126,7 +135,7 @@ def stretches(gm: fx.GraphModule) -> tuple[Stretch, ...]:
     most = 0
     for i, node in enumerate(nodes):
         alive |= {key: n for key, n in storages([node]).items() if key not in operands}
-        most = max(most, sum(alive.values()))
+        most = max(most, sum(alive.values()) + _inside(node))
         gone = [place for key in ends.get(i, []) for place in operands.get(key, [])]
         for key in ends.get(i, []):
             alive.pop(key, None)

@@ -19,7 +19,8 @@ import torch
 from specc.compiler.graphs import from_json
 from specc.runtime import built  # registers ops that graphs may name
 from specc.runtime.allocator import keep_memory
-from specc.runtime.compile import callable_of, use_private_cache
+from specc.runtime.cache import use_private_cache
+from specc.runtime.compile import callable_of
 from specc.runtime.executor import Executor
 from specc.runtime.team import Team, first
 

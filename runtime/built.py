@@ -15,7 +15,8 @@ from torch import Tensor
 
 from specc.compiler.fused import SENT
 from specc.compiler.graphs import CARRIED, from_json
-from specc.compiler.lower.exchange import exchange  # registers ops that graphs may name
+from specc.compiler.lower.attend import attention  # registers ops that graphs may name
+from specc.compiler.lower.exchange import exchange  # and these
 from specc.compiler.lower.flash import flash_attention  # and these
 from specc.compiler.lower.grouped import grouped_mm
 from specc.compiler.program import Call
@@ -33,6 +34,7 @@ from specc.runtime.wire import Wire
 from specc.spec.stage import StageSpec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+assert attention is not None
 assert grouped_mm is not None
 assert exchange is not None
 assert flash_attention is not None

@@ -7,12 +7,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +25,9 @@ from specc.compiler.imports import without_triton
 from specc.compiler.units import duration
 from specc.compiler.work import Work
 from specc.runtime import standalone
+from specc.runtime.attention import with_own_attention
 from specc.runtime.boxed import Function, boxed
+from specc.runtime.cache import has_caches, kept, key, own_code, settings, use_private_cache
 from specc.runtime.device import CPU
 from specc.runtime.products import with_fast_products
 from specc.runtime.rows import with_row_sums
@@ -36,7 +35,6 @@ from specc.runtime.rows import with_row_sums
 Mode = Literal["auto", "on", "off"]
 SECONDS_A_GRAPH, SECONDS_A_NODE = 2.0, 0.025  # what compiling takes on two cores, with nothing in the cache,
 BESIDE = 2.0  # and times as long beside a run;
-FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 MOST = 7  # 2 to this is the most steps that are run meanwhile
 
 
@@ -101,9 +99,9 @@ def callable_of(gm: fx.GraphModule, compiled: bool, device: torch.device = CPU) 
         return boxed(gm)
     if device != CPU:
         return compile_graph(gm, device)[0]
-    use_private_cache()
-    folder = Path(os.environ[FOLDER]) / "specc" / _key(gm)
-    return (standalone.load(folder) if _has_caches() else None) or _compiled_here(gm, folder)
+    gm = with_own_attention(gm)
+    folder = kept() / _key(gm)
+    return (standalone.load(folder) if has_caches() else None) or _compiled_here(gm, folder)
 
 
 def _compiled_here(gm: fx.GraphModule, folder: Path) -> Function:
@@ -113,36 +111,14 @@ def _compiled_here(gm: fx.GraphModule, folder: Path) -> Function:
 
         tables, rest = without_tables(with_row_sums(gm))
         made, source = compile_graph(rest)
-        kept = standalone.keep(folder, source, tables) if _has_caches() else None
-    return kept or (made if tables is None else standalone.after_tables(tables, made))
-
-
-def _has_caches() -> bool:
-    return os.environ.get("TORCHINDUCTOR_FORCE_DISABLE_CACHES") != "1"
+        program = standalone.keep(folder, source, tables) if has_caches() else None
+    return program or (made if tables is None else standalone.after_tables(tables, made))
 
 
 def _key(gm: fx.GraphModule) -> str:
     """What the C++ of a graph depends on: the graph, what is done to it here, torch, processor, threads, settings."""
-    settings = {n: v for n, v in os.environ.items() if n.startswith(("TORCHINDUCTOR_", "CXX")) and n != FOLDER}
-    here = [torch.__version__, sys.version, _processor(), torch.get_num_threads(), sorted(settings.items())]
-    text = f"{_own_code()} {here} {torch.are_deterministic_algorithms_enabled()} {to_json(gm)}"
-    return sha256(text.encode()).hexdigest()
-
-
-@cache
-def _own_code() -> str:
-    here = Path(__file__).parent
-    code = [path.read_bytes() for f in (here, here.parent / "compiler") for path in sorted(f.rglob("*.py"))]
-    return sha256(b"".join(code)).hexdigest()
-
-
-@cache
-def _processor() -> str:
-    """Its name and its instructions."""
-    path = Path("/proc/cpuinfo")
-    told = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    lines = {line for line in told if line.startswith(("model name", "flags", "Features", "CPU part", "CPU impl"))}
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {sorted(lines)}"
+    here = [own_code(), sys.version, torch.get_num_threads(), settings(), torch.are_deterministic_algorithms_enabled()]
+    return key(*here, to_json(gm))
 
 
 def compile_graph(gm: fx.GraphModule, device: torch.device = CPU) -> tuple[Function, str]:
@@ -174,16 +150,3 @@ def example(type_: tuple[str, list[int], list[int]], device: torch.device = CPU)
     """A tensor of a recorded type, with its strides."""
     name, shape, strides = type_
     return torch.empty_strided(shape, strides, dtype=dtype_named(name), device=device).zero_()
-
-
-def use_private_cache() -> None:
-    """Here and in processes that start from now on, unless told of another folder."""
-    os.environ.setdefault(FOLDER, str(private_cache()))
-
-
-def private_cache() -> Path:
-    """A cache folder that only this user can read: code from it is executed."""
-    path = Path(os.path.expanduser("~")) / ".cache" / "specc" / "inductor"
-    path.mkdir(parents=True, exist_ok=True)
-    path.chmod(0o700)
-    return path

@@ -158,11 +158,13 @@ def _rows(lookup: fx.Node) -> int:
 
 
 def _drawn(kind: Any, device: torch.device) -> Any:
-    """Values of a recorded type: zeros, which are places everywhere, and numbers of which sums of some hundreds of
-    products stay near 1, since exponentials that underflow take several times as long."""
+    """Values of a recorded type: zeros, which are places everywhere, masks that hide nothing, and numbers of which sums
+    of some hundreds of products stay near 1, since exponentials that underflow take several times as long."""
     if kind and not isinstance(kind[0], str):
         return tuple(_drawn(part, device) for part in kind)
     x = example(kind, device)
+    if x.dtype == torch.bool:
+        return x.fill_(value=True)
     return x.uniform_(0.02, 0.04) if x.is_floating_point() else x
 
 

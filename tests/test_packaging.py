@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ["spec", "compiler", "runtime"]  # each may import itself and those before it
 FILES = [p for layer in LAYERS for p in sorted((ROOT / layer).rglob("*.py"))]
-SHIPPED = {".py", ".yaml", ".md", ".js", ".css"}
+SHIPPED = {".py", ".yaml", ".md", ".js", ".css", ".cpp"}
 # What may be imported inside a function: it is not always installed,
 OPTIONAL = {"datasets", "diffusers", "liger_kernel", "pyarrow", "tensorboard", "transformers", "triton"}
 # imports the compiler, which takes seconds and which a run does without,

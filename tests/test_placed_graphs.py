@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import fx
 
+from specc.compiler.fused import is_sent
 from specc.compiler.graphs import CARRIED, Graphs, from_json, to_json
 from specc.compiler.lower.collectives import WAIT
 from specc.compiler.lower.placed_bodies import lower_placed
@@ -41,7 +42,7 @@ def collectives(gm: fx.GraphModule | None) -> dict[str, int]:
     found = Counter(
         str(node.target).split(".")[1].removesuffix("_tensor").removesuffix("_into").removesuffix("_single")
         for node in gm.graph.nodes
-        if node.op == "call_function" and str(node.target).startswith(("_c10d", "specc")) and node.target is not WAIT
+        if node.op == "call_function" and is_sent(node) and node.target is not WAIT
     )
     return dict(found)
 

@@ -8,12 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specc.compiler.lower.attention_blocks import Blocks, attend_blocks, block_rows
+from specc.compiler.lower.attend import attention
 from specc.compiler.lower.decode import Decoding
 from specc.compiler.lower.local import Impl, Local, align
 from specc.compiler.lower.pointwise import formula
-
-FEW_QUERIES = 64  # with fewer, blocks gain nothing
 
 
 def attend(e: Local, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
@@ -26,9 +24,7 @@ def attend(e: Local, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
     elif mask is None and bias is not None and e.attr("causal", False):  # the kernel takes one of the two
         mask = torch.ones(q.shape[-3], k.shape[-3], dtype=torch.bool, device=q.device).tril()[None]
     if bias is None and not decoding and (e.attr("softmax") != "fp32" or q.dtype != torch.float64):
-        blocks = _blocks(e, q, k, v, mask)
-        if blocks:
-            return _attend_blocks(e, q, k, v, mask, blocks)
+        return _attend(e, q, k, v, mask)
     q4, k4, v4 = (_heads_first(x) for x in (q, k, v))
     groups = q4.shape[1] // k4.shape[1]
     if groups > 1:
@@ -42,24 +38,17 @@ def attend(e: Local, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
     return y.transpose(1, 2).reshape(e.shape())
 
 
-def _blocks(e: Local, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Blocks | None:
-    """How to cut the queries on a CPU, if they are many and their scores few enough."""
-    if mask is None and not e.attr("causal") and q.dtype != torch.bfloat16 and q.shape[-1] == v.shape[-1]:
-        return None  # torch's own is as fast where nothing is skipped (in bf16 not on every CPU)
-    queries, keys = q.shape[-3], k.shape[-3]
-    rows = block_rows(q.numel() // (queries * q.shape[-1]), queries, keys)
-    if q.device.type != "cpu" or rows is None or queries < FEW_QUERIES:
-        return None
-    return Blocks(rows, e.attr("scale") or q.shape[-1] ** -0.5, bool(e.attr("causal", False)))
+def _attend(e: Local, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    q4, k4, v4 = (_one_batch(x, 3) for x in (q, k, v))
+    seen = None if mask is None else _one_batch(mask, 2)
+    scale = e.attr("scale") or q.shape[-1] ** -0.5
+    y, _ = attention(q4, k4, v4, seen, bool(e.attr("causal", False)), scale)
+    return y.reshape(e.shape())
 
 
-def _attend_blocks(e: Local, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, blocks: Blocks) -> Tensor:
-    k4, v4 = _heads_first(k), _heads_first(v)
-    q4 = _heads_first(q)
-    q5 = q4.reshape(q4.shape[0], k4.shape[1], -1, *q4.shape[2:])
-    mask = None if mask is None else mask.reshape(-1, *mask.shape[-2:])
-    y = attend_blocks(q5, k4, v4, mask, blocks)
-    return y.permute(0, 3, 1, 2, 4).reshape(e.shape())
+def _one_batch(x: Tensor, own: int) -> Tensor:
+    """With one dim before its last, own ones: itself if it is so, as the backward keeps it."""
+    return x if x.ndim == own + 1 else x.reshape(-1, *x.shape[-own:])
 
 
 def _attend_fp32(q: Tensor, k: Tensor, v: Tensor, term: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:

@@ -1,4 +1,5 @@
-"""Attention without a matrix of scores, for devices that are not the one a graph was lowered on.
+"""torch's attention for devices that are not the one a graph was lowered on: with a bias, in decoding, in ops of
+users. All other is compiler.lower.attend.
 
 torch lowers attention on a CPU to a kernel that is the CPU's alone. Graphs that are loaded for a GPU call these ops in
 its stead: they ask torch for what is fast there. They are not custom ops of torch's decorator, inside of which autograd

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specc.compiler.lower.attention_blocks import times, transposed_times
+from specc.compiler.lower.attend import times, transposed_times
 from specc.compiler.lower.collectives import c10d, group_name
 from specc.compiler.lower.exchange import shift
 from specc.compiler.lower.local import wide
