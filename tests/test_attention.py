@@ -35,9 +35,13 @@ def gradients_by_torch(
 
 
 available = pytest.mark.skipif(not own.is_available(), reason="attention.cpp is for AVX2 and AVX-512")
-ELSEWHERE = [pytest.param((by_torch, gradients_by_torch), id="elsewhere")]
 BOTH = [pytest.param((attention, attention_backward), id="torch"),
         pytest.param((own.own_attention, own.own_attention_backward), id="own", marks=available)]  # fmt: skip
+EACH = [  # who, and in what
+    *(pytest.param(BOTH[0].values[0], t) for t in (torch.float64, torch.float32, torch.bfloat16)),
+    *(pytest.param(BOTH[1].values[0], t, marks=available) for t in (torch.float32, torch.bfloat16)),
+    *(pytest.param((by_torch, gradients_by_torch), t) for t in (torch.float64, torch.float32, torch.bfloat16)),
+]
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1.5e-2}  # relative to the largest
 Pair = tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., tuple[Tensor, ...]]]
 
@@ -95,14 +99,11 @@ def operands(case: tuple[int, int, int, int, int, int, bool, Masks | None], dtyp
     return [torch.randn(shape, generator=made, dtype=torch.float64).to(dtype) for shape in shapes]
 
 
-@pytest.mark.parametrize("by", BOTH + ELSEWHERE)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("by", "dtype"), EACH)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]}x{c[1]}-{c[2]}of{c[3]}")
 def test_attention_is_the_formula(
     by: Pair, dtype: torch.dtype, case: tuple[int, int, int, int, int, int, bool, Masks | None]
 ) -> None:
-    if by[0] is own.own_attention and dtype == torch.float64:
-        pytest.skip("fp32 and bf16 alone")
     *qkv, dy = operands(case, dtype)
     causal, mask = case[6], case[7](2, case[0]) if case[7] else None
     exact = [t.double().clone().requires_grad_() for t in qkv]
@@ -278,3 +279,17 @@ def test_a_library_is_built_once_and_where_it_cannot_be_one_is_told(
 
 def _targets(gm: torch.fx.GraphModule) -> set[object]:
     return {n.target for n in gm.graph.nodes if "attention" in str(n.target)}
+
+
+@pytest.mark.parametrize(("mask", "dtype", "is_own"), [
+    ("", torch.float32, False), ("causal", torch.float32, True), ("", torch.bfloat16, True),
+    ("causal", torch.float64, False),
+])  # fmt: skip
+@available
+def test_it_is_taken_where_it_gains(mask: str, dtype: torch.dtype, is_own: bool) -> None:
+    made = model(
+        dims={"S": 70, "H": 2, "E": 16}, inputs={"q": "float[B S H E]"},
+        steps=[{"attend": {"mask": mask} if mask else {}, "from": ["q", "q", "q"], "as": "y"}], outputs={"y": "y"},
+    )  # fmt: skip
+    graph = next(iter(lower(made, {"B": 2}, dtype)[0].values())).fwd
+    assert _targets(own.with_own_attention(graph)) == {own.own_attention if is_own else attention}
