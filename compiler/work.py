@@ -16,8 +16,6 @@ from specc.compiler.lower.own import INSIDE
 with without_triton():
     from torch.utils.flop_counter import flop_registry
 
-WEIGHED = ("specc.attention_backward.default",)  # has a formula (compiler.lower.attend); the others are kernels
-
 
 @dataclass(frozen=True)
 class Work:
@@ -53,20 +51,25 @@ def _flops(node: fx.Node) -> float:
     if name.startswith("specc.grouped_"):
         products = 2 if name.endswith("_backward.default") else 1
         return products * 2.0 * operands[0].numel() * operands[1].shape[-1]  # each row meets one matrix
-    if name.startswith("specc.attention_") and name not in WEIGHED:
-        # q [B S H E], k [B T K E], v [B T K F]: two products, and seven of the same size backward.
-        q, k, v = operands
-        whole = 2.0 * q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] * (q.shape[3] + v.shape[3])
-        return 3.5 * whole if name.endswith("_backward.default") else whole
     if "flash_attention" in name:
         return _attention_flops(node, name.endswith("_backward.default"))
     count = flop_registry.get(getattr(node.target, "overloadpacket", None))
     if count is None:
-        return 0.0
+        return _kernel_flops(name, operands)
     args = torch.fx.map_arg(node.args, lambda n: n.meta["val"])
     kwargs = torch.fx.map_arg(node.kwargs, lambda n: n.meta["val"])
     found: float = count(*args, **kwargs, out_val=node.meta["val"])
     return found
+
+
+def _kernel_flops(name: str, operands: list[Tensor]) -> float:
+    """Of a generated kernel: row-wise ones have no products."""
+    if not name.startswith("specc.attention_"):
+        return 0.0
+    # q [B S H E], k [B T K E], v [B T K F]: two products, and seven of the same size backward.
+    q, k, v = operands
+    whole = 2.0 * q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] * (q.shape[3] + v.shape[3])
+    return 3.5 * whole if name.endswith("_backward.default") else whole
 
 
 def _attention_flops(node: fx.Node, backward: bool) -> float:

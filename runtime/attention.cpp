@@ -180,8 +180,6 @@ Strides dense(int64_t tokens, int64_t heads, int64_t width) { return {tokens * h
 // The queries of a block, and the keys from `low`, a whole panel, to `high` that one of them sees.
 struct Block { int64_t start, rows, low, high; };
 
-struct Row { int64_t end; bool any; };  // whether a query sees something of a block, and where that ends
-
 struct Masked {
   const uint8_t* at;  // of the batch's first query; nothing where all is seen
   int64_t down, keys;
@@ -205,8 +203,8 @@ struct Masked {
   }
 
   // Scores of a query from key `low` on that it does not see become -inf, and of those after `high` to a whole vector:
-  // from there on no key of the block is seen.
-  Row hide(int64_t query, const Block& b, float* row) const {
+  // from there on, which is 0 if it sees none, no key of the block is seen.
+  int64_t hide(int64_t query, const Block& b, float* row) const {
     int64_t n = std::max<int64_t>(0, std::min(end(query), b.high) - b.low), whole = up(n, W);
     bool any = n > 0;
     if (at) {
@@ -215,7 +213,7 @@ struct Masked {
       for (int64_t j = 0; j < n; ++j) row[j] = seen[j] ? row[j] : NONE;
     }
     for (int64_t j = n; j < whole; ++j) row[j] = NONE;
-    return {any ? whole : 0, any};
+    return any ? whole : 0;
   }
 };
 
@@ -246,7 +244,7 @@ void forward(const Call& c, const X* q, const X* k, const X* v, const uint8_t* m
         float factors[BLOCK + ROWS];
         for (int64_t i = 0; i < x.rows; ++i) {
           float* row = s + i * TP;
-          auto [seen, any] = masked.hide(start + i, x, row);
+          int64_t seen = masked.hide(start + i, x, row);
           V most = V{} + NONE, total{};
           for (int64_t j = 0; j < seen; j += W) {
             V z = load(row + j);
@@ -260,8 +258,8 @@ void forward(const Call& c, const X* q, const X* k, const X* v, const uint8_t* m
           }
           for (int64_t j = seen; j < n; ++j) row[j] = 0;
           float all = sum(total);
-          factors[i] = any ? 1 / all : 0;  // a query that sees nothing gets zeros
-          sums[(b * c.heads + h) * S + start + i] = any ? top + std::log(all) : 0;
+          factors[i] = seen ? 1 / all : 0;  // a query that sees nothing gets zeros
+          sums[(b * c.heads + h) * S + start + i] = seen ? top + std::log(all) : 0;
         }
         product(x.rows, F, n, {s, TP, 1}, {vp + x.low * PANEL, T}, out, FP, false);
         if (n == 0) std::fill(out, out + x.rows * FP, 0.0f);
@@ -308,7 +306,7 @@ void backward(const Call& c, const X* dy, const X* q, const X* k, const X* v, co
           for (int64_t i = 0; i < x.rows; ++i) {
             float *row = p + i * TP, *grad = d + i * TP, inner = dot(ys + i * F, &was(i, 0), F);
             float log_sum = sums[(b * c.heads + h) * S + start + i];
-            auto seen = masked.hide(start + i, x, row).end;
+            int64_t seen = masked.hide(start + i, x, row);
             for (int64_t j = 0; j < seen; j += W) {
               V w = exponential(load(row + j) * scale - log_sum);
               store(row + j, w);

@@ -9,9 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-import shutil
 import subprocess
-import tempfile
 import warnings
 from contextlib import suppress
 from functools import cache
@@ -21,16 +19,17 @@ from typing import cast
 import torch
 from torch import Tensor, fx
 
-from specc.compiler.graphs import node_type
+from specc.compiler.graphs import dtype_named, node_type
 from specc.compiler.lower.attend import (
     attention,
     attention_backward,
     fake_attention,
     fake_attention_backward,
+    is_plain,
     rows_of,
 )  # fmt: skip
 from specc.compiler.lower.own import own_op
-from specc.runtime.cache import has_caches, kept, key, settings
+from specc.runtime.cache import has_caches, kept, key, made_beside, settings
 
 SOURCE = Path(__file__).with_name("attention.cpp")
 FLAGS = (
@@ -56,11 +55,12 @@ def with_own_attention(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def _fits(node: fx.Node) -> bool:
-    """Where nothing is skipped, whole steps are no faster for it than with torch's kernel, in fp32."""
+    """Whole steps are no faster for it than with torch's kernel where that is taken."""
     kinds = [node_type(x) for x in node.args[:3] if isinstance(x, fx.Node)]
-    mask, (causal, scale) = node.args[3], cast("tuple[bool, float]", node.args[-2:])
-    skips = mask is not None or causal or kinds[0][0] != "float32" or kinds[0][1][3] != kinds[2][1][3]
-    return skips and scale > 0 and kinds[0][0] in DTYPES and all(math.prod(shape) for _, shape, _ in kinds)
+    causal, scale = cast("tuple[bool, float]", node.args[-2:])
+    dtype, widths = kinds[0][0], (kinds[0][1][3], kinds[2][1][3])
+    is_some = dtype in DTYPES and scale > 0 and all(math.prod(shape) for _, shape, _ in kinds)
+    return is_some and not is_plain(dtype_named(dtype), widths, node.args[3], causal)
 
 
 @cache
@@ -92,20 +92,10 @@ def _load(folder: Path) -> ctypes.CDLL | None:
 
 
 def _build(compiler: str, folder: Path) -> ctypes.CDLL:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    begun = Path(tempfile.mkdtemp(dir=folder.parent))
-    try:
+    with made_beside(folder, lambda: _load(folder) is not None) as begun:
         command = [compiler, *FLAGS, str(SOURCE), "-o", str(begun / NAME)]
         subprocess.run(command, check=True, capture_output=True, text=True)
-        made = ctypes.CDLL(str(begun / NAME))
-        begun.chmod(0o755)  # who may read the cache may read this
-        if _load(folder) is None:  # else another process was faster
-            shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):
-                begun.rename(folder)
-        return made
-    finally:
-        shutil.rmtree(begun, ignore_errors=True)
+        return ctypes.CDLL(str(begun / NAME))
 
 
 @own_op("own_attention", fake_attention, "cpu")

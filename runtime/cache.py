@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -30,6 +34,22 @@ def kept() -> Path:
     """The folder in it for what is no file of Inductor's: a folder for each thing, named by what it depends on."""
     use_private_cache()
     return Path(os.environ[FOLDER]) / "specc"
+
+
+@contextmanager
+def made_beside(folder: Path, is_whole: Callable[[], bool]) -> Iterator[Path]:
+    """A new folder to fill, which then takes this one's place, unless another process was faster and this is whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    begun = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        yield begun
+        begun.chmod(0o755)  # who may read the cache may read this
+        if not is_whole():
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                begun.rename(folder)
+    finally:
+        shutil.rmtree(begun, ignore_errors=True)
 
 
 def has_caches() -> bool:

@@ -11,7 +11,6 @@ import builtins
 import os
 import shutil
 import symtable
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,6 +26,7 @@ from torch import Tensor, fx
 from specc.compiler.graphs import from_json, to_json
 from specc.compiler.kernels.load import module_of
 from specc.runtime.boxed import Function, boxed
+from specc.runtime.cache import made_beside
 
 PROGRAM, TABLES = "program.py", "tables.json"
 NONE = "null"  # stands in the latter where there are none
@@ -78,24 +78,15 @@ def keep(folder: Path, source: str, tables: fx.GraphModule | None) -> Function |
     if made is None:
         return None
     text, functions = made
-    begun = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        begun = Path(tempfile.mkdtemp(dir=folder.parent))
-        for name, (types, code) in functions.items():
-            shutil.copyfile(_compiled(types, code), begun / name)
-        (begun / TABLES).write_text(to_json(tables) if tables else NONE, encoding="utf-8")
-        (begun / PROGRAM).write_text(text, encoding="utf-8")
-        begun.chmod(0o755)  # who may read the cache may read this
-        if load(folder) is None:  # else another process was faster
-            shutil.rmtree(folder, ignore_errors=True)
-            begun.rename(folder)
+        with made_beside(folder, lambda: load(folder) is not None) as begun:
+            for name, (types, code) in functions.items():
+                shutil.copyfile(_compiled(types, code), begun / name)
+            (begun / TABLES).write_text(to_json(tables) if tables else NONE, encoding="utf-8")
+            (begun / PROGRAM).write_text(text, encoding="utf-8")
         _prune(folder.parent)
     except OSError:
         return None
-    finally:
-        if begun:
-            shutil.rmtree(begun, ignore_errors=True)
     return load(folder)
 
 

@@ -248,11 +248,7 @@ def test_scores_of_a_block_are_bounded() -> None:
 def test_a_library_is_built_once_and_where_it_cannot_be_one_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = model(
-        dims={"S": 70, "H": 2, "E": 16}, inputs={"q": "float[B S H E]"},
-        steps=[{"attend": {"mask": "causal"}, "from": ["q", "q", "q"], "as": "y"}], outputs={"y": "y"},
-    )  # fmt: skip
-    graph = next(iter(lower(made, {"B": 2}, torch.float32)[0].values())).fwd
+    graph = of_itself("causal", torch.float32)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("CXX", "false")
     clear = (own.library.cache_clear, own._is_built.cache_clear)
@@ -287,9 +283,14 @@ def _targets(gm: torch.fx.GraphModule) -> set[object]:
 ])  # fmt: skip
 @available
 def test_it_is_taken_where_it_gains(mask: str, dtype: torch.dtype, is_own: bool) -> None:
+    graph = of_itself(mask, dtype)
+    assert _targets(own.with_own_attention(graph)) == {own.own_attention if is_own else attention}
+
+
+def of_itself(mask: str, dtype: torch.dtype) -> torch.fx.GraphModule:
+    """The forward of an attention whose queries are its keys and its values."""
     made = model(
         dims={"S": 70, "H": 2, "E": 16}, inputs={"q": "float[B S H E]"},
         steps=[{"attend": {"mask": mask} if mask else {}, "from": ["q", "q", "q"], "as": "y"}], outputs={"y": "y"},
     )  # fmt: skip
-    graph = next(iter(lower(made, {"B": 2}, dtype)[0].values())).fwd
-    assert _targets(own.with_own_attention(graph)) == {own.own_attention if is_own else attention}
+    return next(iter(lower(made, {"B": 2}, dtype)[0].values())).fwd

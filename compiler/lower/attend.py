@@ -49,7 +49,7 @@ def fake_attention_backward(
 
 def _held(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, backward: bool) -> int:
     """Bytes that it holds beside its results: copies of keys and values, and of a block scores and weights."""
-    if _is_plain(q, v, mask, causal):
+    if is_plain(q.dtype, (q.shape[3], v.shape[3]), mask, causal):
         return 0
     size, keys = _wide(q).itemsize, k.shape[1]
     sequences, rows = _block(q, k)
@@ -90,13 +90,13 @@ def attention_backward(
     """The gradients of q, k and v, from that of y and what the forward gave."""
     if q.device.type != "cpu":
         return _gradients_by_torch(q, k, v, mask, dy, causal, scale)
-    if _is_plain(q, v, mask, causal):
+    if is_plain(q.dtype, (q.shape[3], v.shape[3]), mask, causal):
         q, k, v, y, dy = (rows_of(x) for x in (q, k, v, y, dy))
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         dq, dk, dv = kernel(*(x.transpose(1, 2) for x in (dy, q, k, v, y)), sums, 0.0, False, scale=scale)
-        return _tokens(dq), _tokens(dk), _tokens(dv)
+        return _swapped(dq), _swapped(dk), _swapped(dv)
     grads = [torch.zeros(x.shape, dtype=_wide(x)) for x in (q, k, v)]
-    ks, vs = _heads(k), _heads(v)
+    ks, vs = _swapped(wide(k)), _swapped(wide(v))  # a CPU may have no units for bf16
     for part, rows, n in _blocks(q, k, causal):
         first, seen = rows.start if causal else None, _of(mask, part, rows, n)
         operands = _grouped(q[part, rows], k), ks[part, :, :n], vs[part, :, :n]
@@ -131,13 +131,13 @@ def attention(
     the logarithms of the sums of a query's weights. H is a multiple of K; a query that sees nothing gets zeros."""
     if q.device.type != "cpu":
         return _by_torch(q, k, v, mask, causal, scale), q.new_zeros(q.shape[0], q.shape[2], q.shape[1], dtype=_wide(q))
-    if _is_plain(q, v, mask, causal):
+    if is_plain(q.dtype, (q.shape[3], v.shape[3]), mask, causal):
         q, k, v = (rows_of(x) for x in (q, k, v))
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out, sums = kernel(*(x.transpose(1, 2) for x in (q, k, v)), 0.0, False, scale=scale)
-        return _tokens(out), sums.contiguous()
+        return _swapped(out), sums.contiguous()
     y, sums = fake_attention(q, k, v, mask, causal, scale)
-    ks, vs = _heads(k), _heads(v)
+    ks, vs = _swapped(wide(k)), _swapped(wide(v))
     for part, rows, n in _blocks(q, k, causal):
         first, seen = rows.start if causal else None, _of(mask, part, rows, n)
         operands = _grouped(q[part, rows], k), ks[part, :, :n], vs[part, :, :n]
@@ -145,9 +145,10 @@ def attention(
     return y, sums
 
 
-def _is_plain(q: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> bool:
-    """torch's own kernel is as fast where nothing is skipped (in bf16 not on every CPU)."""
-    return mask is None and not causal and q.dtype != torch.bfloat16 and q.shape[3] == v.shape[3]
+def is_plain(dtype: torch.dtype, widths: tuple[int, int], mask: object, causal: bool) -> bool:
+    """torch's own kernel is as fast where nothing is skipped (in bf16 not on every CPU). Widths are those of heads in
+    keys and in values."""
+    return mask is None and not causal and dtype != torch.bfloat16 and widths[0] == widths[1]
 
 
 def _block(q: Tensor, k: Tensor) -> tuple[int, int]:
@@ -222,13 +223,8 @@ def rows_of(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _heads(x: Tensor) -> Tensor:
-    """[B T K E] -> [B K T E] in fp32 or wider, for CPUs may have no units for bf16: one copy, of which blocks are
-    views."""
-    return wide(x).transpose(1, 2).contiguous()
-
-
-def _tokens(x: Tensor) -> Tensor:
+def _swapped(x: Tensor) -> Tensor:
+    """[B T K E] -> [B K T E], and back."""
     return x.transpose(1, 2).contiguous()
 
 
@@ -263,7 +259,7 @@ def _by_torch(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
             mask = mask & torch.ones(mask.shape[1:], dtype=torch.bool, device=mask.device).tril()
         mask, causal = mask[:, None], False
     y = scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
-    return _tokens(y if mask is None else torch.where(mask.any(-1, keepdim=True), y, 0.0))
+    return _swapped(y if mask is None else torch.where(mask.any(-1, keepdim=True), y, 0.0))
 
 
 def _gradients_by_torch(

@@ -70,7 +70,7 @@ def _seen(decoding: Decoding, width: int, causal: bool) -> Tensor:
 
 def _heads_first(x: Tensor) -> Tensor:
     """[... S H E] -> [B H S E]."""
-    return x.reshape(-1, *x.shape[-3:]).transpose(1, 2)
+    return _one_batch(x, 3).transpose(1, 2)
 
 
 def _repeat(x: Tensor, groups: int) -> Tensor:
@@ -81,7 +81,7 @@ def _repeat(x: Tensor, groups: int) -> Tensor:
 def _score_term(e: Local, mask: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """What is added to the scores, as [B H S T]: the mask alone stays bool."""
     if mask is not None:
-        mask = mask.reshape(-1, *mask.shape[-2:])[:, None]
+        mask = _one_batch(mask, 2)[:, None]
     if bias is None:
         return mask
     term = bias.movedim(-1, -3).to(dtype)
