@@ -12,7 +12,7 @@ from torch import Tensor
 from specc.compiler.lower.local import Impl, Local, wide
 from specc.compiler.ops.loss import IGNORE
 
-CHUNK_ELEMENTS = 1 << 22  # logits held at a time,
+CHUNK_ELEMENTS = 1 << 24  # logits held at a time,
 MAX_CHUNKS = 16  # if that takes no more chunks than this: each chunk is a piece of the graph
 
 
@@ -82,8 +82,11 @@ class LinearCrossEntropy(torch.autograd.Function):
                 d_x.append(grad @ weight.t())
             if needs[1]:
                 # A sum in the product: one apart would wait for the products of all chunks, if it is fused.
-                d_weight = part.t() @ grad if d_weight is None else torch.addmm(d_weight, part.t(), grad)
-        ctx.save_for_backward(torch.cat(d_x) if d_x else None, d_weight, None if d_bias is None else d_bias.to(x.dtype))
+                # Its rows are words: as long as a vocabulary, they would lie in the same few places of a cache.
+                d_weight = grad.t() @ part if d_weight is None else torch.addmm(d_weight, grad.t(), part)
+        of_weight = None if d_weight is None else d_weight.t()
+        of_bias = None if d_bias is None else d_bias.to(x.dtype)
+        ctx.save_for_backward(torch.cat(d_x) if d_x else None, of_weight, of_bias)
         return total / count
 
     @staticmethod
