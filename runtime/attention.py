@@ -2,7 +2,7 @@
 
 On an AMD EPYC with AVX2, two threads, fp32, heads of 64, it does 1.8 times the work of torch's kernel a second where
 half of the keys are seen (8 x 8 heads of 512), and 15 times in a backward in bf16, which torch multiplies number by
-number on CPUs without such units. Where all keys are seen torch's kernel stays."""
+number on CPUs without such units. Where all keys are seen, a block of a ViT or DiT is one to three percent faster."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ from typing import cast
 import torch
 from torch import Tensor, fx
 
-from specc.compiler.graphs import dtype_named, node_type
+from specc.compiler.graphs import node_type
 from specc.compiler.lower.attend import (
     attention,
     attention_backward,
     fake_attention,
     fake_attention_backward,
-    is_plain,
     rows_of,
 )  # fmt: skip
 from specc.compiler.lower.own import own_op
@@ -55,12 +54,9 @@ def with_own_attention(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def _fits(node: fx.Node) -> bool:
-    """Whole steps are no faster for it than with torch's kernel where that is taken."""
     kinds = [node_type(x) for x in node.args[:3] if isinstance(x, fx.Node)]
-    causal, scale = cast("tuple[bool, float]", node.args[-2:])
-    dtype, widths = kinds[0][0], (kinds[0][1][3], kinds[2][1][3])
-    is_some = dtype in DTYPES and scale > 0 and all(math.prod(shape) for _, shape, _ in kinds)
-    return is_some and not is_plain(dtype_named(dtype), widths, node.args[3], causal)
+    scale = cast("float", node.args[-1])
+    return kinds[0][0] in DTYPES and scale > 0 and all(math.prod(shape) for _, shape, _ in kinds)
 
 
 @cache

@@ -278,11 +278,11 @@ def _targets(gm: torch.fx.GraphModule) -> set[object]:
 
 
 @pytest.mark.parametrize(("mask", "dtype", "is_own"), [
-    ("", torch.float32, False), ("causal", torch.float32, True), ("", torch.bfloat16, True),
+    ("", torch.float32, True), ("causal", torch.float32, True), ("", torch.bfloat16, True),
     ("causal", torch.float64, False),
 ])  # fmt: skip
 @available
-def test_it_is_taken_where_it_gains(mask: str, dtype: torch.dtype, is_own: bool) -> None:
+def test_it_is_taken_for_the_dtypes_that_it_knows(mask: str, dtype: torch.dtype, is_own: bool) -> None:
     graph = of_itself(mask, dtype)
     assert _targets(own.with_own_attention(graph)) == {own.own_attention if is_own else attention}
 
