@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -14,10 +15,11 @@ from specc.runtime.pieces import Region, extent
 
 CUT = 2.0  # standard deviations that a truncated normal keeps
 WORDS = 4  # of one state of Philox's counter
-GAP, AT_ONCE = 4096, 1 << 22  # elements: those between two rows that may be drawn in vain, and those held at once
+GAP, AT_ONCE = 4096, 1 << 18  # elements: those between two rows that may be drawn in vain, and those of one piece
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Numbers = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Draw = Callable[[str, int, int, int], Numbers]  # path, begin, end, seed
+Finish = Callable[[Numbers], Numbers]
 
 
 def initial(
@@ -33,33 +35,43 @@ def initial(
     if kind == "sincos":
         return torch.from_numpy(np.ascontiguousarray(sincos(tuple(shape), args["extent"])[at])).float()
     if kind == "uniform":
-        u = drawn(uniform, path, shape, at, seed)
-        return torch.from_numpy(args["low"] + (args["high"] - args["low"]) * u).float().reshape(size)
+        return drawn(uniform, lambda u: args["low"] + (args["high"] - args["low"]) * u, path, shape, at, seed)
     std = args["std"] if "std" in args else math.sqrt((2.0 if kind.startswith("kaiming") else 1.0) / fan_in)
-    z = drawn(normal, path, shape, at, seed)
-    if kind == "truncated_normal":
-        z = np.clip(z, -CUT, CUT)
-    return torch.from_numpy(std * z).float().reshape(size)
+    bound = CUT if kind == "truncated_normal" else math.inf
+    return drawn(normal, lambda z: std * np.clip(z, -bound, bound), path, shape, at, seed)
 
 
-def drawn(
-    draw: Callable[[str, int, int, int], Numbers], path: str, shape: Sequence[int], at: Region, seed: int
-) -> Numbers:
-    """The numbers of a region, row after row. Rows that lie near each other in the stream are drawn at once."""
+def drawn(draw: Draw, finish: Finish, path: str, shape: Sequence[int], at: Region, seed: int) -> Tensor:
+    """The values of a region in fp32. Its pieces stay in a core's cache, and torch's number of threads make them."""
     starts, length = rows(shape, at)
-    out = np.empty(len(starts) * length)
+    value = torch.empty(extent(at))
+    out = value.view(len(starts), length).numpy()
+
+    def fill(piece: tuple[slice, slice]) -> None:
+        of, columns = piece
+        begin = int(starts[of][0]) + columns.start
+        found = draw(path, begin, int(starts[of][-1]) + columns.stop, seed)
+        if len(starts[of]) > 1:
+            found = found[starts[of, None] - begin + np.arange(length)]
+        out[piece] = finish(found)
+
+    made = [*pieces(starts, length)]
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        for _ in threads.map(fill, made) if len(made) > 1 else map(fill, made):
+            pass
+    return value
+
+
+def pieces(starts: Ints, length: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns that are drawn at once: rows that lie near each other in the stream, or a part of a long one."""
     first = 0
     while first < len(starts):
         last = first
         while last + 1 < len(starts) and near(starts, length, first, last + 1):
             last += 1
-        begin = int(starts[first])
-        found = draw(path, begin, int(starts[last]) + length, seed)
-        if last > first:
-            found = found[starts[first : last + 1, None] - begin + np.arange(length)].reshape(-1)
-        out[first * length : (last + 1) * length] = found
+        for begin in range(0, length, AT_ONCE):
+            yield slice(first, last + 1), slice(begin, min(length, begin + AT_ONCE))
         first = last + 1
-    return out
 
 
 def near(starts: Ints, length: int, first: int, last: int) -> bool:
