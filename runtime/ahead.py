@@ -5,6 +5,7 @@ stopped and goes on: a step does not depend on how fast the compiler was."""
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -102,6 +103,7 @@ def main(threads: str, *graphs: str) -> None:
     torch.set_num_threads(int(threads))
     for file in graphs:
         callable_of(from_json(Path(file).read_text(encoding="utf-8")), compiled=True)
+    gc.freeze()  # the run waits for the end of this process: no cycles are looked for
 
 
 def _end_with_parent() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import importlib
 import os
 import re
@@ -18,6 +20,7 @@ from specc.spec.errors import SpecError, did_you_mean
 
 OK, RUN_FAILED, WRONG_SPEC = 0, 1, 2
 INTERRUPTED = 128 + signal.SIGINT
+atexit.register(gc.freeze)
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,12 +77,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _call(command: Command, args: argparse.Namespace) -> int:
-    module, function = command.function.split(":")
-    run = getattr(importlib.import_module(module), function)
-    code = run(args)
+    code = function_of(command.function)(args)
     assert isinstance(code, int), f"{command.function} gives no exit code"
     sys.stdout.flush()
     return code
+
+
+def function_of(name: str) -> Any:
+    """`module:function`, imported while nobody looks for cycles among the objects of modules, which stay: that, and the
+    same at exit, take a command which compiles a quarter of its time."""
+    module, function = name.split(":")
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        return getattr(importlib.import_module(module), function)
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _failed(message: str, code: int = RUN_FAILED) -> int:

@@ -1,10 +1,9 @@
-"""A model of the benchmarks, lowered: `python -m tests.bench.lowered '{"dtype": "bf16"}' FOLDER` leaves there what a
-step needs, as `specc build` does in a process of its own, so that training holds nothing of the compiler's."""
+"""A model of the benchmarks, lowered: `main('{"dtype": "bf16"}', FOLDER)` leaves there what a step needs, as
+`specc build` does in a process of its own, so that training holds nothing of the compiler's."""
 
 from __future__ import annotations
 
 import json
-import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -53,7 +52,3 @@ def main(settings: str, folder: str) -> None:
         "calls": [vars(c) for c in calls], "graphs": {name: layout(g) for name, g in graphs.items()},
     }  # fmt: skip
     (out / FACTS).write_text(json.dumps(facts), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -31,6 +31,9 @@ from specc.runtime.team import ALONE
 from specc.spec.stage import Optimizer
 from tests.bench.models import BETAS, CLIP, DTYPES, FACTS, LEARNING_RATE, WEIGHT_DECAY, Setting
 
+# As the `specc` command does it.
+LOWER = "import sys; from specc.runtime.cli import function_of; function_of('tests.bench.lowered:main')(*sys.argv[1:])"
+
 
 @dataclass(frozen=True)
 class Side:
@@ -75,7 +78,7 @@ def side(setting: Setting) -> Side:
     """The model with its first parameters, lowered by a process that is gone."""
     held, device = tempfile.TemporaryDirectory(prefix="specc-bench-"), torch.device(setting.device)
     folder = Path(held.name)
-    command = [sys.executable, "-m", "tests.bench.lowered", json.dumps(asdict(setting)), held.name]
+    command = [sys.executable, "-c", LOWER, json.dumps(asdict(setting)), held.name]
     subprocess.run(command, check=True)
     facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     params = {
@@ -105,8 +108,7 @@ def make(setting: Setting) -> Callable[[], float]:
     optimizer = AdamW(adam, {n: made.params[n] for n in made.params if n in made.trainable})
     batches = torch.Generator().manual_seed(1)
     heap, n = Heap(), 0
-    if not later:
-        keep_memory()
+    keep_memory()
 
     def step() -> float:
         nonlocal run, n
