@@ -106,8 +106,7 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
     if decision.compiled and step < decision.begins:
         compiled = partial(Ahead, stage.compiled(decision.plain), folder / "compile.log")
         run.later = Later(decision.begins, partial(ready, compiled=True), compiled if seat.leads else None)
-    else:
-        keep_memory()
+    keep_memory()
     return run
 
 
