@@ -9,11 +9,13 @@ from contextlib import contextmanager
 
 import torch
 
+IS_FOR_GPUS = bool(torch.version.cuda or torch.version.hip or torch.version.xpu)  # this torch is, whatever is here
+
 
 @contextmanager
 def without_triton() -> Iterator[None]:
     """Inside of this Triton is not found, unless torch is built for GPUs or it has been imported already."""
-    if torch.version.cuda or torch.version.hip or torch.version.xpu or "triton" in sys.modules:
+    if IS_FOR_GPUS or "triton" in sys.modules:
         yield
         return
     sys.modules["triton"] = None  # type: ignore[assignment]

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from specc.compiler.build import build_spec
+from specc.compiler.imports import IS_FOR_GPUS
 from specc.compiler.work import Work
 from specc.runtime import checkpoint
 from specc.runtime.built import Build, open_build
@@ -106,7 +107,7 @@ from specc.runtime.built import open_build
 from specc.runtime.train import run_stage
 build = open_build(Path(sys.argv[1]))
 run_stage(build, *build.stages.values(), Path(sys.argv[1]), print)
-print("compiler", *(m in sys.modules for m in ("torch._inductor", "torch._dynamo", "triton")))
+print("compiler", *(m for m in ("torch._inductor", "torch._dynamo", "triton") if m in sys.modules))
 """
 
 
@@ -126,7 +127,7 @@ def test_compiled_graphs_take_over_at_the_decided_step(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert "pretrain: compiled graphs from step 3 on" in done.stdout
         assert "compiled now" not in done.stdout
-        assert done.stdout.endswith("compiler False False False\n")
+        assert set(done.stdout.rpartition("compiler")[2].split()) <= ({"triton"} if IS_FOR_GPUS else set())
         newest = checkpoint.load_newest(folder / "checkpoints", stage.hash, Seat().sharding)
         assert newest is not None
         weights.append(newest.tensors["weights"])

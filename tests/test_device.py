@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from specc.compiler.build import lower
 from specc.compiler.graphs import from_json, to_json
@@ -77,7 +77,7 @@ def test_attention_of_any_device_is_that_of_the_cpu_and_lies_as_it_does(is_causa
 
 
 def test_graphs_of_another_device_are_found_out() -> None:
-    with pytest.raises(FakeTensorDeviceMismatchError):
+    with pytest.raises(RuntimeError, match="device"):
         step("llama", device.CPU, CUDA)
 
 

@@ -153,6 +153,7 @@ def test_a_gated_sum_a_norm_and_its_modulation_are_one_kernel(golden: Callable[[
     golden("kernel_expr_layer_norm.py.txt", next(m.source for n, m in made.items() if n.startswith("expr_layer_norm")))
 
 
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="older ones take the gradient of silu apart in another way")
 def test_a_body_reads_as_its_regions(golden: Callable[[str, str], None]) -> None:
     golden("llama_regions.txt", str(found("llama")["layers"].body) + "\n")
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from specc.compiler.imports import IS_FOR_GPUS
+
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ["spec", "compiler", "runtime"]  # each may import itself and those before it
 FILES = [p for layer in LAYERS for p in sorted((ROOT / layer).rglob("*.py"))]
@@ -106,9 +108,9 @@ from specc.spec.stage import Optimizer
 x = torch.ones(2, 2)
 AdamW(Optimizer(lr=0.1), {"x": x}).step({"x": x}, 0.1)
 sum_rows(x[None])  # ops of our own do not import it either
-print([m for m in ("torch._dynamo", "torch._inductor", "sympy", "triton", "specc.compiler.build") if m in sys.modules])
+print(*(m for m in ("torch._dynamo", "torch._inductor", "sympy", "triton", "specc.compiler.build") if m in sys.modules))
 """
-    assert in_a_fresh_python(code).strip() == "[]"
+    assert set(in_a_fresh_python(code).split()) <= ({"triton"} if IS_FOR_GPUS else set())
 
 
 def test_every_module_imports() -> None:

@@ -107,7 +107,7 @@ torch.set_num_threads(1)
 xs = [torch.randn(8, 4, 64, 16, generator=torch.Generator().manual_seed(0)), torch.ones(16, 16), torch.arange(64.0)]
 for y in callable_of(from_json(Path(sys.argv[1]).read_text()), True)(xs):
     print(y.contiguous().numpy().tobytes().hex())
-print(*(m in sys.modules for m in ("torch._inductor", "torch._dynamo", "triton")))
+print(*(m in sys.modules for m in ("torch._inductor", "torch._dynamo")))
 """
 
 
@@ -132,7 +132,7 @@ def test_a_process_without_the_compiler_gives_the_same_bits(tmp_path: Path, monk
     for found, wanted in zip(first, turned(*xs), strict=True):
         got = torch.frombuffer(bytearray.fromhex(found), dtype=torch.float32).view(wanted.shape)
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
-    assert elsewhere() == (first, "False False False")
+    assert elsewhere() == (first, "False False")
     next(folder.glob("*.so")).unlink()  # a part of it is lost: it is made again
     again, modules = elsewhere()
     assert again == first
