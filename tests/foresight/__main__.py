@@ -29,7 +29,7 @@ def main() -> None:
     if args.rows:
         print("\n".join(line(c) for c in found), end="\n\n")
     print("\n".join(summary(found)))
-    print("plans of one model, ranked by speed", *rankings(found), sep="\n")
+    print("rank correlation of predicted and reported speed, by model", *rankings(found), sep="\n")
     if args.search:
         print("the search's plan beside the published one", *outcome(best(found, hardware(args.hardware))), sep="\n")
     print("not predicted")
