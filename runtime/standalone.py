@@ -30,10 +30,12 @@ from specc.runtime.cache import made_beside
 
 PROGRAM, TABLES = "program.py", "tables.json"
 NONE = "null"  # stands in the latter where there are none
-HEAD = "import torch as extern_kernels\nfrom specc.runtime.standalone import kernel_of"
+HEAD = "import torch as extern_kernels\nfrom specc.runtime.standalone import assert_tensor_metadata, kernel_of"
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm"}  # which torch has under the names that Inductor uses
 # What programs import of Inductor, and what stands in them for its benchmarks: none of it is needed.
-IMPORTED = {"run_intermediate_hooks", "maybe_profile", "_align", "AsyncCompile", "extern_kernels"}
+IMPORTED = {
+    "run_intermediate_hooks", "maybe_profile", "_align", "AsyncCompile", "extern_kernels", "assert_tensor_metadata"
+}  # fmt: skip
 BENCHMARKS = {"get_args", "benchmark_compiled_module"}
 COMPILER, MADE = "async_compile", "async_compile.cpp_pybinding"
 ADDRESS = "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"  # where a library finds the function of torch's that it calls
@@ -45,6 +47,15 @@ def kernel_of(program: str, library: str) -> Any:
     """The function of a library beside a program."""
     os.environ[ADDRESS] = str(torch._C._dynamo.guards._torchinductor_pyobject_tensor_data_ptr)  # type: ignore[attr-defined]
     return module_of(f"{Path(library).stem}.kernel", Path(program).parent / library).kernel
+
+
+def assert_tensor_metadata(
+    x: Tensor, size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, op: str
+) -> None:  # fmt: skip
+    """What programs of torch 2.14 ask of the results of ops that are not torch's."""
+    if x.dtype != dtype:
+        raise RuntimeError(f"expected dtype {dtype} but got {x.dtype}\nError in op: {op}")
+    torch._C._dynamo.guards.assert_size_stride(x, size, stride, op)
 
 
 def load(folder: Path) -> Function | None:

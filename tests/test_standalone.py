@@ -19,6 +19,7 @@ from specc.runtime import standalone
 PROGRAM = """
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.select_algorithm import extern_kernels
+from torch._inductor.runtime.runtime_utils import assert_tensor_metadata
 async_compile = AsyncCompile()
 cpp_fused_add_0 = async_compile.cpp_pybinding(['float*'], 'void kernel(float* x) {}')
 async_compile.wait(globals())
@@ -44,6 +45,18 @@ def test_a_program_loses_the_compiler() -> None:
     assert f"cpp_fused_add_0 = kernel_of(__file__, '{library}')" in text
     assert "_inductor" not in text
     assert "get_args" not in text
+
+
+@pytest.mark.parametrize(("size", "stride", "dtype"), [
+    ((2, 4), (4, 1), torch.float32), ((2, 3), (1, 2), torch.float32), ((2, 3), (3, 1), torch.float64),
+])  # fmt: skip
+def test_results_that_are_not_as_told_are_found_out(
+    size: tuple[int, int], stride: tuple[int, int], dtype: torch.dtype
+) -> None:
+    x = torch.ones(2, 3)
+    standalone.assert_tensor_metadata(x, (2, 3), (3, 1), torch.float32, "an op")
+    with pytest.raises((AssertionError, RuntimeError), match="an op"):
+        standalone.assert_tensor_metadata(x, size, stride, dtype, "an op")
 
 
 @pytest.mark.parametrize(("old", "new"), [
