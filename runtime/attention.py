@@ -54,9 +54,11 @@ def with_own_attention(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def _fits(node: fx.Node) -> bool:
+    """A thread takes whole heads: too few of them would leave threads idle."""
     kinds = [node_type(x) for x in node.args[:3] if isinstance(x, fx.Node)]
-    scale = cast("float", node.args[-1])
-    return kinds[0][0] in DTYPES and scale > 0 and all(math.prod(shape) for _, shape, _ in kinds)
+    scale, k = cast("float", node.args[-1]), kinds[1][1]
+    is_some = kinds[0][0] in DTYPES and scale > 0 and all(math.prod(shape) for _, shape, _ in kinds)
+    return is_some and k[0] * k[2] >= torch.get_num_threads()
 
 
 @cache

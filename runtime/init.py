@@ -42,23 +42,25 @@ def initial(
 
 
 def drawn(draw: Draw, finish: Finish, path: str, shape: Sequence[int], at: Region, seed: int) -> Tensor:
-    """The values of a region in fp32. Its pieces stay in a core's cache, and torch's number of threads make them."""
+    """The values of a region in fp32, in pieces, by as many threads as torch has."""
     starts, length = rows(shape, at)
-    value = torch.empty(extent(at))
+    value = torch.empty(extent(at), dtype=torch.float32, device="cpu")
     out = value.view(len(starts), length).numpy()
 
-    def fill(piece: tuple[slice, slice]) -> None:
-        of, columns = piece
-        begin = int(starts[of][0]) + columns.start
-        found = draw(path, begin, int(starts[of][-1]) + columns.stop, seed)
-        if len(starts[of]) > 1:
-            found = found[starts[of, None] - begin + np.arange(length)]
-        out[piece] = finish(found)
+    def fill(share: Sequence[tuple[slice, slice]]) -> None:
+        for of, columns in share:
+            begin = int(starts[of][0]) + columns.start
+            found = draw(path, begin, int(starts[of][-1]) + columns.stop, seed)
+            if len(starts[of]) > 1:
+                found = found[starts[of, None] - begin + np.arange(length)]
+            out[of, columns] = finish(found)
 
     made = [*pieces(starts, length)]
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        for _ in threads.map(fill, made) if len(made) > 1 else map(fill, made):
-            pass
+    n = torch.get_num_threads() if value.numel() > AT_ONCE else 1
+    with ThreadPoolExecutor(n) as threads:
+        done = [threads.submit(fill, made[i::n]) for i in range(n)]
+    for part in done:
+        part.result()
     return value
 
 

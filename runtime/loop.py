@@ -136,7 +136,7 @@ def take_over(run: Run, later: Later, progress: Progress) -> None:
         time.sleep(WAIT)
     if later.trouble:
         run.say(f"{run.stage.name}: {later.trouble}; they are compiled now")
-    run.executor, run.later = later.take(run.seat.team), None
+    run.executor, run.later, run.heap = later.take(run.seat.team), None, Heap()
     run.say(f"{run.stage.name}: compiled graphs from step {run.step} on")
 
 

@@ -125,14 +125,18 @@ def test_the_op_has_a_gradient() -> None:
     assert all(torch.allclose(a, b) for a, b in zip(found, wanted, strict=True))
 
 
+@pytest.mark.parametrize("case", [CASES[2], CASES[5]], ids=["masked", "plain"])
 @pytest.mark.parametrize("pair", BOTH)
-def test_a_backward_takes_what_either_forward_gave(pair: Pair) -> None:
-    *qkv, dy = operands(CASES[2], torch.float32)
-    mask = documents(2, 101)
-    here = attention(*qkv, mask, True, 0.3)
-    there = pair[0](*qkv, mask, True, 0.3)
-    assert torch.allclose(here[1][:, :, :-1], there[1][:, :, :-1], atol=1e-5)  # the last query's has no meaning
-    for a, b in zip(pair[1](*qkv, mask, *here, dy, True, 0.3), pair[1](*qkv, mask, *there, dy, True, 0.3), strict=True):
+def test_a_backward_takes_what_either_forward_gave(
+    pair: Pair, case: tuple[int, int, int, int, int, int, bool, Masks | None]
+) -> None:
+    *qkv, dy = operands(case, torch.float32)
+    causal, mask = case[6], case[7](2, case[0]) if case[7] else None
+    here = attention(*qkv, mask, causal, 0.3)
+    there = pair[0](*qkv, mask, causal, 0.3)
+    assert torch.allclose(here[1][:, :, :-1], there[1][:, :, :-1], atol=1e-5)  # the last masked one has no meaning
+    grads = (pair[1](*qkv, mask, *gave, dy, causal, 0.3) for gave in (here, there))
+    for a, b in zip(*grads, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
 

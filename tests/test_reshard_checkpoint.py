@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from specc.compiler.placement.types import Axis, Layout, Mesh, R, S, V
-from specc.runtime import checkpoint
+from specc.runtime import checkpoint, init
 from specc.runtime.checkpoint import SaveError, load_newest, save
 from specc.runtime.errors import RunError
 from specc.runtime.groups import cut
@@ -291,3 +291,18 @@ def test_a_part_is_drawn_as_it_lies_in_the_whole(kind: str, seed: int) -> None:
     own = initial("p", shape, kind, args, seed, region=region)
     assert own.shape == whole[region].shape
     assert own.equal(whole[region])
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("kind", ["normal", "uniform"])
+def test_pieces_are_drawn_as_the_whole(kind: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of rows, rows together, and rows that lie too far apart for it; one thread, or several."""
+    draw = random.Random(seed)
+    shape = draw.choice([(4, 6, 8), (40,), (12, 24), (2, 3, 5)])
+    args = {"std": 0.5, "low": -1.0, "high": 2.0}
+    whole = initial("p", shape, kind, args, seed)
+    region = tuple(slice(b := draw.randrange(n), draw.randrange(b, n + 1)) for n in shape)
+    monkeypatch.setattr(init, "AT_ONCE", draw.choice([1, 7, 20]))
+    monkeypatch.setattr(init, "GAP", draw.choice([0, 3, 100]))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: draw.choice([1, 3]))
+    assert initial("p", shape, kind, args, seed, region=region).equal(whole[region])

@@ -67,6 +67,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         needs: tuple[bool, bool, bool],
     ) -> Tensor:  # fmt: skip
         rows = chunk_rows(x.shape[0], weight.shape[1])
+        is_table = weight.stride(0) == 1  # of an embedding, a row a word: so is its gradient, and nobody turns it
         total = wide(x.new_zeros(()))
         d_x: list[Tensor] = []
         d_weight: Tensor | None = None
@@ -82,9 +83,9 @@ class LinearCrossEntropy(torch.autograd.Function):
                 d_x.append(grad @ weight.t())
             if needs[1]:
                 # A sum in the product: one apart would wait for the products of all chunks, if it is fused.
-                # Its rows are words: as long as a vocabulary, they would lie in the same few places of a cache.
-                d_weight = grad.t() @ part if d_weight is None else torch.addmm(d_weight, grad.t(), part)
-        of_weight = None if d_weight is None else d_weight.t()
+                a, b = (grad.t(), part) if is_table else (part.t(), grad)
+                d_weight = a @ b if d_weight is None else torch.addmm(d_weight, a, b)
+        of_weight = d_weight.t() if is_table and d_weight is not None else d_weight
         of_bias = None if d_bias is None else d_bias.to(x.dtype)
         ctx.save_for_backward(torch.cat(d_x) if d_x else None, of_weight, of_bias)
         return total / count

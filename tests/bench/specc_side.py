@@ -111,11 +111,11 @@ def make(setting: Setting) -> Callable[[], float]:
     keep_memory()
 
     def step() -> float:
-        nonlocal run, n
+        nonlocal run, n, heap
         if later and n == later.step:
             while later.is_busy:
                 time.sleep(WAIT)
-            run = later.take(ALONE)
+            run, heap = later.take(ALONE), Heap()
         n += 1
         result = run.step(made.params, [made.inputs(setting.batch(batches))], [1.0])
         clip(result.grads, CLIP)
