@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import atexit
 import gc
-import importlib
 import os
 import re
 import signal
@@ -13,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from specc.runtime.entry import function_of
 from specc.runtime.errors import RunError
 from specc.runtime.options import COMMANDS, Command
 from specc.runtime.terminal import BOLD, RED, has_colour, paint, show_error
@@ -81,19 +81,6 @@ def _call(command: Command, args: argparse.Namespace) -> int:
     assert isinstance(code, int), f"{command.function} gives no exit code"
     sys.stdout.flush()
     return code
-
-
-def function_of(name: str) -> Any:
-    """`module:function`, imported while nobody looks for cycles among the objects of modules, which stay: that, and the
-    same at exit, take `specc build` a second."""
-    module, function = name.split(":")
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        return getattr(importlib.import_module(module), function)
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _failed(message: str, code: int = RUN_FAILED) -> int:

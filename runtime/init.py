@@ -37,8 +37,8 @@ def initial(
     if kind == "uniform":
         return drawn(uniform, lambda u: args["low"] + (args["high"] - args["low"]) * u, path, shape, at, seed)
     std = args["std"] if "std" in args else math.sqrt((2.0 if kind.startswith("kaiming") else 1.0) / fan_in)
-    bound = CUT if kind == "truncated_normal" else math.inf
-    return drawn(normal, lambda z: std * np.clip(z, -bound, bound), path, shape, at, seed)
+    cut: Finish = (lambda z: np.clip(z, -CUT, CUT)) if kind == "truncated_normal" else lambda z: z
+    return drawn(normal, lambda z: std * cut(z), path, shape, at, seed)
 
 
 def drawn(draw: Draw, finish: Finish, path: str, shape: Sequence[int], at: Region, seed: int) -> Tensor:

@@ -20,6 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from specc.runtime.entry import function_of
+
 PR_SET_PDEATHSIG = 1
 DUMP = signal.SIGUSR1  # a rank that gets it writes the stacks of its threads to its log
 POLL = 0.02  # seconds between looks for ranks that ended
@@ -110,8 +112,7 @@ def live(birth: Birth, parent: int) -> int:
         os.environ.update({**birth.defaults, **os.environ, **birth.environment})
         faulthandler.enable()
         faulthandler.register(DUMP, all_threads=True)
-        module, function = birth.entry.split(":")
-        code = getattr(importlib.import_module(module), function)(birth.argument)
+        code = function_of(birth.entry)(birth.argument)
         return code if isinstance(code, int) else 0
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else 1

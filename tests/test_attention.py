@@ -253,6 +253,7 @@ def test_a_library_is_built_once_and_where_it_cannot_be_one_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph = of_itself("causal", torch.float32)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("CXX", "false")
     clear = (own.library.cache_clear, own._is_built.cache_clear)
@@ -281,18 +282,21 @@ def _targets(gm: torch.fx.GraphModule) -> set[object]:
     return {n.target for n in gm.graph.nodes if "attention" in str(n.target)}
 
 
-@pytest.mark.parametrize(("mask", "dtype", "is_own"), [
-    ("", torch.float32, True), ("causal", torch.float32, True), ("", torch.bfloat16, True),
-    ("causal", torch.float64, False),
+@pytest.mark.parametrize(("mask", "dtype", "threads", "is_own"), [
+    ("", torch.float32, 1, True), ("causal", torch.float32, 4, True), ("", torch.bfloat16, 1, True),
+    ("causal", torch.float64, 1, False), ("causal", torch.float32, 5, False),
 ])  # fmt: skip
 @available
-def test_it_is_taken_for_the_dtypes_that_it_knows(mask: str, dtype: torch.dtype, is_own: bool) -> None:
+def test_it_is_taken_for_its_dtypes_and_if_no_thread_is_idle(
+    mask: str, dtype: torch.dtype, threads: int, is_own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     graph = of_itself(mask, dtype)
     assert _targets(own.with_own_attention(graph)) == {own.own_attention if is_own else attention}
 
 
 def of_itself(mask: str, dtype: torch.dtype) -> torch.fx.GraphModule:
-    """The forward of an attention whose queries are its keys and its values."""
+    """The forward of an attention whose queries are its keys and its values, of four heads in all."""
     made = model(
         dims={"S": 70, "H": 2, "E": 16}, inputs={"q": "float[B S H E]"},
         steps=[{"attend": {"mask": mask} if mask else {}, "from": ["q", "q", "q"], "as": "y"}], outputs={"y": "y"},

@@ -107,7 +107,7 @@ from specc.runtime.built import open_build
 from specc.runtime.train import run_stage
 build = open_build(Path(sys.argv[1]))
 run_stage(build, *build.stages.values(), Path(sys.argv[1]), print)
-print("compiler", *(m for m in ("torch._inductor", "torch._dynamo", "triton") if m in sys.modules))
+print("compiler", *(m in sys.modules for m in ("torch._inductor", "torch._dynamo", "triton")))
 """
 
 
@@ -127,7 +127,7 @@ def test_compiled_graphs_take_over_at_the_decided_step(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert "pretrain: compiled graphs from step 3 on" in done.stdout
         assert "compiled now" not in done.stdout
-        assert set(done.stdout.rpartition("compiler")[2].split()) <= ({"triton"} if IS_FOR_GPUS else set())
+        assert done.stdout.endswith(f"compiler False False {IS_FOR_GPUS}\n")
         newest = checkpoint.load_newest(folder / "checkpoints", stage.hash, Seat().sharding)
         assert newest is not None
         weights.append(newest.tensors["weights"])

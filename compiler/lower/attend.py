@@ -49,7 +49,7 @@ def fake_attention_backward(
 
 def _held(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, backward: bool) -> int:
     """Bytes that it holds beside its results: copies of keys and values, and of a block scores and weights."""
-    if is_plain(q.dtype, (q.shape[3], v.shape[3]), mask, causal):
+    if _is_plain(q, v, mask, causal):
         return 0
     size, keys = _wide(q).itemsize, k.shape[1]
     sequences, rows = _block(q, k)
@@ -90,7 +90,7 @@ def attention_backward(
     """The gradients of q, k and v, from that of y and what the forward gave."""
     if q.device.type != "cpu":
         return _gradients_by_torch(q, k, v, mask, dy, causal, scale)
-    if is_plain(q.dtype, (q.shape[3], v.shape[3]), mask, causal):
+    if _is_plain(q, v, mask, causal):
         q, k, v, y, dy = (rows_of(x) for x in (q, k, v, y, dy))
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         dq, dk, dv = kernel(*(x.transpose(1, 2) for x in (dy, q, k, v, y)), sums, 0.0, False, scale=scale)
@@ -131,7 +131,7 @@ def attention(
     the logarithms of the sums of a query's weights. H is a multiple of K; a query that sees nothing gets zeros."""
     if q.device.type != "cpu":
         return _by_torch(q, k, v, mask, causal, scale), q.new_zeros(q.shape[0], q.shape[2], q.shape[1], dtype=_wide(q))
-    if is_plain(q.dtype, (q.shape[3], v.shape[3]), mask, causal):
+    if _is_plain(q, v, mask, causal):
         q, k, v = (rows_of(x) for x in (q, k, v))
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out, sums = kernel(*(x.transpose(1, 2) for x in (q, k, v)), 0.0, False, scale=scale)
@@ -145,10 +145,9 @@ def attention(
     return y, sums
 
 
-def is_plain(dtype: torch.dtype, widths: tuple[int, int], mask: object, causal: bool) -> bool:
-    """torch's own kernel is as fast where nothing is skipped (in bf16 not on every CPU). Widths are those of heads in
-    keys and in values."""
-    return mask is None and not causal and dtype != torch.bfloat16 and widths[0] == widths[1]
+def _is_plain(q: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> bool:
+    """torch's own kernel is as fast where nothing is skipped (in bf16 not on every CPU)."""
+    return mask is None and not causal and q.dtype != torch.bfloat16 and q.shape[3] == v.shape[3]
 
 
 def _block(q: Tensor, k: Tensor) -> tuple[int, int]:

@@ -32,7 +32,9 @@ from specc.spec.stage import Optimizer
 from tests.bench.models import BETAS, CLIP, DTYPES, FACTS, LEARNING_RATE, WEIGHT_DECAY, Setting
 
 # As the `specc` command does it.
-LOWER = "import sys; from specc.runtime.cli import function_of; function_of('tests.bench.lowered:main')(*sys.argv[1:])"
+LOWER = (
+    "import sys; from specc.runtime.entry import function_of; function_of('tests.bench.lowered:main')(*sys.argv[1:])"
+)
 
 
 @dataclass(frozen=True)
