@@ -127,7 +127,7 @@ def test_no_rank_outlives_its_launcher(tmp_path: Path) -> None:
     )
     launcher = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
     try:
-        until(lambda: len(list(tmp_path.glob("pid*"))) == 3)
+        until(lambda: born(tmp_path))
     finally:
         launcher.kill()
         launcher.wait()
@@ -136,7 +136,7 @@ def test_no_rank_outlives_its_launcher(tmp_path: Path) -> None:
 
 def test_no_rank_outlives_the_process_that_forked_it(tmp_path: Path) -> None:
     def kill_parent() -> None:
-        until(lambda: len(list(tmp_path.glob("pid*"))) == 3)
+        until(lambda: born(tmp_path))
         stat = Path(f"/proc/{(tmp_path / 'pid0').read_text()}/stat").read_text()
         os.kill(int(stat.rpartition(") ")[2].split()[1]), signal.SIGKILL)
 
@@ -144,6 +144,11 @@ def test_no_rank_outlives_the_process_that_forked_it(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="the process that starts ranks died"):
         run(tmp_path, steps=100000)
     until(lambda: dead(tmp_path), 5.0)
+
+
+def born(folder: Path) -> bool:
+    """Whether three ranks have written who they are: a file is there before its text is."""
+    return sum(bool(p.read_text()) for p in folder.glob("pid*")) == 3
 
 
 def until(what: Any, seconds: float = 60.0) -> None:
