@@ -36,9 +36,11 @@ from specc.spec.expr import Expr
 
 TILES = {
     "forward": ((128, 64, 8), (64, 64, 8), (64, 64, 4), (64, 32, 4), (32, 32, 4), (16, 16, 4)),
-    "backward_keys": ((64, 64, 8), (32, 64, 8), (32, 64, 4), (32, 32, 4), (16, 16, 4)),
+    "backward_keys": (  # fp32 has no tensor cores: its small tiles want many warps, and few where heads are narrow
+        (64, 64, 8), (32, 64, 8), (32, 64, 4), (32, 32, 4), (32, 32, 8), (16, 16, 4), (16, 16, 8), (16, 16, 2),
+    ),
     "backward_queries": ((64, 64, 8), (64, 32, 4), (32, 32, 4), (16, 16, 4)),
-}
+}  # fmt: skip
 PART_NAME = "attention_part_"
 PART_OP = "part.attend"  # of an equation whose queries or keys are a part of a sequence (compiler.kernels.on_mesh)
 HEAD = """\
