@@ -29,6 +29,7 @@ from specc.runtime.tuned import Op, Seconds, Tuned
 TIMES = 5  # runs of an op, and of a graph at least
 SECONDS, MOST = 0.2, 50  # that runs of a graph go on, and how many they are at most
 TABLES = ("aten.embedding", "aten.embedding_dense_backward")
+GROUPED = "specc.grouped_"  # products of rows, of a matrix a group, and of the ends of groups
 CACHED = 1 << 26  # bytes that are written before a graph runs, more than caches hold
 
 
@@ -144,17 +145,30 @@ def typical(
 
 
 def _operand(node: fx.Node, device: torch.device) -> Any:
-    """Values for an operand: of a table's rows any, since those that follow one another are found in caches."""
+    """Values for an operand: any rows where it is for a table or reorders rows, since those that follow one another are
+    found in caches; for ends of groups, groups of equal size."""
     x = _drawn(node_type(node), device)
-    rows = [_rows(u) for u in node.users if name_of(u) in TABLES]
-    return x.random_(min(rows)) if rows and isinstance(x, Tensor) and not x.is_floating_point() else x
+    if not isinstance(x, Tensor) or x.is_floating_point():
+        return x
+    for user in node.users:
+        if name_of(user).startswith(GROUPED) and user.args[2] is node:
+            return (torch.arange(1, len(x) + 1, device=device) * _length(user.args[0]) // len(x)).to(x.dtype)
+    rows = [n for user in node.users if (n := _rows(user, node))]
+    return x.random_(min(rows)) if rows else x
 
 
-def _rows(lookup: fx.Node) -> int:
-    """Of the table that is read, or whose gradient is made."""
-    if name_of(lookup) == "aten.embedding":
-        return int(node_type(lookup.all_input_nodes[0])[1][0])
-    return int(node_type(lookup)[1][0])
+def _rows(user: fx.Node, indices: fx.Node) -> int:
+    """Of what is read at these indices, or whose gradient is made; 0 for other uses."""
+    name, given = name_of(user), user.args
+    if name == "aten.index.Tensor" and indices in (places := list[Any](given[1])):  # type: ignore[arg-type]
+        return int(node_type(given[0])[1][places.index(indices)])  # type: ignore[arg-type]
+    if name in TABLES:
+        return _length(given[0] if name == TABLES[0] else user)
+    return 0
+
+
+def _length(node: Any) -> int:
+    return int(node_type(node)[1][0])
 
 
 def _drawn(kind: Any, device: torch.device) -> Any:

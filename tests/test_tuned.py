@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from specc.compiler.fused import groups
 from specc.compiler.graphs import from_json, to_json
+from specc.compiler.lower.grouped import grouped_mm
 from specc.compiler.schedule.actions import PARTS
 from specc.runtime import cli
 from specc.runtime.built import open_build
@@ -52,6 +55,30 @@ def test_equal_ops_are_measured_once() -> None:
     graph_seconds(text(), clock, compiles=False)
     assert clock.known == known
     assert clock.rows["aten.mm"] == 2
+
+
+def grouped(rows: Tensor, weight: Tensor, ends: Tensor, order: Tensor) -> tuple[Tensor]:
+    return (grouped_mm(rows[order], weight, ends),)
+
+
+class Given(Clock):
+    """Keeps what ops were measured with."""
+
+    args: dict[str, tuple[Any, ...]]
+
+    def op(self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+        self.args = {**getattr(self, "args", {}), str(node.target): args}
+        return super().op(node, args, kwargs)
+
+
+def test_rows_of_experts_are_shared_out_and_come_in_any_order() -> None:
+    whole = (torch.ones(12, 4), torch.ones(3, 4, 5), torch.ones(3).long(), torch.ones(12).long())
+    clock = Given(CPU)
+    graph_seconds(to_json(make_fx(grouped, tracing_mode="fake")(*whole)), clock, compiles=False)
+    assert clock.args["specc.grouped_mm.default"][2].tolist() == [4, 8, 12]
+    (order,) = clock.args["aten.index.Tensor"][1]
+    assert order.unique().numel() > 1
+    assert 0 <= order.min() <= order.max() < 12
 
 
 def test_a_graph_is_measured_as_it_is_and_compiled() -> None:

@@ -14,11 +14,13 @@ from specc.compiler.lower.own import own_op
 @own_op("grouped_mm_weight", lambda rows, grad, offsets: rows.new_empty(offsets.shape[0], rows.shape[1], grad.shape[1]))
 def grouped_mm_weight(rows: Tensor, grad: Tensor, offsets: Tensor) -> Tensor:
     """The gradient of the weight: rows [M I], grad [M O] -> [N I O]."""
-    out = rows.new_zeros(offsets.shape[0], rows.shape[1], grad.shape[1])
+    out = rows.new_empty(offsets.shape[0], rows.shape[1], grad.shape[1])
     start = 0
     for group, end in enumerate(offsets.tolist()):
         if end > start:
             torch.mm(rows[start:end].t(), grad[start:end], out=out[group])
+        else:
+            out[group].zero_()
         start = end
     return out
 
@@ -42,11 +44,12 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[T
     save=_save,
 )
 def grouped_mm(rows: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
-    """rows [M I] sorted by group, weight [N I O], offsets [N] (each group's end) -> [M O]."""
-    out = rows.new_zeros(rows.shape[0], weight.shape[2])
+    """rows [M I] sorted by group, weight [N I O], offsets [N] (each group's end) -> [M O], zero behind the last end."""
+    out = rows.new_empty(rows.shape[0], weight.shape[2])
     start = 0
     for group, end in enumerate(offsets.tolist()):
         if end > start:
             torch.mm(rows[start:end], weight[group], out=out[start:end])
         start = end
+    out[start:].zero_()
     return out
