@@ -94,6 +94,28 @@ def test_parameters_with_one_gradient_do_not_share_its_sum() -> None:
     assert float(grads["a"].square().sum() + grads["b"].square().sum()) == pytest.approx(1.0)
 
 
+def test_smoothed_labels_are_those_of_torch() -> None:
+    steps = [
+        {"linear": {"out": "V", "name": "head", "from": "x", "as": "logits"}},
+        {"cross_entropy": {"from": ["logits", "labels"], "label_smoothing": 0.2, "z_loss": 0.01, "as": "loss"}},
+    ]
+    inputs = {"x": "float[B S D]", "labels": "int[B S]"}
+    model = {"dims": {"D": 4, "V": 11}, "inputs": inputs, "steps": steps, "loss": "loss"}
+    program = elaborate_model(ModelSpec.model_validate(model), "m")
+    draw = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((2, 3, 4), (4, 11)))
+    labels = torch.tensor([[1, 10, IGNORE], [0, 7, 7]])
+    batch = {"x": x, "labels": labels}
+    made = executor(program, batch, torch.float64).step({"head.weight": w}, [batch], [1.0])
+    w.requires_grad_()
+    logits = (x @ w).flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(logits, labels.flatten(), label_smoothing=0.2)
+    z = logits.logsumexp(-1)[labels.flatten() != IGNORE]
+    (loss + 0.01 * z.square().mean()).backward()
+    assert float(made.losses[0]) == pytest.approx(float(loss + 0.01 * z.square().mean()), rel=1e-12)
+    torch.testing.assert_close(made.grads["head.weight"], w.grad)
+
+
 def test_bf16_computes_over_fp32_weights(plain: Build, tmp_path: Path) -> None:
     write_spec(tmp_path, "plan: {precision: {compute: bf16, master: fp32}}")
     run, exact = begun(made(tmp_path, name="bf16")), begun(plain)

@@ -29,9 +29,10 @@ def mean_cross_entropy(e: Local, logits: Tensor, labels: Tensor, count: Tensor) 
     """The rows' losses over a count of labels: theirs, or that of all ranks."""
     exact, flat = wide(logits).reshape(-1, logits.shape[-1]), labels.reshape(-1)
     rows = exact.float() if e.attr("softmax") == "fp32" else exact
-    total = F.cross_entropy(
-        rows, flat, ignore_index=IGNORE, reduction="sum", label_smoothing=e.attr("label_smoothing", 0.0)
-    )
+    total = F.cross_entropy(rows, flat, ignore_index=IGNORE, reduction="sum")
+    if smoothing := e.attr("label_smoothing", 0.0):  # torch's own writes into an operand
+        every = torch.where(flat != IGNORE, torch.logsumexp(rows, -1) - rows.mean(-1), 0.0)
+        total = (1 - smoothing) * total + smoothing * every.sum()
     if e.attr("z_loss"):
         z = torch.where(flat != IGNORE, torch.logsumexp(rows, -1), 0.0)
         total = total + e.attr("z_loss") * z.square().sum()
