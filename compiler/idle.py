@@ -1,5 +1,6 @@
 """What a spec says in vain, as it is written: sizes under names that its model does not have, settings of axes that its
-mesh does not have. What is derived from a spec (a plan that was searched for, a small model to verify) may have it."""
+mesh does not have, settings of what a stage does not do. What is derived from a spec (a plan that was searched for, a
+small model to verify) may have it."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ from typing import Any
 
 from specc.spec.errors import Diagnostic, did_you_mean
 from specc.spec.model import ModelSpec
+from specc.spec.node import Node
 from specc.spec.spec import Spec
+from specc.spec.stage import StageSpec
 
 NAME = re.compile(r"[^\W\d]\w*")
 DESCRIBING: dict[str, Any] = {"doc": True, "blocks": {"__all__": {"doc"}}}  # text for people
@@ -26,6 +29,8 @@ def idle(spec: Spec) -> Iterator[Diagnostic]:
         if model is not None:
             yield from _sizes(spec, model, at, {root.file, SET})
     yield from _settings(spec)
+    for name, stage in spec.stages.items():
+        yield from _of_stage(spec, name, stage)
 
 
 def _sizes(spec: Spec, model: ModelSpec, at: tuple[str, ...], own: set[str]) -> Iterator[Diagnostic]:
@@ -55,6 +60,7 @@ def _settings(spec: Spec) -> Iterator[Diagnostic]:
     plan, mesh = spec.plan, spec.plan.mesh
     asked = {
         "schedule": ("schedule" in plan.model_fields_set, ("pp",)), "context": (plan.context != "auto", ("cp", "ring")),
+        "zero": (bool(plan.zero) and "zero" in plan.model_fields_set, ("dp",)),
         "sequence_parallel": (plan.sequence_parallel == "on", ("tp",)),
     }  # fmt: skip
     for key, (is_asked, axes) in asked.items():
@@ -62,3 +68,23 @@ def _settings(spec: Spec) -> Iterator[Diagnostic]:
             text = f"plan.{key} has no effect: the mesh has no axis {' or '.join(map(repr, axes))}"
             hint = f"give plan.mesh the axis '{axes[0]}' (of size 1 if it is to be left out), or remove plan.{key}"
             yield Diagnostic("S529", text, spec.mark(("plan", key)), hint)
+
+
+def _of_stage(spec: Spec, name: str, stage: StageSpec) -> Iterator[Diagnostic]:
+    """Settings of a schedule, a tokenizer or a template that the stage does not have."""
+    schedule, own = stage.schedule, stage.tokenizer
+    vain: list[tuple[bool, Node | None, tuple[str, ...], str]] = [
+        (schedule.kind == "constant", schedule, ("schedule", "final"), "the learning rate is constant"),
+        (schedule.kind != "wsd", schedule, ("schedule", "decay"), f"it is for wsd, not {schedule.kind}"),
+        (stage.kind != "sft", stage, ("template",), "an sft stage has chats"),
+        (bool(own and own.file), own, ("tokenizer", "vocab"), "the tokenizer is read from a file"),
+        (bool(own and own.file), own, ("tokenizer", "documents"), "the tokenizer is read from a file"),
+    ]
+    for is_vain, node, at, why in vain:
+        if is_vain and node is not None and at[-1] in node.model_fields_set:
+            text = f"stages.{name}.{'.'.join(at)} has no effect: {why}"
+            yield Diagnostic("S529", text, spec.mark(("stages", name, *at)), f"remove '{at[-1]}'")
+    if own and not own.file and stage.from_:
+        text = f"'{name}' starts from weights that know the tokens of '{stage.from_}'"
+        hint = "remove 'tokenizer': the other stage's is taken"
+        yield Diagnostic("S310", text, spec.mark(("stages", name, "tokenizer")), hint)
