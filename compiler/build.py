@@ -41,6 +41,7 @@ from specc.compiler.positions import check_positions
 from specc.compiler.program import Call, Program
 from specc.compiler.schedule.files import write_schedules
 from specc.compiler.training import NO_LOSS, stage_sizes, trained, training_mistakes
+from specc.compiler.vocabulary import vocabulary
 from specc.compiler.work import graph_work
 from specc.spec.errors import Diagnostic, SpecError, in_order
 from specc.spec.plan import PlanSpec
@@ -126,7 +127,9 @@ def build_stage(
         "parent": stage.from_, "decodes": not decoding, "flops_per_token": result.flops_per_token,
     }  # fmt: skip
     hashes[name] = hash_of({**described, "plan": on_any_mesh(spec.plan)}, program, hashes.get(stage.from_ or "", ""))
-    write_json(out / "stage.json", {**described, **mesh_facts(mesh, program, placed), "hash": hashes[name]})
+    room = vocabulary(program)
+    more = {"vocabulary": room and room.size, "hash": hashes[name]}
+    write_json(out / "stage.json", {**described, **mesh_facts(mesh, program, placed), **more})
     return result
 
 
@@ -227,6 +230,8 @@ def build_decoding(
     if "logits" not in whole.outputs or "tokens" not in whole.inputs:
         return "a model that decodes has an input 'tokens' and an output 'logits'"
     program = prune(whole, ["logits"], loss=False)
+    if "tokens" not in program.inputs:
+        return "the output 'logits' does not depend on the input 'tokens'"
     seq = program.inputs["tokens"].dims[-1].name
     reason = refusal(list(program.bodies.values()), seq, rows)
     strange = [n for n, t in program.inputs.items() if t.dims[-1].name != seq or t.dtype != "int"]

@@ -97,7 +97,7 @@ def _definition(e: Expr, masks: Mapping[str, str]) -> Expr:
         if len(names) != len(e.args):
             raise MaskError(f"the mask '{head}' takes {len(names)} numbers, got {len(e.args)}")
         return _put(_read(body), dict(zip(names, e.args, strict=True)))
-    raise MaskError(f"no mask is called '{e.value}'", did_you_mean(str(e.value), [m.split("(")[0] for m in masks]))
+    raise MaskError(f"no mask is called '{e.value}'", did_you_mean(str(e.value), masks))
 
 
 def _put(e: Expr, given: Mapping[str, Expr]) -> Expr:

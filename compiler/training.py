@@ -13,13 +13,12 @@ from specc.compiler.placement.mesh import is_open, mesh_of, options_of
 from specc.compiler.placement.refuse import check_axes
 from specc.compiler.placement.roles import follow
 from specc.compiler.program import Program
-from specc.compiler.types import size_of
-from specc.spec.errors import Diagnostic, SpecError, did_you_mean
+from specc.compiler.vocabulary import vocabulary
+from specc.spec.errors import Diagnostic, SpecError, pattern_hint
 from specc.spec.spec import Spec
 from specc.spec.stage import StageSpec
 
 NO_LOSS = "S307"
-TABLE = "V"  # the dim that tables of tokens have, by its name
 
 
 def trained(whole: Program, stage: StageSpec) -> tuple[Program, dict[str, int]]:
@@ -52,13 +51,20 @@ def training_mistakes(spec: Spec, name: str, program: Program) -> Iterator[Diagn
     for at, pattern in [*((("no_decay", i), p) for i, p in enumerate(o.no_decay)), *groups]:
         if not any(fnmatchcase(p, pattern) for p in program.params):
             mark = spec.mark(("stages", name, "optimizer", *at))
-            hint = did_you_mean(pattern.strip("*."), {p.rsplit(".", 1)[0] for p in program.params})
+            hint = pattern_hint(pattern, program.params)
             yield Diagnostic("S108", f"no parameter matches '{pattern}'", mark, hint)
-    rows = next((size_of(p.type.dims[0], {}) for p in program.params.values() if p.type.dims[0].name == TABLE), None)
-    if stage.tokenizer is not None and stage.tokenizer.file is None and rows and stage.tokenizer.vocab > rows:
+    kept = prune(program, [*program.outputs]).params
+    if lost := [p for p in program.params if p not in kept]:
+        mark = spec.mark((*spec.model_section(stage.model)[2], "steps"))
+        shown = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+        hint = "a later step must take the value that they make ('_' is the last one made), or remove their steps"
+        yield Diagnostic("S114", f"nothing comes of {shown}: neither the loss nor an output", mark, hint)
+    room, own = vocabulary(program), stage.tokenizer
+    if own is not None and own.file is None and room and room.size and own.vocab > room.size:
         mark = spec.mark(("stages", name, "tokenizer", "vocab"))
-        text = f"a tokenizer of {stage.tokenizer.vocab:,} tokens, and a model whose table has {rows:,} rows"
-        yield Diagnostic("S309", text, mark, f"vocab: {rows}, or model.dims.{TABLE}: {stage.tokenizer.vocab}")
+        text = f"a tokenizer of {own.vocab:,} tokens, and a model that takes {room.size:,}"
+        more = f", or model.dims.{room}: {own.vocab}" if room.is_plain and str(room).isidentifier() else ""
+        yield Diagnostic("S309", text, mark, f"vocab: {room.size}{more}")
 
 
 def axis_mistakes(spec: Spec, name: str, whole: Program, own: Mapping[str, Op] | None = None) -> list[Diagnostic]:

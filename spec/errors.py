@@ -89,6 +89,11 @@ def cut(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 40]}... ({len(text)} characters)"
 
 
+def pattern_hint(pattern: str, paths: Iterable[str]) -> str:
+    """The same for a pattern of parameters' paths: a pattern that matches some."""
+    return did_you_mean(pattern, {f"{folder}.*" if dot else p for p in paths for folder, dot, _ in [p.rpartition(".")]})
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint that names the nearest known name, or lists the known ones."""
     names = sorted(set(known))

@@ -135,6 +135,30 @@ def test_patterns_of_the_optimizer_match_parameters(tmp_path: Path) -> None:
     assert checked("specc: 1\nuse: models/llama\n" + STAGE, tmp_path) == [("S108", 8), ("S108", 8)]
 
 
+@pytest.mark.parametrize(("rows", "classes"), [("ROWS", "V"), ("V", "390")])
+def test_tables_and_losses_have_room_for_all_tokens_whatever_their_dims_are_called(
+    rows: str, classes: str, tmp_path: Path
+) -> None:
+    text = f"""specc: 1
+model:
+  dims: {{D: 8, V: 512, ROWS: 390}}
+  inputs: {{tokens: 'int[B S]', labels: 'int[B S]'}}
+  steps:
+    - embedding: {{rows: {rows}, out: D, from: tokens}}
+    - linear: {{out: {classes}, as: logits}}
+    - cross_entropy: {{from: [logits, labels], as: loss}}
+  loss: loss
+stages:
+  pre:
+    data: {{sources: [{{corpus: python-stdlib}}]}}
+    tokenizer: {{vocab: 400}}
+    budget: {{steps: 3}}
+"""
+    assert checked(text, tmp_path) == [("S309", 13)]
+    (tmp_path / "fits.yaml").write_text(text.replace("vocab: 400", "vocab: 380"), encoding="utf-8")
+    check_file(tmp_path / "fits.yaml", [])
+
+
 def test_a_stage_needs_a_loss_and_a_known_model(tmp_path: Path) -> None:
     text = TOP + "    - layer\n" + STAGE.replace("    optimizer: {no_decay: [nothing], groups: [{match: none}]}\n", "")
     assert checked(text, tmp_path) == [("S307", 2), ("S309", 17)]

@@ -21,7 +21,7 @@ from specc.compiler.ops.row import Op, OpError
 from specc.compiler.ops.user import user_ops
 from specc.compiler.program import Param, Program, check
 from specc.compiler.types import Dim, DType, TensorType
-from specc.spec.errors import Diagnostic, SpecError, did_you_mean, in_order
+from specc.spec.errors import Diagnostic, SpecError, in_order, pattern_hint
 from specc.spec.expr import Expr, ExprError, parse
 from specc.spec.model import ModelSpec
 
@@ -216,7 +216,7 @@ def set_trainable(frame: Frame) -> None:
         for i, pattern in enumerate(patterns):
             hit = [p for p in params if fnmatchcase(p, pattern)]
             if not hit:
-                hint = did_you_mean(pattern.strip("*."), {p.rsplit(".", 1)[0] for p in params})
+                hint = pattern_hint(pattern, params)
                 frame.ctx.diagnostics.append(
                     Diagnostic("S108", f"no parameter matches '{pattern}'", frame.locate((*frame.at, key, i)), hint)
                 )

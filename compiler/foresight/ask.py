@@ -40,8 +40,15 @@ def question(found: Stated, devices: int, on: Cluster, pins: Mapping[str, int]) 
 def none_fits(plans: Found, asked: Asked) -> SpecError:
     """Why there is no plan at all."""
     if not plans.over:
-        text = f"{asked.devices} devices and {asked.sequences} sequences a step do not divide into a plan"
-        return SpecError(Diagnostic("S542", text, None, "batch.sequences: a multiple of the devices, say"))
+        pinned = " with " + ", ".join(f"{k} {n}" for k, n in asked.pins.items()) if asked.pins else ""
+        text = f"{asked.devices} devices and {asked.sequences} sequences a step do not divide into a plan{pinned}"
+        hint = "batch.sequences: a multiple of the devices, say"
+        if plans.refused:
+            text = f"no plan of {asked.devices} devices{pinned} divides the model's dims"
+            hint = "dims (heads, layers, sequence) that are multiples of the axes"
+        elif pinned:
+            hint = f"pins whose product divides the devices, {hint}"
+        return SpecError(Diagnostic("S542", text, None, hint))
     least = plans.over[0]
     takes = f"the smallest takes {size(least.forecast.nbytes)} of {size(asked.capacity)}"
     text = f"no plan fits: {takes} ({mesh_text(least.recipe)})"

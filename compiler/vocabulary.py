@@ -1,0 +1,32 @@
+"""How many different tokens a model takes: the rows of its tables of tokens, and the classes of its losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from specc.compiler.program import Program
+from specc.compiler.types import Dim
+
+TOKENS = ("tokens", "enc_tokens", "labels")  # inputs that data fill with a tokenizer's numbers
+LOSSES = {"cross_entropy": (0, 1), "linear_cross_entropy": (1, 2)}  # operands: whose last dim are classes, and labels
+
+
+def vocabulary(program: Program) -> Dim | None:
+    """The fewest rows or classes that a token of an input may count from; None if no token is looked up."""
+    return min(_counted(program), key=lambda d: d.size or 0, default=None)
+
+
+def _counted(program: Program) -> Iterator[Dim]:
+    for call in program.calls:
+        body = program.bodies[call.body]
+        given, types = dict(zip((v.name for v in body.ins), call.ins, strict=True)), body.types()
+        for e in body.eqns:
+            if e.op == "embedding":
+                dim, read = types[e.ins[1] or ""].dims[0], e.ins[0]
+            elif e.op in LOSSES:
+                classes, labels = LOSSES[e.op]
+                dim, read = types[e.ins[classes] or ""].dims[-1], e.ins[labels]
+            else:
+                continue
+            if given.get(read or "") in TOKENS and dim.size is not None:
+                yield dim
