@@ -10,7 +10,6 @@ from typing import TextIO
 from specc.runtime import checkpoint
 from specc.runtime.built import Build, Stage, open_build
 from specc.runtime.data import tokenizer as tokenizers
-from specc.runtime.data.chat import render as render_chat
 from specc.runtime.errors import RunError
 from specc.runtime.sample import Choice, write_text
 from specc.runtime.start import start
@@ -51,8 +50,7 @@ def write_behind(
     """What a checkpoint's weights write behind each prompt."""
     params = loaded.tensors.get("ema", loaded.tensors["weights"])
     tokenizer = tokenizers.load(stage_folder(build, stage) / "tokenizer.json")
-    texts = [p if raw else in_template(stage, p) for p in prompts]
-    return [write_text(stage, params, tokenizer, text, tokens, choice) for text in texts]
+    return [write_text(stage, params, tokenizer, prompt, tokens, choice, raw) for prompt in prompts]
 
 
 def trained(build: Build, name: str | None) -> tuple[Stage, checkpoint.Loaded]:
@@ -65,10 +63,3 @@ def trained(build: Build, name: str | None) -> tuple[Stage, checkpoint.Loaded]:
             if loaded:
                 return stage, loaded
     raise RunError(f"no checkpoint of {name or 'any stage'} yet; say `specc run {build.path}` first")
-
-
-def in_template(stage: Stage, prompt: str) -> str:
-    """The prompt as the stage's data had it: an sft stage's chat template, up to the answer."""
-    if stage.spec.kind != "sft":
-        return prompt
-    return render_chat(stage.spec.template, [{"role": "user", "content": prompt}], ask=True)

@@ -11,7 +11,6 @@ from torch import Tensor
 from specc.compiler.ops.loss import IGNORE
 from specc.runtime.built import Stage
 from specc.runtime.data.batches import batch
-from specc.runtime.data.chat import render
 from specc.runtime.data.objectives import Rows
 from specc.runtime.errors import RunError
 from specc.runtime.executor import Executor
@@ -56,13 +55,10 @@ def write_samples(
         say(f"  no samples: {(stage.path / 'decode.txt').read_text().strip()}")
         return made
     for prompt in spec.sample.prompts:
-        text = prompt
-        if spec.kind == "sft":
-            text = render(spec.template, [{"role": "user", "content": prompt}], ask=True)
         choice = Choice(spec.sample.temperature, seed=spec.seed)
         touch()
         try:
-            made.append((prompt, write_text(stage, params, tokenizer, text, spec.sample.tokens, choice)))
+            made.append((prompt, write_text(stage, params, tokenizer, prompt, spec.sample.tokens, choice)))
         except RunError as e:
             say(f"  no sample of {prompt!r}: {e}")
     return made

@@ -112,10 +112,10 @@ def train_on(run: Run, progress: Progress, take: Callable[[int], Microbatches]) 
         if last or run.step % spec.eval.every == 0:
             held = validation_loss(run.stage, run.executor, run.best, run.data.validation, run.seat)
         report(run, made, held, progress)
-        if last or (spec.sample.every and run.step % spec.sample.every == 0):
-            sample(run)
         if last or run.step % spec.checkpoint.every == 0 or asked:
             save(run, must=last or bool(asked))
+        if last or (spec.sample.every and run.step % spec.sample.every == 0):
+            sample(run)
         if asked and not last:
             raise stopped(run, asked)
     return held
@@ -238,7 +238,7 @@ def save(run: Run, must: bool) -> None:
         tensors["ema"] = run.ema
     facts = {"stage": run.stage.name, "hash": run.stage.hash, "threads": torch.get_num_threads(),
              "torch": torch.__version__, "skipped": run.guard.skipped, "in_a_row": run.guard.in_a_row,
-             "mesh": str(seat.sharding.mesh), "device": seat.device.type}  # fmt: skip
+             "mesh": str(seat.sharding.mesh), "device": seat.device.type, "documents": run.data.documents}  # fmt: skip
     seat.pulse.allow(SAVING)
     try:
         if run.metrics:

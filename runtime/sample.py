@@ -13,8 +13,12 @@ from torch import Tensor
 
 from specc.compiler.graphs import from_json
 from specc.runtime.built import Stage
+from specc.runtime.data.chat import coder, render
+from specc.runtime.data.files import well_formed
 from specc.runtime.data.tokenizer import END, EOS, special
 from specc.runtime.errors import RunError
+
+GREEDY = 1e-6  # temperatures below are as good as 0: logits over them leave the range of fp32
 
 
 @dataclass
@@ -92,7 +96,7 @@ class Choice:
 
 
 def draw(logits: Tensor, choice: Choice, generator: torch.Generator) -> int:
-    if choice.temperature == 0:
+    if choice.temperature < GREEDY:
         return int(logits.argmax())
     p = torch.softmax(logits / choice.temperature, -1)
     if choice.top_k:
@@ -104,10 +108,16 @@ def draw(logits: Tensor, choice: Choice, generator: torch.Generator) -> int:
 
 
 def write_text(
-    stage: Stage, params: Mapping[str, Tensor], tokenizer: Tokenizer, prompt: str, tokens: int, choice: Choice
-) -> str:
-    """What the model writes behind the prompt, to an end token or the model's length."""
-    ids = tokenizer.encode(prompt, add_special_tokens=False).ids or [special(tokenizer, EOS)]
+    stage: Stage, params: Mapping[str, Tensor], tokenizer: Tokenizer, prompt: str, tokens: int, choice: Choice,
+    raw: bool = False,
+) -> str:  # fmt: skip
+    """What the model writes behind the prompt, to an end token or the model's length.
+
+    An sft stage's prompt goes in its chat template, up to the answer, unless it is `raw`."""
+    by, prompt = coder(tokenizer), well_formed(prompt)
+    if stage.spec.kind == "sft" and not raw:
+        prompt = render(stage.spec.template, [{"role": "user", "content": by.hide(prompt)}], ask=True)
+    ids = by.encode(prompt) or [special(tokenizer, EOS)]
     decoder = Decoder(stage, params)
     if len(ids) >= decoder.room:
         raise RunError(f"the prompt has {len(ids)} tokens, the model holds {decoder.room}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -34,6 +36,8 @@ from specc.runtime.seat import Seat, first_values, take_seat
 from specc.runtime.signals import Signals
 from specc.runtime.team import ALONE, Team, first
 from specc.runtime.team import say as say_all
+
+NOT_RUN = "'{}' starts from '{}', which has not run"
 
 
 def stage_folder(build: Build, stage: Stage) -> Path:
@@ -73,11 +77,15 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
     seat.pulse.allow(STARTING)
     loaded = resume(stage, folder, say, seat)
     tokenizer, data = first(seat.team, lambda: read_data(build, stage, folder, base))
+    if loaded and loaded.facts.get("documents", data.documents) != data.documents:
+        say(f"{stage.name}: its documents are not those of the steps before; the rows that follow are of the new ones")
     for note in data.notes:
         say(f"{stage.name}: {note}")
     if loaded:
         params, step = seat.moved(loaded.tensors["weights"]), loaded.step
     else:
+        for other in _others(folder):
+            say(f"{stage.name}: {other.name} was trained with other settings and is left alone; this begins anew")
         params, step = parent_weights(build, stage, seat) or first_values(stage, seat, master(stage)), 0
         entropy = unigram_entropy(data.validation)
         say(
@@ -110,6 +118,13 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
     return run
 
 
+def _others(folder: Path) -> list[Path]:
+    """Runs of the same stage that have steps, of other settings."""
+    name = re.compile(re.escape(folder.name[: folder.name.rindex("-")]) + "-[0-9a-f]{12}")
+    runs = (d for d in folder.parent.iterdir() if d != folder and name.fullmatch(d.name))
+    return sorted(d for d in runs if any((d / "checkpoints").glob("step_*")))
+
+
 def look_at_data(build: Build, stage: Stage, base: Path) -> None:
     """See that a stage that has not run finds its data: what a later one lacks is told before the first one trains."""
     if (stage_folder(build, stage) / "done.json").is_file():
@@ -127,11 +142,10 @@ def read_data(build: Build, stage: Stage, folder: Path, base: Path) -> tuple[Tok
     """The stage's tokenizer and rows; both are kept on the disk, where other ranks and later runs find them."""
     sources = corpora(stage.spec, base)
     tokenizer = find_tokenizer(build, stage, folder, base, sources)
+    count, room = tokenizers.rows_needed(tokenizer), stage.facts["vocabulary"]
+    if room and count > room:
+        raise RunError(f"the tokenizer has tokens to number {count - 1}, the model takes {room}")
     data = prepare(stage.spec, sources, tokenizer, build.path.parent / f"{build.path.name}.tokens")
-    vocab = tokenizer.get_vocab_size()
-    rows = next((p["shape"][0] for p in stage.params if p["dims"][0] == "V"), vocab)
-    if vocab > rows:
-        raise RunError(f"the tokenizer has {vocab} tokens, the model's table {rows} rows")
     return tokenizer, data
 
 
@@ -176,20 +190,19 @@ def master(stage: Stage) -> torch.dtype:
 def find_tokenizer(build: Build, stage: Stage, folder: Path, base: Path, sources: list[Corpus]) -> Tokenizer:
     """The stage's own tokenizer (trained once and kept), or its parent's; with the special tokens of the objective.
 
-    One that was trained on other documents goes, unless steps were made with it."""
-    kept, made_of = folder / "tokenizer.json", folder / "tokenizer.sources"
-    spec = stage.spec.tokenizer
-    own = spec is not None and not spec.file
-    documents = "\n".join(source.digest() for source in sources) if own else ""
-    known = made_of.read_text(encoding="utf-8") if made_of.is_file() else ""
-    if kept.is_file() and (known == documents or any((folder / "checkpoints").glob("step_*"))):
+    One that was trained on other documents, or read from a file that is now another, goes, unless steps were made with
+    it."""
+    kept, made_of, spec = folder / "tokenizer.json", folder / "tokenizer.sources", stage.spec.tokenizer
+    if kept.is_file() and any((folder / "checkpoints").glob("step_*")):
         return tokenizers.load(kept)
-    if spec is None:
-        assert stage.spec.from_ is not None
-        found = tokenizers.load(stage_folder(build, build.stages[stage.spec.from_]) / "tokenizer.json")
-    elif spec.file:
-        found = tokenizers.load(base / spec.file)
+    file = _tokenizer_file(build, stage, base)
+    documents = _sha256(file) if file else "\n".join(source.digest() for source in sources)
+    if kept.is_file() and made_of.is_file() and made_of.read_text(encoding="utf-8") == documents:
+        return tokenizers.load(kept)
+    if file:
+        found = tokenizers.load(file)
     else:
+        assert spec is not None
         found = tokenizers.train(first_texts(sources, spec.documents), spec.vocab, tokenizers.needed(stage.spec))
     tokenizers.complete(found, tokenizers.needed(stage.spec))
     temporary = kept.with_suffix(".tmp")
@@ -197,6 +210,25 @@ def find_tokenizer(build: Build, stage: Stage, folder: Path, base: Path, sources
     temporary.rename(kept)
     made_of.write_text(documents, encoding="utf-8")
     return found
+
+
+def _tokenizer_file(build: Build, stage: Stage, base: Path) -> Path | None:
+    """Where a tokenizer is read from that the stage does not train."""
+    spec, parent = stage.spec.tokenizer, stage.spec.from_
+    if spec is not None:
+        return base / spec.file if spec.file else None
+    assert parent is not None
+    file = stage_folder(build, build.stages[parent]) / "tokenizer.json"
+    if not file.is_file():
+        raise RunError(NOT_RUN.format(stage.name, parent))
+    return file
+
+
+def _sha256(file: Path) -> str:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as e:
+        raise RunError(f"{file} is not a tokenizer: {e.strerror}") from None
 
 
 def parent_weights(build: Build, stage: Stage, seat: Seat) -> dict[str, Tensor] | None:
@@ -207,7 +239,7 @@ def parent_weights(build: Build, stage: Stage, seat: Seat) -> dict[str, Tensor] 
     root, only = stage_folder(build, parent) / "checkpoints", ("weights", "ema")
     loaded = checkpoint.load_newest(root, parent.hash, seat.sharding, seat.team, only)
     if loaded is None:
-        raise RunError(f"'{stage.name}' starts from '{parent.name}', which has not run")
+        raise RunError(NOT_RUN.format(stage.name, parent.name))
     weights = loaded.tensors.get("ema", loaded.tensors["weights"])
     wanted = [p["path"] for p in stage.params if seat.sharding.holds(p["path"])]
     missing = [path for path in wanted if path not in weights]

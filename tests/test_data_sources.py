@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from specc.compiler.ops.loss import IGNORE
 from specc.runtime.data import tokenizer as tokenizers
@@ -57,6 +58,10 @@ def test_every_kind_of_source_gives_its_texts_in_order(path: str, folder: Path) 
 
 def test_patterns_formats_and_limits(folder: Path) -> None:
     assert texts(folder, path="in/*.txt") == ["a"]
+    assert texts(folder, path="in/*/*.txt") == ["c"]
+    assert texts(folder, path="in/**/*.txt") == ["a", "c"]
+    (folder / "R.NDJSON").write_bytes((folder / "r.jsonl").read_bytes())
+    assert texts(folder, path="R.NDJSON") == ["a", "b", "c"]
     assert texts(folder, path="r.j*") == ["a", "b", "c"]
     assert texts(folder, path="r.jsonl", format="text")[0].startswith('{"text"')
     assert [d.content for d in documents(Source(path="in"), folder, 2)] == ["a", "b"]
@@ -91,13 +96,24 @@ def test_what_is_not_there_or_no_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "splits").mkdir()
     (tmp_path / "splits" / "dataset_dict.json").write_text("{}")
+    for name in ("rows.json", "rows.jsonl.gz", "some.md"):
+        (tmp_path / name).write_text("{}")
     for path, message in (("pipe", "not a regular file"), ("gone", "there is no"), ("*.txt", "no file fits"),
-                          ("empty", "no files that end in .txt"), ("splits", "splits/train")):  # fmt: skip
+                          ("empty", "no files that end in .txt"), ("splits", "splits/train"),
+                          ("no/*/a.txt", "no file fits"), ("rows.json", "say so in 'format'"),
+                          ("rows.jsonl.gz", "are not read")):  # fmt: skip
         with pytest.raises(RunError, match=message):
             texts(tmp_path, path=path)
+    with pytest.raises(RunError, match="no field 'body'"):
+        texts(tmp_path, path="some.md", field="body")
     (tmp_path / "empty" / "e.jsonl").write_text("\n")
     with pytest.raises(RunError, match="has no documents"):
         Corpus(Source(path="empty"), tmp_path).digest()
+
+
+def test_halves_of_surrogate_pairs_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text(r'{"text": "a\ud83d b \ud83d\ude00"}')
+    assert texts(tmp_path, path="x.jsonl") == ["a\ufffd b \U0001f600"]
 
 
 def test_a_corpus_is_read_once_if_it_is_small(folder: Path) -> None:
@@ -242,3 +258,25 @@ def test_special_tokens_in_text_are_plain_text(tokenizer: Tokenizer) -> None:
     ids = tokenizers.literal(tokenizer).encode("a<|endoftext|>", add_special_tokens=False).ids
     assert tokenizers.special(tokenizer, tokenizers.EOS) not in ids
     assert tokenizer.decode(ids) == "a<|endoftext|>"
+
+
+def test_lengths_that_a_file_of_a_tokenizer_says_are_not_for_documents(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    text = ["hello " * 20, "hi"]
+    before = [e.ids for e in tokenizer.encode_batch(text)]
+    strict = Tokenizer.from_str(tokenizer.to_str())
+    strict.enable_truncation(4)
+    strict.enable_padding(length=50)
+    strict.save(str(tmp_path / "t.json"))
+    loaded = tokenizers.load(tmp_path / "t.json")
+    assert [e.ids for e in loaded.encode_batch(text)] == before
+
+
+def test_a_table_has_a_row_for_the_last_number_of_a_token() -> None:
+    holes = Tokenizer(WordLevel({"a": 0, "b": 7}, unk_token="a"))
+    assert tokenizers.rows_needed(holes) == 8
+
+
+def test_samples_without_an_answer_are_counted_where_nothing_is_left(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    lost = [Document(messages=(("user", "what " * 200 + str(i)), ("assistant", "no"))) for i in range(10)]
+    with pytest.raises(RunError, match="have no answer in their first 64 tokens"):
+        sft(tmp_path, lost, tokenizer, 64)

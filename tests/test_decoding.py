@@ -11,7 +11,7 @@ import specc
 from specc.compiler.elaborate import elaborate
 from specc.compiler.lower.run import run_program
 from specc.runtime.commands import new
-from specc.runtime.sample import Decoder
+from specc.runtime.sample import Choice, Decoder, draw
 from specc.runtime.seat import Seat, first_values
 from specc.spec.spec import load
 from tests.text_models import FP64, SMALL, built, drawn, random_params
@@ -62,6 +62,11 @@ def test_a_decoder_with_learned_positions_decodes_what_it_gives_all_at_once(tmp_
     decoder = Decoder(stage, params)
     got = [decoder.feed([int(t)]) for t in tokens[0, :5]] + [decoder.feed(tokens[0, 5:].tolist())]
     torch.testing.assert_close(torch.stack(got), want[[0, 1, 2, 3, 4, 39]].float())
+
+
+def test_the_smallest_temperatures_take_the_likeliest() -> None:
+    logits = torch.tensor([1.0, 1.0 + 1e-6, -3.0])
+    assert {draw(logits, Choice(t), torch.Generator().manual_seed(0)) for t in (0.0, 1e-50, 1e-30, 1e-7)} == {1}
 
 
 def test_a_bias_by_distance_decodes_what_it_gives_all_at_once(tmp_path: Path) -> None:

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from specc.runtime.api import run
+from specc.runtime.data import tokenizer as tokenizers
 from specc.runtime.errors import RunError
 from specc.runtime.make import build
+from specc.spec.stage import CHATML
 from tests.training import write_spec
 
 SFT = """
@@ -65,3 +68,62 @@ def test_a_tokenizer_of_other_documents_is_trained_anew(tmp_path: Path) -> None:
     kept.with_name("done.json").unlink()
     run(path, base=tmp_path, say=lambda _: None)
     assert kept.read_text() == after, "steps were made with it"
+
+
+def said(path: Path, base: Path) -> str:
+    told: list[str] = []
+    run(path, base=base, say=told.append)
+    return "\n".join(told)
+
+
+def test_documents_that_changed_between_steps_are_told(tmp_path: Path) -> None:
+    path = build(write_spec(tmp_path), tmp_path / "b").path
+    assert "documents" not in said(path, tmp_path)
+    (tmp_path / "texts" / "more.txt").write_text("more " * 40)
+    (done,) = tmp_path.glob("b.runs/*/done.json")
+    done.unlink()
+    assert "its documents are not those of the steps before" in said(path, tmp_path)
+
+
+def test_steps_of_other_settings_are_told(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path)
+    assert "other settings" not in said(build(spec, tmp_path / "b").path, tmp_path)
+    (before,) = tmp_path.glob("b.runs/*")
+    told = said(build(spec, tmp_path / "b", ["stages.pretrain.eval.batches=1"]).path, tmp_path)
+    assert f"{before.name} was trained with other settings" in told
+
+
+def test_a_file_of_a_tokenizer_that_changed_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    path = build(write_spec(tmp_path), tmp_path / "b", [f"stages.pretrain.tokenizer={{file: {file}}}"]).path
+    tokenizers.train(["a b c " * 9], 600).save(str(file))
+    large = Tokenizer.from_file(str(file))
+    large.add_tokens([f"word{i}" for i in range(300)])
+    large.save(str(file))
+    with pytest.raises(RunError, match="the model takes 512"):
+        run(path, base=tmp_path, say=lambda _: None)
+    tokenizers.train(["the cat " * 9], 320).save(str(file))
+    run(path, base=tmp_path, say=lambda _: None)
+    (kept,) = tmp_path.glob("b.runs/*/tokenizer.json")
+    assert Tokenizer.from_file(str(kept)).get_vocab() == Tokenizer.from_file(str(file)).get_vocab()
+
+
+def test_a_stage_whose_parent_has_not_run_is_told(tmp_path: Path) -> None:
+    (tmp_path / "chat.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    path = build(write_spec(tmp_path, SFT.format(path="chat.jsonl")), tmp_path / "b").path
+    with pytest.raises(RunError, match="'chat' starts from 'pretrain', which has not run"):
+        run(path, "chat", base=tmp_path, say=lambda _: None)
+
+
+def test_a_sample_that_fails_ends_no_run(tmp_path: Path) -> None:
+    """The template wants a system message, which the rows have and a prompt has not."""
+    messages = [{"role": r, "content": c} for r, c in (("system", "be brief"), ("user", "a"), ("assistant", "b"))]
+    (tmp_path / "chat.jsonl").write_text("".join(
+        json.dumps({"messages": [*messages[:2], {"role": "assistant", "content": f"b{i}"}]}) + "\n" for i in range(20)
+    ))  # fmt: skip
+    template = "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+    more = f"    sample: {{prompts: [a]}}\n    template: {json.dumps(template)}\n"
+    spec = write_spec(tmp_path, SFT.format(path="chat.jsonl") + more)
+    told = said(build(spec, tmp_path / "b").path, tmp_path)
+    assert "no sample of 'a': the chat template fails: no system" in told
+    assert "chat: done" in told

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from specc.runtime.data.files import Row, find, read_rows, read_text
+from specc.runtime.data.files import Row, find, read_rows, read_text, well_formed
 from specc.runtime.errors import RunError
 from specc.spec.data import Source
 
@@ -127,7 +127,10 @@ def docstring_pairs(text: str) -> Iterator[Document]:
 
 def from_files(source: Source, path: Path, are_chats: bool = False) -> Iterator[Document]:
     """Text files are a document each; the others have one a row."""
-    for file, form in find(path, source.format):
+    files = find(path, source.format)
+    if source.field != "text" and all(form == "text" for _, form in files):
+        raise RunError(f"{path} is read as text, which has no field '{source.field}'; say its 'format'")
+    for file, form in files:
         if form == "text":
             yield Document(read_text(file))
         else:
@@ -152,7 +155,7 @@ def _text(row: Row, field: str, where: str) -> str:
     found = row[field]
     if not isinstance(found, str):
         raise RunError(f"{where}: the field '{field}' is not text but {type(found).__name__}")
-    return found
+    return well_formed(found)
 
 
 def _fields(row: Row) -> str:

@@ -10,25 +10,37 @@ from pathlib import Path
 from specc.runtime.errors import RunError
 
 ENDINGS = {".txt": "text", ".md": "text", ".py": "text", ".rst": "text",
-           ".jsonl": "jsonl", ".parquet": "parquet", ".arrow": "arrow"}  # fmt: skip
+           ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrow": "arrow"}  # fmt: skip
 DATASET, DATASETS = "state.json", "dataset_dict.json"  # what save_to_disk writes beside the Arrow files
+NO_TEXT = (".json", ".csv", ".tsv", ".gz", ".bz2", ".xz", ".zst", ".zip", ".npy", ".bin")
 Row = dict[str, object]
 
 
 def find(path: Path, form: str | None) -> list[tuple[Path, str]]:
     """Files in a fixed order, each with its format; `path` is a file, a directory or a pattern."""
-    if any(c in path.name for c in "*?[") and not path.exists():
-        found = [p for p in sorted(path.parent.glob(path.name)) if p.is_file()]
+    first = next((i for i, part in enumerate(path.parts) if set(part) & set("*?[")), None)
+    if first is not None and not path.exists():
+        root = Path(*path.parts[:first])
+        found = [p for p in sorted(root.glob(str(Path(*path.parts[first:])))) if p.is_file()]
         if not found:
             raise RunError(f"no file fits {path}")
-        return [(p, form or ENDINGS.get(p.suffix, "text")) for p in found]
+        return [(p, form or _form(p)) for p in found]
     if path.is_dir():
         return list(_below(path, form))
     if not path.exists():
         raise RunError(f"there is no {path}")
     if not path.is_file():
         raise RunError(f"{path} is not a regular file")
-    return [(path, form or ENDINGS.get(path.suffix, "text"))]
+    return [(path, form or _form(path))]
+
+
+def _form(path: Path) -> str:
+    """What is in a file that was named: text if its ending does not tell."""
+    ending = path.suffix.lower()
+    if ending in NO_TEXT:
+        known = ", ".join(dict.fromkeys(ENDINGS.values()))
+        raise RunError(f"{path}: files that end in {ending} are not read; if it is one of {known}, say so in 'format'")
+    return ENDINGS.get(ending, "text")
 
 
 def _below(path: Path, form: str | None) -> Iterator[tuple[Path, str]]:
@@ -43,13 +55,22 @@ def _below(path: Path, form: str | None) -> Iterator[tuple[Path, str]]:
     for folder, below, names in os.walk(path):
         below.sort()
         for file in sorted(Path(folder) / n for n in names):
-            known = ENDINGS.get(file.suffix)
+            known = ENDINGS.get(file.suffix.lower())
             if known and form in (None, known) and file.is_file():
                 none = False
                 yield file, known
     if none:
         endings = ", ".join(e for e, f in ENDINGS.items() if form in (None, f))
         raise RunError(f"{path} has no files that end in {endings}")
+
+
+def well_formed(text: str) -> str:
+    """The text with U+FFFD for halves of surrogate pairs, which JSON may have and UTF-8 has not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
 
 
 def read_text(file: Path) -> str:

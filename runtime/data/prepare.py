@@ -31,6 +31,7 @@ class Prepared:
     train: Mixture
     validation: Rows
     notes: tuple[str, ...] = ()
+    documents: str = ""  # SHA-256 over those of all sources
 
 
 def corpora(stage: StageSpec, base: Path) -> list[Corpus]:
@@ -56,7 +57,8 @@ def prepare(stage: StageSpec, sources: list[Corpus], tokenizer: Tokenizer, cache
             for site, kept in (("train", False), ("validation", True))
         ]
         if not len(made[0]):
-            raise RunError(f"the documents of {name} do not fill a row of {stage.data.seq_len} tokens to train on")
+            why = "; ".join(made[0].notes) or f"they do not fill a row of {stage.data.seq_len} tokens"
+            raise RunError(f"the documents of {name} give nothing to train on: {why}")
         train.append(made[0])
         if len(made[1]):
             held.append((made[1], weight))
@@ -64,7 +66,9 @@ def prepare(stage: StageSpec, sources: list[Corpus], tokenizer: Tokenizer, cache
         raise RunError(_nothing_held(stage, sources))
     weights = tuple(source.source.weight for source in sources)
     notes = tuple(note for rows in train for note in rows.notes)
-    return Prepared(Mixture(tuple(train), weights), joined([r for r, _ in held], [w for _, w in held]), notes)
+    documents = hashlib.sha256(" ".join(source.digest() for source in sources).encode()).hexdigest()
+    validation = joined([r for r, _ in held], [w for _, w in held])
+    return Prepared(Mixture(tuple(train), weights), validation, notes, documents)
 
 
 def _nothing_held(stage: StageSpec, sources: list[Corpus]) -> str:

@@ -51,10 +51,15 @@ def train(texts: Iterable[str], vocab: int, extra: Iterable[str] = ()) -> Tokeni
 
 
 def load(path: Path) -> Tokenizer:
+    """The tokenizer of a file. What it says of lengths is for batches of its own: documents are neither cut nor filled
+    up by it."""
     try:
-        return Tokenizer.from_file(str(path))
+        made = Tokenizer.from_file(str(path))
     except Exception as e:  # tokenizers raises bare Exception
         raise RunError(f"{path} is not a tokenizer: {e}") from None
+    made.no_truncation()
+    made.no_padding()
+    return made
 
 
 def complete(tokenizer: Tokenizer, tokens: Iterable[str]) -> list[str]:
@@ -74,6 +79,11 @@ def special(tokenizer: Tokenizer, token: str) -> int:
 def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
     """Its special tokens, which no text is made of."""
     return {t.content: i for i, t in sorted(tokenizer.get_added_tokens_decoder().items()) if t.special}
+
+
+def rows_needed(tokenizer: Tokenizer) -> int:
+    """How many rows a table of its tokens has at least; ids may leave holes."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
 
 def words(tokenizer: Tokenizer) -> list[int]:
