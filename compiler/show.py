@@ -20,10 +20,15 @@ class Node:
     params: list[Param] = field(default_factory=list)
     children: dict[str, Node] = field(default_factory=dict)
     times: int = 1
+    repeated: int = 0  # numbers of all its tiles, which may differ, where it is repeated
 
     def numel(self) -> int:
+        """Of one tile."""
         own = sum(p.type.numel({}) for p in self.params)
-        return own + sum(c.numel() * c.times for c in self.children.values())
+        return own + sum(c.whole() for c in self.children.values())
+
+    def whole(self) -> int:
+        return self.repeated or self.numel() * self.times
 
 
 def tree(params: Mapping[str, Param]) -> Node:
@@ -37,6 +42,8 @@ def tree(params: Mapping[str, Param]) -> Node:
             if part.isdigit() and i:
                 tiles.setdefault(at, set()).add(part)
                 node.times = len(tiles[at])
+                if not any(before.isdigit() for before in parts[1:i]):  # tiles within tiles are drawn as one's
+                    node.repeated += p.type.numel({})
                 continue
             at = f"{at}.{part}".strip(".")
             node = node.children.setdefault(part, Node())
@@ -73,7 +80,7 @@ def _lines(node: Node, indent: str) -> Iterator[str]:
         yield f"{indent}  {leaf} [{dims}]  {count(p.type.numel({}))}  {p.init}{state}"
     for name, child in node.children.items():
         times = f" x{child.times}" if child.times > 1 else ""
-        yield f"{indent}  {name}{times}  {count(child.numel() * child.times)}"
+        yield f"{indent}  {name}{times}  {count(child.whole())}"
         yield from _lines(child, indent + "  ")
 
 

@@ -96,6 +96,27 @@ def test_show_draws_the_model(spec: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "FLOPs/token" in out
 
 
+EACH = """specc: 1
+model:
+  dims: {widths: [16, 32, 64], V: 512}
+  inputs: {tokens: "int[B S]"}
+  blocks:
+    level:
+      args: {out: dim}
+      in: {x: [... C]}
+      steps: [{linear: {out: out}}]
+  steps:
+    - embedding: {rows: V, out: first(widths), from: tokens, name: embed}
+    - repeat: {block: level, each: {out: widths}, name: levels}
+"""
+
+
+def test_show_counts_tiles_of_different_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "each.yaml").write_text(EACH, encoding="utf-8")
+    assert cli.main(["show", str(tmp_path / "each.yaml")]) == cli.OK
+    assert f"levels x3  {(16 * 16 + 16 * 32 + 32 * 64) / 1000:.1f} K" in capsys.readouterr().out
+
+
 def test_show_prints_a_block_of_the_program(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["show", str(spec), "--emit", "program", "--block", "layers"]) == cli.OK
     assert capsys.readouterr().out.startswith("block layers(")

@@ -9,7 +9,7 @@ from pathlib import Path
 from specc.runtime.errors import RunError
 from specc.spec.errors import Diagnostic, SpecError, did_you_mean
 from specc.spec.model import ModelSpec
-from specc.spec.spec import Spec
+from specc.spec.spec import Spec, load
 
 TEMPLATE = """\
 # yaml-language-server: $schema=./specc.schema.json
@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
     if path.exists():
         raise RunError(f"{path} exists; name another file with --out")
     path.write_text(starter(args.name, args.model, models[args.model], path), encoding="utf-8")
-    print(f"{path}: written\nnext: specc check {path}; specc show {path}; specc build {path}")
+    can_build = f"; specc build {path}" if load(path).stages else ""
+    print(f"{path}: written\nnext: specc check {path}; specc show {path}{can_build}")
     return 0
 
 

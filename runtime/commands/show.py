@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps([as_data(p, s) for p, s in shown], indent=1))
         return 0
     for p, s in shown:
-        print(one_block(p, args.block) if args.emit == "program" else tree(p, s))
+        print(one_block(p, args.block) if args.emit == "program" or args.block else tree(p, s))
     return 0
 
 
