@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -77,11 +79,23 @@ def build_spec(spec: Spec, out: Path, allow_ops: bool = False, trains: bool = Tr
     facts: list[StageFacts] = []
     hashes: dict[str, str] = {}
     for name in spec.stages:
-        facts.append(build_stage(spec, name, programs[name], work / "stages" / name, hashes, own))
+        with plan_marked(spec):
+            facts.append(build_stage(spec, name, programs[name], work / "stages" / name, hashes, own))
     write_manifest(spec, work, hashes)
     shutil.rmtree(out, ignore_errors=True)
     work.rename(out)
     return facts
+
+
+@contextmanager
+def plan_marked(spec: Spec) -> Iterator[None]:
+    """What a plan asks in vain stands at the plan, if it has no other place."""
+    try:
+        yield
+    except SpecError as e:
+        at = spec.mark(("plan",))
+        marked = (replace(d, mark=at) if d.mark is None and d.code.startswith("S5") else d for d in e.diagnostics)
+        raise SpecError(*marked) from None
 
 
 def build_stage(

@@ -37,7 +37,7 @@ def _sizes(spec: Spec, model: ModelSpec, at: tuple[str, ...], own: set[str]) -> 
     """Dims and numbers that stand in the user's own file, over a model of another one that names them nowhere."""
     steps, named = spec.mark((*at, "steps")), set(_names(model.model_dump(exclude=DESCRIBING)))
     if steps is None or steps.file in own:
-        return
+        own = {SET}  # a model of one's own may have more; what is put over it has a name in it
     known = [n for n in (*model.dims, *model.numbers) if n in named]
     for key, names in (("dims", model.dims), ("numbers", model.numbers)):
         for name in names:

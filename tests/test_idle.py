@@ -43,6 +43,14 @@ def test_the_command_line_too(tmp_path: Path) -> None:
     assert found(tmp_path, OVER, "model.dims.LAYERS=4") == [("S113", "--set:nothing in the model uses 'LAYERS'")]
 
 
+def test_the_command_line_has_names_of_a_model_of_ones_own_too(tmp_path: Path) -> None:
+    own = "model:\n  dims: {D: 8, V: 16}\n  steps: [{embedding: {rows: V, out: D, from: tokens}}]\n"
+    own += "  inputs: {tokens: 'int[B S]'}\n"
+    assert found(tmp_path, "specc: 1\n" + own, "model.dims.D=4", "model.dims.W=4") == [
+        ("S113", "--set:nothing in the model uses 'W'")
+    ]
+
+
 def test_a_model_of_ones_own_may_have_more(tmp_path: Path) -> None:
     steps = "steps: [{embedding: {rows: V, out: D, from: tokens}}, {linear: {out: V, name: head}}]"
     own = f"model:\n  dims: {{D: 8, V: 16, EXTRA: 3}}\n  inputs: {{tokens: 'int[B S]'}}\n  {steps}\n"
