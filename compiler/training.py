@@ -63,7 +63,7 @@ def training_mistakes(spec: Spec, name: str, program: Program) -> Iterator[Diagn
     if own is not None and own.file is None and room and room.size and own.vocab > room.size:
         mark = spec.mark(("stages", name, "tokenizer", "vocab"))
         text = f"a tokenizer of {own.vocab:,} tokens, and a model that takes {room.size:,}"
-        more = f", or model.dims.{room}: {own.vocab}" if room.is_plain and str(room).isidentifier() else ""
+        more = f", or model.dims.{room}: {own.vocab}" if room.is_plain else ""
         yield Diagnostic("S309", text, mark, f"vocab: {room.size}{more}")
 
 

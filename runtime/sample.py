@@ -114,10 +114,13 @@ def write_text(
     """What the model writes behind the prompt, to an end token or the model's length.
 
     An sft stage's prompt goes in its chat template, up to the answer, unless it is `raw`."""
-    by, prompt = coder(tokenizer), well_formed(prompt)
+    text = well_formed(prompt)
     if stage.spec.kind == "sft" and not raw:
-        prompt = render(stage.spec.template, [{"role": "user", "content": by.hide(prompt)}], ask=True)
-    ids = by.encode(prompt) or [special(tokenizer, EOS)]
+        by = coder(tokenizer)
+        ids = by.encode(render(stage.spec.template, [{"role": "user", "content": by.hide(text)}], ask=True))
+    else:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+    ids = ids or [special(tokenizer, EOS)]
     decoder = Decoder(stage, params)
     if len(ids) >= decoder.room:
         raise RunError(f"the prompt has {len(ids)} tokens, the model holds {decoder.room}")

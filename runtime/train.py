@@ -84,8 +84,9 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
     if loaded:
         params, step = seat.moved(loaded.tensors["weights"]), loaded.step
     else:
-        for other in _others(folder):
-            say(f"{stage.name}: {other.name} was trained with other settings and is left alone; this begins anew")
+        if others := _others(folder):
+            more = f" (and {len(others) - 1} more)" if others[1:] else ""
+            say(f"{stage.name}: {others[-1].name}{more} was trained with other settings; this begins anew")
         params, step = parent_weights(build, stage, seat) or first_values(stage, seat, master(stage)), 0
         entropy = unigram_entropy(data.validation)
         say(
@@ -119,10 +120,10 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
 
 
 def _others(folder: Path) -> list[Path]:
-    """Runs of the same stage that have steps, of other settings."""
+    """Runs of the same stage that have steps, of other settings; the newest last."""
     name = re.compile(re.escape(folder.name[: folder.name.rindex("-")]) + "-[0-9a-f]{12}")
     runs = (d for d in folder.parent.iterdir() if d != folder and name.fullmatch(d.name))
-    return sorted(d for d in runs if any((d / "checkpoints").glob("step_*")))
+    return sorted((d for d in runs if any((d / "checkpoints").glob("step_*"))), key=lambda d: d.stat().st_mtime)
 
 
 def look_at_data(build: Build, stage: Stage, base: Path) -> None:
@@ -142,7 +143,7 @@ def read_data(build: Build, stage: Stage, folder: Path, base: Path) -> tuple[Tok
     """The stage's tokenizer and rows; both are kept on the disk, where other ranks and later runs find them."""
     sources = corpora(stage.spec, base)
     tokenizer = find_tokenizer(build, stage, folder, base, sources)
-    count, room = tokenizers.rows_needed(tokenizer), stage.facts["vocabulary"]
+    count, room = tokenizers.rows_needed(tokenizer), stage.facts.get("vocabulary")
     if room and count > room:
         raise RunError(f"the tokenizer has tokens to number {count - 1}, the model takes {room}")
     data = prepare(stage.spec, sources, tokenizer, build.path.parent / f"{build.path.name}.tokens")

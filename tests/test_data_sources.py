@@ -60,6 +60,9 @@ def test_patterns_formats_and_limits(folder: Path) -> None:
     assert texts(folder, path="in/*.txt") == ["a"]
     assert texts(folder, path="in/*/*.txt") == ["c"]
     assert texts(folder, path="in/**/*.txt") == ["a", "c"]
+    (folder / "in").rename(folder / "in[1]")
+    assert texts(folder, path="in[1]/*.txt") == ["a"]
+    (folder / "in[1]").rename(folder / "in")
     (folder / "R.NDJSON").write_bytes((folder / "r.jsonl").read_bytes())
     assert texts(folder, path="R.NDJSON") == ["a", "b", "c"]
     assert texts(folder, path="r.j*") == ["a", "b", "c"]

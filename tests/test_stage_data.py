@@ -123,7 +123,9 @@ def test_a_sample_that_fails_ends_no_run(tmp_path: Path) -> None:
     ))  # fmt: skip
     template = "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
     more = f"    sample: {{prompts: [a]}}\n    template: {json.dumps(template)}\n"
-    spec = write_spec(tmp_path, SFT.format(path="chat.jsonl") + more)
+    spec = write_spec(
+        tmp_path, SFT.format(path="chat.jsonl").replace("seq_len: 32", "seq_len: 128, validation: 0.3") + more
+    )
     told = said(build(spec, tmp_path / "b").path, tmp_path)
     assert "no sample of 'a': the chat template fails: no system" in told
     assert "chat: done" in told

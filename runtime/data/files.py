@@ -18,8 +18,8 @@ Row = dict[str, object]
 
 def find(path: Path, form: str | None) -> list[tuple[Path, str]]:
     """Files in a fixed order, each with its format; `path` is a file, a directory or a pattern."""
-    first = next((i for i, part in enumerate(path.parts) if set(part) & set("*?[")), None)
-    if first is not None and not path.exists():
+    first = next((i for i, part in enumerate(path.parts) if _is_pattern(path, i, part)), None)
+    if first is not None:
         root = Path(*path.parts[:first])
         found = [p for p in sorted(root.glob(str(Path(*path.parts[first:])))) if p.is_file()]
         if not found:
@@ -32,6 +32,11 @@ def find(path: Path, form: str | None) -> list[tuple[Path, str]]:
     if not path.is_file():
         raise RunError(f"{path} is not a regular file")
     return [(path, form or _form(path))]
+
+
+def _is_pattern(path: Path, i: int, part: str) -> bool:
+    """Whether a part of a path is no name as it stands; folders may have brackets in theirs."""
+    return bool(set(part) & set("*?[")) and not Path(*path.parts[: i + 1]).exists()
 
 
 def _form(path: Path) -> str:
