@@ -134,6 +134,10 @@ def test_a_kernel_that_spills_or_is_too_large_or_reads_narrowly_is_not_used() ->
     good = Figures("forward", "gfx942", 0, {"BLOCK_R": 4}, 4, 64, 0, 64 * 1024, 3, 3)
     assert good.problem() == ""
     assert "spills" in Figures("forward", "gfx942", 0, {"BLOCK_R": 4}, 4, 64, 8, 0, 3, 3).problem()
+    assert "spills" in Figures("forward", "sm90", 0, {"BLOCK_R": 4}, 4, 255, 8, 0, 3, 3).problem()
+    assert "spills" in Figures("forward", "sm90", 0, {"BLOCK_R": 4}, 16, 128, 8, 0, 3, 3).problem()
+    assert "spills" in Figures("forward", "sm90", 0, {"BLOCK_R": 4}, 4, 80, 64, 0, 3, 3).problem()
+    assert Figures("forward", "sm90", 0, {"BLOCK_R": 4}, 4, 80, 8, 0, 3, 3).problem() == "", "registers are left"
     assert "128 bits" in Figures("forward", "gfx942", 0, {"BLOCK_R": 4}, 4, 64, 0, 0, 3, 0).problem()
     assert Figures("forward", "gfx942", 0, {"BLOCK_R": 4}, 4, 64, 0, 0, 3, 0, "it reads pairs").problem() == ""
     assert "shared" in Figures("forward", "gfx942", 0, {"BLOCK_R": 4}, 4, 64, 0, 64 * 1024 + 1, 3, 3).problem()

@@ -15,6 +15,8 @@ from typing import Any
 from specc.compiler.kernels.made import Entry, Made
 
 KiB = 1024
+REGISTERS = 65536  # of a processor of NVIDIA, which the threads of a program share
+LITTLE = 32  # bytes a thread, which stay in the first cache
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,16 @@ class Figures:
     wide_loads: int
     narrow: str = ""
 
+    @property
+    def is_choice(self) -> bool:
+        """Whether ptxas spills a little though registers are left, so that more threads run at once."""
+        at = TARGETS[self.target]
+        limit = min(255, REGISTERS // (self.warps * at.warp))
+        return at.backend == "cuda" and self.registers < limit and self.spilled <= LITTLE
+
     def problem(self) -> str:
         """Why the kernel is not to be used, or nothing."""
-        if self.spilled:
+        if self.spilled and not self.is_choice:
             return f"it spills {self.spilled}"
         if self.shared > TARGETS[self.target].shared:
             return f"it needs {self.shared} bytes of shared memory"

@@ -36,11 +36,9 @@ from specc.spec.expr import Expr
 
 TILES = {
     "forward": ((128, 64, 8), (64, 64, 8), (64, 64, 4), (64, 32, 4), (32, 32, 4), (16, 16, 4)),
-    "backward_keys": (  # fp32 has no tensor cores: its small tiles want many warps, and few where heads are narrow
-        (64, 64, 8), (32, 64, 8), (32, 64, 4), (32, 32, 4), (32, 32, 8), (16, 16, 4), (16, 16, 8), (16, 16, 2),
-    ),
+    "backward_keys": ((64, 64, 8), (32, 64, 8), (32, 64, 4), (32, 32, 4), (32, 32, 8), (16, 16, 4), (16, 16, 8)),
     "backward_queries": ((64, 64, 8), (64, 32, 4), (32, 32, 4), (16, 16, 4)),
-}  # fmt: skip
+}
 PART_NAME = "attention_part_"
 PART_OP = "part.attend"  # of an equation whose queries or keys are a part of a sequence (compiler.kernels.on_mesh)
 HEAD = """\
@@ -137,10 +135,12 @@ def _entries(a: Attention, dtype: torch.dtype, blocks: tuple[int, int]) -> tuple
     }
     numbers = {**dict.fromkeys(("n_q", "n_k", "heads", "groups"), "i32"), "scale": "fp32"}
     widths = {"BLOCK_E": blocks[0], "BLOCK_F": blocks[1]}
+    narrow = "no head is a multiple of 16 bytes" if all(n * dtype.itemsize % 16 for n in a.widths) else ""
     return tuple(
         Entry(
             f"{kind}_kernel", {**given, **more[kind], **numbers},
             tuple(Setting({"BLOCK_Q": q, "BLOCK_K": k, **widths}, warps) for q, k, warps in tiles),
+            narrow,
         )
         for kind, tiles in TILES.items()
     )  # fmt: skip
