@@ -23,6 +23,7 @@ from specc.runtime.compile import decided
 from specc.runtime.data import tokenizer as tokenizers
 from specc.runtime.data.batches import unigram_entropy
 from specc.runtime.data.corpus import CHATS, Corpus
+from specc.runtime.data.objectives import fields_given
 from specc.runtime.data.prepare import Prepared, corpora, first_texts, prepare
 from specc.runtime.errors import RunError
 from specc.runtime.health import Guard
@@ -130,6 +131,10 @@ def look_at_data(build: Build, stage: Stage, base: Path) -> None:
     """See that a stage that has not run finds its data: what a later one lacks is told before the first one trains."""
     if (stage_folder(build, stage) / "done.json").is_file():
         return
+    given = fields_given(stage.spec)
+    if strange := sorted(stage.fields - given):
+        has = ", ".join(sorted(given))
+        raise RunError(f"'{stage.name}': its data have no field for the model's input '{strange[0]}' (they have {has})")
     for source in corpora(stage.spec, base):
         document = next(iter(source), None)
         if document is not None and stage.spec.kind == "sft" and not document.messages:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
 from specc.runtime.api import run
 from specc.runtime.data import tokenizer as tokenizers
+from specc.runtime.data.objectives import fields_given
 from specc.runtime.errors import RunError
 from specc.runtime.make import build
+from specc.runtime.train import look_at_data
 from specc.spec.stage import CHATML
-from tests.training import write_spec
+from tests.text_models import SMALL, built
+from tests.training import begun, write_spec
 
 SFT = """
   chat:
@@ -129,3 +133,17 @@ def test_a_sample_that_fails_ends_no_run(tmp_path: Path) -> None:
     told = said(build(spec, tmp_path / "b").path, tmp_path)
     assert "no sample of 'a': the chat template fails: no system" in told
     assert "chat: done" in told
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_inputs_that_no_objective_gives_are_told_before_data_are_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = built(tmp_path, name)
+    stage = made.stages["pretrain"]
+    rows = begun(made).data.train.fields(np.arange(2), 0)
+    assert {*rows, "part", "segment"} == fields_given(stage.spec)
+    stage.facts["inputs"]["image"] = "float[B]"
+    with pytest.raises(RunError, match="no field for the model's input 'image'"):
+        look_at_data(made, stage, tmp_path)

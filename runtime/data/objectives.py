@@ -29,6 +29,15 @@ from specc.runtime.data.tokenizer import (
 )  # fmt: skip
 from specc.spec.stage import StageSpec
 
+# What every objective gives, and some more.
+GIVEN = ("tokens", "labels", "doc", "pos", "part", "segment")
+MORE = {"span_corruption": ("enc_tokens", "enc_doc", "enc_pos"), "blank_infilling": ("block_pos",)}
+
+
+def fields_given(stage: StageSpec) -> set[str]:
+    """The inputs that a model may have for the stage's rows."""
+    return {*GIVEN, *MORE.get(stage.objective, ())}
+
 
 @dataclass(frozen=True)
 class Rows:
