@@ -89,7 +89,7 @@ def build_spec(spec: Spec, out: Path, allow_ops: bool = False, trains: bool = Tr
 
 @contextmanager
 def plan_marked(spec: Spec) -> Iterator[None]:
-    """What a plan asks in vain stands at the plan, if it has no other place."""
+    """Refusals of a plan (S5..) that have no other place stand at the plan."""
     try:
         yield
     except SpecError as e:

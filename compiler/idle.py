@@ -60,7 +60,6 @@ def _settings(spec: Spec) -> Iterator[Diagnostic]:
     plan, mesh = spec.plan, spec.plan.mesh
     asked = {
         "schedule": ("schedule" in plan.model_fields_set, ("pp",)), "context": (plan.context != "auto", ("cp", "ring")),
-        "zero": (bool(plan.zero) and "zero" in plan.model_fields_set, ("dp",)),
         "sequence_parallel": (plan.sequence_parallel == "on", ("tp",)),
     }  # fmt: skip
     for key, (is_asked, axes) in asked.items():
@@ -71,20 +70,20 @@ def _settings(spec: Spec) -> Iterator[Diagnostic]:
 
 
 def _of_stage(spec: Spec, name: str, stage: StageSpec) -> Iterator[Diagnostic]:
-    """Settings of a schedule, a tokenizer or a template that the stage does not have."""
+    """Settings of a schedule, a tokenizer or a template that the stage does not have, by another setting (`decider`).
+
+    One that another file or the command line decides over may stand: what is put over a spec takes nothing away."""
     schedule, own = stage.schedule, stage.tokenizer
-    vain: list[tuple[bool, Node | None, tuple[str, ...], str]] = [
-        (schedule.kind == "constant", schedule, ("schedule", "final"), "the learning rate is constant"),
-        (schedule.kind != "wsd", schedule, ("schedule", "decay"), f"it is for wsd, not {schedule.kind}"),
-        (stage.kind != "sft", stage, ("template",), "an sft stage has chats"),
-        (bool(own and own.file), own, ("tokenizer", "vocab"), "the tokenizer is read from a file"),
-        (bool(own and own.file), own, ("tokenizer", "documents"), "the tokenizer is read from a file"),
+    vain: list[tuple[bool, Node | None, tuple[str, ...], str, str]] = [
+        (schedule.kind == "constant", schedule, ("schedule", "final"), "kind", "the learning rate is constant"),
+        (schedule.kind != "wsd", schedule, ("schedule", "decay"), "kind", f"it is for wsd, not {schedule.kind}"),
+        (stage.kind != "sft", stage, ("template",), "kind", "an sft stage has chats"),
+        (bool(own and own.file), own, ("tokenizer", "vocab"), "file", "the tokenizer is read from a file"),
+        (bool(own and own.file), own, ("tokenizer", "documents"), "file", "the tokenizer is read from a file"),
     ]
-    for is_vain, node, at, why in vain:
+    for is_vain, node, at, decider, why in vain:
         if is_vain and node is not None and at[-1] in node.model_fields_set:
-            text = f"stages.{name}.{'.'.join(at)} has no effect: {why}"
-            yield Diagnostic("S529", text, spec.mark(("stages", name, *at)), f"remove '{at[-1]}'")
-    if own and not own.file and stage.from_:
-        text = f"'{name}' starts from weights that know the tokens of '{stage.from_}'"
-        hint = "remove 'tokenizer': the other stage's is taken"
-        yield Diagnostic("S310", text, spec.mark(("stages", name, "tokenizer")), hint)
+            mark, by = (spec.mark(("stages", name, *place)) for place in (at, (*at[:-1], decider)))
+            if decider not in node.model_fields_set or (mark and by and mark.file == by.file):
+                text = f"stages.{name}.{'.'.join(at)} has no effect: {why}"
+                yield Diagnostic("S529", text, mark, f"remove '{at[-1]}'")

@@ -54,7 +54,7 @@ def training_mistakes(spec: Spec, name: str, program: Program) -> Iterator[Diagn
             hint = pattern_hint(pattern, program.params)
             yield Diagnostic("S108", f"no parameter matches '{pattern}'", mark, hint)
     kept = prune(program, [*program.outputs]).params
-    if lost := [p for p in program.params if p not in kept]:
+    if program.loss is not None and (lost := [p for p in program.params if p not in kept]):
         mark = spec.mark((*spec.model_section(stage.model)[2], "steps"))
         shown = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
         hint = "a later step must take the value that they make ('_' is the last one made), or remove their steps"

@@ -8,6 +8,7 @@ from specc.compiler.program import Program
 from specc.compiler.types import Dim
 
 TOKENS = ("tokens", "enc_tokens", "labels")  # inputs that data fill with a tokenizer's numbers
+SAME = ("rearrange", "slice", "expand")  # ops whose numbers are those of their operand
 LOSSES = {"cross_entropy": (0, 1), "linear_cross_entropy": (1, 2)}  # operands: whose last dim are classes, and labels
 
 
@@ -21,6 +22,8 @@ def _counted(program: Program) -> Iterator[Dim]:
         body = program.bodies[call.body]
         given, types = dict(zip((v.name for v in body.ins), call.ins, strict=True)), body.types()
         for e in body.eqns:
+            if e.op in SAME and e.ins[0] in given:
+                given[e.outs[0]] = given[e.ins[0] or ""]
             if e.op == "embedding":
                 dim, read = types[e.ins[1] or ""].dims[0], e.ins[0]
             elif e.op in LOSSES:

@@ -90,7 +90,7 @@ def cut(text: str, length: int) -> str:
 
 
 def pattern_hint(pattern: str, paths: Iterable[str]) -> str:
-    """The same for a pattern of parameters' paths: a pattern that matches some."""
+    """A hint that names the nearest pattern of those that match some of the paths, or lists these."""
     return did_you_mean(pattern, {f"{folder}.*" if dot else p for p in paths for folder, dot, _ in [p.rpartition(".")]})
 
 

@@ -142,6 +142,10 @@ def stage_mistakes(spec: Spec) -> list[Diagnostic]:
             found.append(
                 Diagnostic("S302", f"no earlier stage is called '{stage.from_}'", spec.mark((*at, "from")), hint)
             )
+        elif stage.from_ is not None and stage.tokenizer is not None and not stage.tokenizer.file:
+            text = f"'{name}' starts from weights that know the tokens of '{stage.from_}'"
+            hint = "remove 'tokenizer': the other stage's is taken"
+            found.append(Diagnostic("S310", text, spec.mark((*at, "tokenizer")), hint))
         if stage.from_ is None and stage.tokenizer is None:
             found.append(Diagnostic("S303", f"the stage '{name}' has no tokenizer", spec.mark(at), "add 'tokenizer:'"))
         models = [spec.name, *spec.models] if spec.model is not None else list(spec.models)

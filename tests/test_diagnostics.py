@@ -155,6 +155,13 @@ stages:
     budget: {{steps: 3}}
 """
     assert checked(text, tmp_path) == [("S309", 13)]
+    if rows == "ROWS":
+        turned = (
+            "- rearrange: {pattern: 'b s -> b s', from: tokens, as: t}\n    - embedding: {rows: ROWS, out: D, from: t}"
+        )
+        assert checked(text.replace("- embedding: {rows: ROWS, out: D, from: tokens}", turned), tmp_path) == [
+            ("S309", 14)
+        ]
     (tmp_path / "fits.yaml").write_text(text.replace("vocab: 400", "vocab: 380"), encoding="utf-8")
     check_file(tmp_path / "fits.yaml", [])
 

@@ -81,3 +81,9 @@ def test_a_small_plan_to_verify_may_lack_an_axis(tmp_path: Path) -> None:
     small, left = shrunk(load(path), "pretrain", 4)
     assert small.plan.mesh == {"dp": 2, "cp": 2}
     assert left
+
+
+def test_a_setting_that_the_command_line_decides_over_may_stand(tmp_path: Path) -> None:
+    assert found(tmp_path, OVER + STAGE, "stages.pretrain.tokenizer.file=t.json") == []
+    whole = [("S529", "--set:stages.pretrain.schedule.final has no effect: the learning rate is constant")]
+    assert found(tmp_path, OVER + STAGE, "stages.pretrain.schedule={kind: constant, final: 0.5}") == whole
