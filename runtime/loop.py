@@ -83,6 +83,8 @@ def train(run: Run, signals: Signals, progress: Progress) -> None:
     """Train to the end of the stage. Raises Stopped after a signal, with the state saved."""
     run.signals = signals
     with Prefetch(lambda step: batches_of(run, step), run.step, run.stage.spec.steps()) as ready:
+        if run.step >= run.stage.spec.steps():  # it was stopped between its last checkpoint and the samples
+            sample(run)
         held = train_on(run, progress, ready.take)
     finish(run, held)
 

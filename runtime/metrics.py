@@ -49,7 +49,7 @@ class Metrics:
         self.files[name].flush()
 
     def sync(self) -> None:
-        """Put all on the disk: what is said of a step is there before its checkpoint is."""
+        """Put all on the disk: what is said of a step, but for its samples, is there before its checkpoint is."""
         for f in self.files.values():
             os.fsync(f.fileno())
         if self.events:

@@ -14,7 +14,7 @@ from specc.runtime.errors import RunError
 from specc.runtime.heartbeat import Pulse
 from specc.runtime.metrics import has_events
 from specc.runtime.team import ALONE, Team
-from specc.runtime.train import look_at_data, run_stage
+from specc.runtime.train import check_inputs, look_at_data, run_stage
 from specc.spec.errors import did_you_mean
 
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
@@ -33,6 +33,9 @@ def run_build(
     if not has_events():
         say("tensorboard is not installed: its event files are left out (pip install 'specc[tensorboard]')")
     wanted = [s for name, s in build.stages.items() if stage in (None, name)]
+    for found in wanted:
+        with told(found):
+            check_inputs(found)
     for found in wanted[1:]:  # the first reads its own at once
         with told(found):
             look_at_data(build, found, base or Path.cwd())

@@ -127,14 +127,18 @@ def _others(folder: Path) -> list[Path]:
     return sorted((d for d in runs if any((d / "checkpoints").glob("step_*"))), key=lambda d: d.stat().st_mtime)
 
 
-def look_at_data(build: Build, stage: Stage, base: Path) -> None:
-    """See that a stage that has not run finds its data: what a later one lacks is told before the first one trains."""
-    if (stage_folder(build, stage) / "done.json").is_file():
-        return
+def check_inputs(stage: Stage) -> None:
+    """Raises RunError for an input of the model that the stage's data do not have."""
     given = fields_given(stage.spec)
     if strange := sorted(stage.fields - given):
         has = ", ".join(sorted(given))
         raise RunError(f"'{stage.name}': its data have no field for the model's input '{strange[0]}' (they have {has})")
+
+
+def look_at_data(build: Build, stage: Stage, base: Path) -> None:
+    """See that a stage that has not run finds its data: what a later one lacks is told before the first one trains."""
+    if (stage_folder(build, stage) / "done.json").is_file():
+        return
     for source in corpora(stage.spec, base):
         document = next(iter(source), None)
         if document is not None and stage.spec.kind == "sft" and not document.messages:

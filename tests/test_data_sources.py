@@ -60,6 +60,7 @@ def test_patterns_formats_and_limits(folder: Path) -> None:
     assert texts(folder, path="in/*.txt") == ["a"]
     assert texts(folder, path="in/*/*.txt") == ["c"]
     assert texts(folder, path="in/**/*.txt") == ["a", "c"]
+    assert texts(folder, path="in/*") == ["a", "b"], "files that are no text are left out"
     (folder / "in").rename(folder / "in[1]")
     assert texts(folder, path="in[1]/*.txt") == ["a"]
     (folder / "in[1]").rename(folder / "in")

@@ -14,7 +14,7 @@ from specc.runtime.data import tokenizer as tokenizers
 from specc.runtime.data.objectives import fields_given
 from specc.runtime.errors import RunError
 from specc.runtime.make import build
-from specc.runtime.train import look_at_data
+from specc.runtime.train import check_inputs
 from specc.spec.stage import CHATML
 from tests.text_models import SMALL, built
 from tests.training import begun, write_spec
@@ -136,7 +136,7 @@ def test_a_sample_that_fails_ends_no_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_inputs_that_no_objective_gives_are_told_before_data_are_read(
+def test_the_fields_of_an_objective_are_those_of_its_rows(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -146,4 +146,19 @@ def test_inputs_that_no_objective_gives_are_told_before_data_are_read(
     assert {*rows, "part", "segment"} == fields_given(stage.spec)
     stage.facts["inputs"]["image"] = "float[B]"
     with pytest.raises(RunError, match="no field for the model's input 'image'"):
-        look_at_data(made, stage, tmp_path)
+        check_inputs(stage)
+
+
+def test_inputs_that_no_objective_gives_end_a_run_before_a_tokenizer_is_made(tmp_path: Path) -> None:
+    sets = ["model.inputs.strange='int[B S]'", "model.steps.0.embedding.from=strange"]
+    with pytest.raises(RunError, match="no field for the model's input 'strange'"):
+        run(build(write_spec(tmp_path), tmp_path / "b", sets).path, base=tmp_path, say=lambda _: None)
+    assert not list(tmp_path.glob("b.runs/*/tokenizer.json"))
+
+
+def test_samples_that_a_stop_left_out_are_written(tmp_path: Path) -> None:
+    path = build(write_spec(tmp_path), tmp_path / "b", ["stages.pretrain.sample={prompts: [the]}"]).path
+    run(path, base=tmp_path, say=lambda _: None)
+    (done,) = tmp_path.glob("b.runs/*/done.json")
+    done.unlink()
+    assert "sample at 6: 'the'" in said(path, tmp_path)

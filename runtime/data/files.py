@@ -24,7 +24,8 @@ def find(path: Path, form: str | None) -> list[tuple[Path, str]]:
         found = [p for p in sorted(root.glob(str(Path(*path.parts[first:])))) if p.is_file()]
         if not found:
             raise RunError(f"no file fits {path}")
-        return [(p, form or _form(p)) for p in found]
+        readable = [p for p in found if form or p.suffix.lower() not in NO_TEXT]
+        return [(p, form or _form(p)) for p in readable or found]
     if path.is_dir():
         return list(_below(path, form))
     if not path.exists():
