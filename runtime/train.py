@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from contextlib import nullcontext
 from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import TextIO
 
@@ -38,12 +38,13 @@ from specc.runtime.signals import Signals
 from specc.runtime.team import ALONE, Team, first
 from specc.runtime.team import say as say_all
 
+DIGITS = 12  # of a stage's hash in the name of its folder
 NOT_RUN = "'{}' starts from '{}', which has not run"
 
 
 def stage_folder(build: Build, stage: Stage) -> Path:
     """Where a stage's run lives: beside the build, named by the stage's content."""
-    return build.path.parent / f"{build.path.name}.runs" / f"{stage.name}-{stage.hash[:12]}"
+    return build.path.parent / f"{build.path.name}.runs" / f"{stage.name}-{stage.hash[:DIGITS]}"
 
 
 def run_stage(
@@ -85,7 +86,7 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
     if loaded:
         params, step = seat.moved(loaded.tensors["weights"]), loaded.step
     else:
-        if others := _others(folder):
+        if others := _others(stage, folder):
             more = f" (and {len(others) - 1} more)" if others[1:] else ""
             say(f"{stage.name}: {others[-1].name}{more} was trained with other settings; this begins anew")
         params, step = parent_weights(build, stage, seat) or first_values(stage, seat, master(stage)), 0
@@ -120,11 +121,10 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
     return run
 
 
-def _others(folder: Path) -> list[Path]:
+def _others(stage: Stage, folder: Path) -> list[Path]:
     """Runs of the same stage that have steps, of other settings; the newest last."""
-    name = re.compile(re.escape(folder.name[: folder.name.rindex("-")]) + "-[0-9a-f]{12}")
-    runs = (d for d in folder.parent.iterdir() if d != folder and name.fullmatch(d.name))
-    return sorted((d for d in runs if any((d / "checkpoints").glob("step_*"))), key=lambda d: d.stat().st_mtime)
+    steps = folder.parent.glob(f"{escape(stage.name)}-{'[0-9a-f]' * DIGITS}/checkpoints/step_*")
+    return sorted({s.parents[1] for s in steps} - {folder}, key=lambda d: d.stat().st_mtime)
 
 
 def check_inputs(stage: Stage) -> None:

@@ -121,9 +121,9 @@ def test_a_stage_whose_parent_has_not_run_is_told(tmp_path: Path) -> None:
 
 def test_a_sample_that_fails_ends_no_run(tmp_path: Path) -> None:
     """The template wants a system message, which the rows have and a prompt has not."""
-    messages = [{"role": r, "content": c} for r, c in (("system", "be brief"), ("user", "a"), ("assistant", "b"))]
+    asked = [{"role": r, "content": c} for r, c in (("system", "be brief"), ("user", "a"))]
     (tmp_path / "chat.jsonl").write_text("".join(
-        json.dumps({"messages": [*messages[:2], {"role": "assistant", "content": f"b{i}"}]}) + "\n" for i in range(20)
+        json.dumps({"messages": [*asked, {"role": "assistant", "content": f"b{i}"}]}) + "\n" for i in range(20)
     ))  # fmt: skip
     template = "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
     more = f"    sample: {{prompts: [a]}}\n    template: {json.dumps(template)}\n"

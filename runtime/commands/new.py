@@ -9,7 +9,7 @@ from pathlib import Path
 from specc.runtime.errors import RunError
 from specc.spec.errors import Diagnostic, SpecError, did_you_mean
 from specc.spec.model import ModelSpec
-from specc.spec.spec import Spec, load
+from specc.spec.spec import Spec
 
 TEMPLATE = """\
 # yaml-language-server: $schema=./specc.schema.json
@@ -64,9 +64,10 @@ def run(args: argparse.Namespace) -> int:
     path = Path(args.out or f"{args.name}.yaml")
     if path.exists():
         raise RunError(f"{path} exists; name another file with --out")
-    path.write_text(starter(args.name, args.model, models[args.model], path), encoding="utf-8")
-    can_build = f"; specc build {path}" if load(path).stages else ""
-    print(f"{path}: written\nnext: specc check {path}; specc show {path}{can_build}")
+    text = starter(args.name, args.model, models[args.model], path)
+    path.write_text(text, encoding="utf-8")
+    build = f"; specc build {path}" if "\nstages:" in text else ""
+    print(f"{path}: written\nnext: specc check {path}; specc show {path}{build}")
     return 0
 
 

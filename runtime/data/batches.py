@@ -14,7 +14,6 @@ from specc.runtime.data.mixture import place, rows_at
 from specc.runtime.data.noise import Ints
 from specc.runtime.data.objectives import Rows
 from specc.runtime.data.pack import Fields
-from specc.runtime.errors import RunError
 from specc.spec.stage import StageSpec
 
 Batch = dict[str, Tensor]
@@ -66,11 +65,8 @@ def gathered(parts: Sequence[Rows], sources: Ints, rows: Ints, samples: Ints) ->
 
 
 def tensors(have: Fields, fields: set[str]) -> Batch:
-    """The fields that the model takes, [B, S]."""
+    """The fields that the model takes, [B, S], of those that its objective gives."""
     have = {"part": np.ones_like(have["tokens"]), "segment": np.zeros_like(have["tokens"]), **have}
-    strange = fields - set(have)
-    if strange:
-        raise RunError(f"the data has no field for the model's input '{sorted(strange)[0]}' (it has {', '.join(have)})")
     return {name: torch.from_numpy(np.ascontiguousarray(have[name])) for name in sorted(fields)}
 
 
