@@ -61,6 +61,9 @@ class Software(Node):
     )
     weights: PositiveInt = Field(2, description="bytes of a weight between steps, beside what `moments` counts")
     gradients: PositiveInt = Field(4, description="bytes of a gradient that waits for the optimizer")
+    adds: NonNegativeFloat = Field(
+        0.0, description="bytes moved for each number where a kernel adds a microbatch's gradient to their sum"
+    )
     moments: PositiveInt = Field(12, description="bytes of the optimizer's state of a number, master weight included")
     logits_alive: PositiveFloat = Field(10, description="bytes at once for each logit of the loss")
     scores: PositiveFloat = Field(5, description="bytes that an attention which is not fused keeps for each score")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from specc.compiler.foresight.kernels import Both, seconds
+from specc.compiler.foresight.kernels import Both, seconds, stream
 from specc.compiler.foresight.network import Group, collective
 from specc.compiler.foresight.recipe import Again, Recipe
 from specc.compiler.foresight.work import BodyWork, Kernel
@@ -69,6 +69,8 @@ def _work(work: BodyWork, recipe: Recipe, cluster: Cluster, again: Again) -> Bot
         once = seconds(kernel, cluster.device, software, recipe.format)
         share = {"product": again.products, "attention": again.attention}.get(kernel.kind, again.rows)
         total += Both(once.forward, once.backward + share * once.forward, once.weight)
+    adds = stream(work.weights * software.adds, cluster.device) if software.adds else 0.0
+    total += Both(0.0, adds, adds)
     if work.experts:
         total += Both(software.experts * 1e-6, 2 * software.experts * 1e-6)
     host = software.host * 1e-6 * len(work.kernels)

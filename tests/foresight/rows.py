@@ -26,12 +26,14 @@ SOFTWARE = {
     "llm-foundry": "fsdp-2023", "pytorch-fsdp-blog": "torch-eager", "torchtitan": "torch-eager",
     "korthikanti": "megatron-2022", "megatron-sc21": "megatron-2022", "zero-bubble": "megatron-2023",
     "nemo-24.07": "megatron-2024", "dgxc-benchmarking": "megatron-2024", "megatron-bridge": "megatron-2024",
-    "nanotron-playbook": "nanotron", "megatron-moe-zoo": "megatron-2024", "megatron-h100": "megatron-2024",
+    "nanotron-playbook": "nanotron", "nanotron-scripts": "nanotron", "megatron-moe-zoo": "megatron-2024",
+    "megatron-h100": "megatron-2024",
 }  # fmt: skip
 RECOMPUTE: tuple[tuple[str, Recompute], ...] = (
     ("full", "full"), ("selective op", "half-products"), ("selective la", "half-layers"), ("selective", "attention"),
 )  # fmt: skip
 SCHEDULES = {"ZB-2p": "zb-2p", "ZB-2p*": "zb-2p", "ZB-1p": "zb-h1", "ZB-V": "zb-v", "1F1B": "1f1b"}
+EFA = ("nanotron-playbook", "nanotron-scripts")  # a cluster of Amazon's
 DROPOUT = ("korthikanti", "korthikanti-mem", "megatron-sc21", "zero-bubble")  # Megatron-LM as it was
 VOCABULARY = 50304  # where a table does not say: GPT-2's, as Megatron pads it
 
@@ -72,9 +74,7 @@ def case_of(row: Row) -> Case | str:
     gib = (reported["peak_memory_gib"] or reported.get("peak_memory_gb")) if row["memory_ready"] else None
     if any(v is None for v in dims.values()) or (seconds is None and gib is None):
         return "sizes, plan or speed are not all known"
-    return Case(
-        row, kind, tuple(dims.items()), model["seq"], _recipe(row), _device(hardware), _software(row), seconds, gib
-    )
+    return Case(row, kind, tuple(dims.items()), model["seq"], _recipe(row), _device(row), _software(row), seconds, gib)
 
 
 def model_of(case: Case) -> Model:
@@ -128,9 +128,12 @@ def _format(said: str | None) -> Format:
     return "fp8" if said and any(word in said.lower() for word in ("fp8", "float8")) else "bf16"
 
 
-def _device(hardware: Row) -> str:
+def _device(row: Row) -> str:
     """Memory tells variants apart: 40 GB of an A100; the H100 with more than 80 GB has slow memory and 500 W."""
+    hardware = row["hardware"]
     name, memory = DEVICES[hardware["gpu"]], hardware["mem_gib"] or 80
+    if row["group"] in EFA:
+        return "h100-efa"
     if name == "a100-80gb" and memory == 40:
         return "a100-40gb"
     return "h100-sxm-500w" if name == "h100-sxm" and memory > 80 else name
