@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from specc.spec.errors import did_you_mean
-from specc.spec.expr import Expr, ExprError, parse
+from specc.spec.expr import Expr, ExprError, Number, evaluate, parse
 
 LIBRARY = {
     "full": "1 == 1",
@@ -56,9 +56,16 @@ class MaskError(Exception):
         self.hint = hint
 
 
-def expand(predicate: str, masks: Mapping[str, str]) -> Expr:
-    """The predicate with every name replaced by its definition."""
-    return _expand(_read(predicate), {**LIBRARY, **masks}, 0, [0])
+def expand(predicate: str, masks: Mapping[str, str], numbers: Mapping[str, Number]) -> Expr:
+    """The predicate with every name replaced by its definition; `numbers` are those of the model's dims."""
+    return _Expansion({**LIBRARY, **masks}, numbers).of(_read(predicate), 0)
+
+
+def bound(predicate: str, masks: Mapping[str, str], numbers: Mapping[str, Number]) -> str:
+    """The predicate with numbers for the names of these, as far as no mask has the name."""
+    known = {str(_read(head).value) for head in {**LIBRARY, **masks}}
+    given = {name: Expr("num", n) for name, n in numbers.items() if name not in known}
+    return str(_put(_read(predicate), given))
 
 
 def implies_causal(e: Expr) -> bool:
@@ -73,31 +80,48 @@ def _read(text: str) -> Expr:
         raise MaskError(str(e)) from None
 
 
-def _expand(e: Expr, masks: Mapping[str, str], depth: int, count: list[int]) -> Expr:
-    """`depth` counts the names that led here; `count` holds how many parts were made so far."""
-    count[0] += 1
-    if count[0] > MAX_PARTS:
-        raise MaskError(f"the mask has more than {MAX_PARTS} parts")
-    if e.op in ("name", "call"):
-        if depth > MAX_DEPTH:
-            raise MaskError(f"the mask '{e.value}' is defined by itself")
-        return _expand(_definition(e, masks), masks, depth + 1, count)
-    if e.op not in ALLOWED:
-        raise MaskError(f"'{e.op}' has no place in a mask")
-    return Expr(e.op, e.value, tuple(_expand(a, masks, depth, count) for a in e.args))
+class _Expansion:
+    def __init__(self, masks: Mapping[str, str], numbers: Mapping[str, Number]) -> None:
+        self.masks, self.numbers, self.count = masks, numbers, 0
 
+    def of(self, e: Expr, depth: int) -> Expr:
+        """`depth` counts the names that led here."""
+        self.count += 1
+        if self.count > MAX_PARTS:
+            raise MaskError(f"the mask has more than {MAX_PARTS} parts")
+        if e.op in ("name", "call"):
+            if depth > MAX_DEPTH:
+                raise MaskError(f"the mask '{e.value}' is defined by itself")
+            return self.of(self._definition(e), depth + 1)
+        if e.op not in ALLOWED:
+            raise MaskError(f"'{e.op}' has no place in a mask")
+        return Expr(e.op, e.value, tuple(self.of(a, depth) for a in e.args))
 
-def _definition(e: Expr, masks: Mapping[str, str]) -> Expr:
-    """The body of a named mask, its parameters replaced."""
-    for head, body in masks.items():
-        pattern = _read(head)
-        if pattern.value != e.value or pattern.op != e.op:
-            continue
-        names = [str(p.value) for p in pattern.args]
-        if len(names) != len(e.args):
-            raise MaskError(f"the mask '{head}' takes {len(names)} numbers, got {len(e.args)}")
-        return _put(_read(body), dict(zip(names, e.args, strict=True)))
-    raise MaskError(f"no mask is called '{e.value}'", did_you_mean(str(e.value), masks))
+    def _definition(self, e: Expr) -> Expr:
+        """The body of a named mask, its parameters replaced; or the number that a name stands for."""
+        for head, body in self.masks.items():
+            pattern = _read(head)
+            if pattern.value != e.value or pattern.op != e.op:
+                continue
+            names = [str(p.value) for p in pattern.args]
+            if len(names) != len(e.args):
+                raise MaskError(f"the mask '{head}' takes {len(names)} numbers, got {len(e.args)}")
+            args = [self._tokens(head, a) for a in e.args] if LIBRARY.get(head) == body else e.args
+            return _put(_read(body), dict(zip(names, args, strict=True)))
+        if e.op == "name" and e.value in self.numbers:
+            return Expr("num", self.numbers[str(e.value)])
+        what = "mask" if e.op == "call" else "mask or sized dim"
+        raise MaskError(f"no {what} is called '{e.value}'", did_you_mean(str(e.value), [*self.masks, *self.numbers]))
+
+    def _tokens(self, head: str, arg: Expr) -> Expr:
+        """An argument of a window or of chunks as a number, where it is one."""
+        try:
+            n = evaluate(arg, self.numbers)
+        except ExprError:
+            return arg
+        if n < 1 or n != int(n):
+            raise MaskError(f"the mask '{head}' takes a number of tokens, from 1 on, got {n}")
+        return Expr("num", int(n))
 
 
 def _put(e: Expr, given: Mapping[str, Expr]) -> Expr:

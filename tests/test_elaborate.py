@@ -109,6 +109,10 @@ def test_per_gives_each_modality_its_own_weights() -> None:
         ("  - attention: {heads: 3, kv_heads: 2, head_dim: E}", "S203"),
         ("  - attention: {heads: H, head_dim: E, mask: causl}", "S206"),
         ("  - attention: {heads: H, head_dim: E, mask: prefix}", "S206"),
+        ("  - attention: {heads: H, head_dim: E, mask: window(0) & causal}", "S206"),
+        ("  - attention: {heads: H, head_dim: E, mask: chunk(1.5)}", "S206"),
+        ("  - attention: {heads: H, head_dim: E, mask: window(S)}", "S206"),
+        ("  - attention: {heads: H, head_dim: E, mask: window(H - 2)}", "S206"),
         ("  - rearrange: 'b s (h e) -> b s h'", "S103"),
         ("  - rearrange: {pattern: 'b s (h e) -> b s h e', dims: {h: 3}}", "S203"),
         ("  - split: {into: [3, 3]}", "S203"),
@@ -143,3 +147,21 @@ def test_a_mismatch_names_dims_and_source() -> None:
             BASE.replace("steps:", "blocks:\n  a: {in: {x: [B S D]}, steps: [rms_norm]}\nsteps:")
             + "  - linear: {out: F}\n  - a\n"
         )
+
+
+@pytest.mark.parametrize("written", ["window(W) & causal", "near(W)", "window(D // 2 - 1) & causal", "mine"])
+def test_a_mask_takes_the_size_of_a_dim(written: str) -> None:
+    """As a number, as an argument of a mask of one's own, and inside of one."""
+    base = BASE.replace("L: 3}", "L: 3, W: 3}") + "  - attention: {heads: H, head_dim: E, mask: HERE}\n"
+    base += "masks: {near(n): window(n) & causal, mine: window(W) & causal}"
+    found, plain = (
+        [
+            str(e.attrs["predicate"])
+            for b in program(base.replace("HERE", m)).bodies.values()
+            for e in b.eqns
+            if e.op == "mask"
+        ]
+        for m in (written, "window(3) & causal")
+    )
+    assert len(plain) == 1
+    assert found == plain

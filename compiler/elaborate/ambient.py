@@ -6,10 +6,11 @@ from typing import Any
 
 from specc.compiler.elaborate.scope import Frame, Path, Poisoned
 from specc.compiler.elaborate.unit import Value
-from specc.compiler.masks import CAUSAL, MaskError, expand, implies_causal
+from specc.compiler.masks import CAUSAL, MaskError, bound, expand, implies_causal
 from specc.compiler.ops import OPS
 from specc.compiler.ops.row import Applied
 from specc.compiler.types import Dim, TensorType
+from specc.spec.expr import Expr
 
 
 def positions(frame: Frame, given: Any, x: TensorType, at: Path) -> Value:
@@ -27,10 +28,7 @@ def mask(frame: Frame, predicate: str, q: Dim, k: Dim, at: Path) -> Value | None
     """The dense mask of a predicate for queries along q and keys along k, made once in the model.
 
     None if it is plain causal self-attention, which kernels know by name."""
-    try:
-        tree = expand(predicate, frame.ctx.masks)
-    except MaskError as e:
-        frame.fail("S206", str(e), at, e.hint)
+    tree = expanded(frame, predicate, at)
     if tree == CAUSAL and q == k:
         return None
     key = f"{tree} {q.name} {k.name}"
@@ -40,9 +38,26 @@ def mask(frame: Frame, predicate: str, q: Dim, k: Dim, at: Path) -> Value | None
     return made if frame.own_unit is None else Value(frame.own_unit.capture(made.name, made.type), made.type, "mask")
 
 
-def is_causal(frame: Frame, predicate: str, q: Dim, k: Dim) -> bool:
-    """Whether a mask that was made lets no query see a later key of its own sequence."""
-    return q == k and implies_causal(expand(predicate, frame.ctx.masks))
+def is_causal(frame: Frame, predicate: str, q: Dim, k: Dim, at: Path) -> bool:
+    """Whether a mask lets no query see a later key of its own sequence."""
+    return q == k and implies_causal(expanded(frame, predicate, at))
+
+
+def expanded(frame: Frame, predicate: str, at: Path) -> Expr:
+    """A predicate as it stands in the frame, without names."""
+    sizes = {n: d.size for n, d in frame.ctx.model_dims.items() if d.size is not None}
+    try:
+        return expand(with_numbers(frame, predicate, at), frame.ctx.masks, sizes)
+    except MaskError as e:
+        frame.fail("S206", str(e), at, e.hint)
+
+
+def with_numbers(frame: Frame, predicate: str, at: Path) -> str:
+    """A predicate with the numbers that names stand for here, as a block takes it that does not know these names."""
+    try:
+        return bound(predicate, frame.ctx.masks, frame.numbers())
+    except MaskError as e:
+        frame.fail("S206", str(e), at, e.hint)
 
 
 def _make(frame: Frame, tree: Any, q: Dim, k: Dim, at: Path) -> Value:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from specc.compiler.elaborate.ambient import with_numbers
 from specc.compiler.elaborate.scope import Frame, Path, gather
 from specc.compiler.ops import OPS
 from specc.compiler.ops.row import INIT_KINDS, Arg, Op
@@ -137,6 +138,8 @@ def block_value(frame: Frame, kind: str, raw: Any, at: Path) -> Any:
         frame.fail("S103", f"expected a mapping, got {raw!r}", at)
     if kind in ("str", "mask", "value") and not isinstance(raw, str):
         frame.fail("S103", f"expected a text, got {raw!r}", at)
+    if kind == "mask":
+        return with_numbers(frame, raw, at)
     return settled(frame, raw) if kind in ("map", "init") else raw
 
 

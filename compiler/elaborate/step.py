@@ -82,7 +82,7 @@ def extra_operands(frame: Frame, op: Op, args: dict[str, Any], ins: list[Value |
         if args["mask"] is not None and q is not None and k is not None and len(q.type.dims) > 2 < len(k.type.dims):
             predicate, q_dim, k_dim = str(args["mask"]), q.type.dims[-3], k.type.dims[-3]
             ins[3] = ambient.mask(frame, predicate, q_dim, k_dim, (*at, "mask"))
-            args["causal"] = ambient.is_causal(frame, predicate, q_dim, k_dim)
+            args["causal"] = ambient.is_causal(frame, predicate, q_dim, k_dim, (*at, "mask"))
         if args["bias"] is not None:
             ins[4] = frame.value(str(args["bias"]), (*at, "bias"))
     return []

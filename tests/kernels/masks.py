@@ -33,7 +33,7 @@ def tile_kernel(a0_ptr, a1_ptr, a2_ptr, a3_ptr, out_ptr, n_q, n_k, BLOCK: tl.con
 def predicates(n: int = 40) -> list[Expr]:
     """The library's masks, and random ones."""
     draw = random.Random(0)
-    named = [expand(name.replace("(n)", "(3)"), {}) for name in LIBRARY]
+    named = [expand(name.replace("(n)", "(3)"), {}, {}) for name in LIBRARY]
     return [*named, *(_claim(draw, 3) for _ in range(n))]
 
 

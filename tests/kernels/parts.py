@@ -24,7 +24,7 @@ from tests.kernels.regions import loaded
 
 BATCH, HEADS, KV_HEADS, E, F = 2, 4, 2, 20, 12
 TILE = (16, 16, 4)
-PACKED = expand("causal & document", {})
+PACKED = expand("causal & document", {}, {})
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ CASES = {
 def parts(folder: Path) -> list[dict[str, Any]]:
     """Errors of results and of gradients, as shares of their largest entries."""
     return [
-        {"predicate": text, "dtype": str(dtype).removeprefix("torch."), **compared(expand(text, {}), m, dtype, folder)}
+        {"predicate": text, "dtype": str(dtype).removeprefix("torch."),
+         **compared(expand(text, {}, {}), m, dtype, folder)}
         for dtype, cases in CASES.items() for text, m in cases
     ]  # fmt: skip
 
