@@ -76,6 +76,11 @@ def _call(doc: str, properties: dict[str, Any], required: list[str]) -> dict[str
 
 def _arg(a: Arg) -> dict[str, Any]:
     schema: dict[str, Any] = {"enum": list(a.choices)} if a.kind == "choice" else dict(KINDS[a.kind])
+    if a.within:
+        low, high = a.within[1:-1].split(", ")
+        schema["minimum" if a.within[0] == "[" else "exclusiveMinimum"] = float(low)
+        if high != "inf":
+            schema["maximum" if a.within[-1] == "]" else "exclusiveMaximum"] = float(high)
     if a.doc:
         schema["description"] = a.doc
     if not a.is_required and isinstance(a.default, int | float | str | bool):

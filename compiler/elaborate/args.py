@@ -70,7 +70,10 @@ def resolve(frame: Frame, arg: Arg, raw: Any, at: Path) -> Any:
         case "dims":
             return frame.dim_list(raw, at)
         case "int" | "float" | "bool":
-            return _number(frame, arg.kind, raw, at)
+            number = _number(frame, arg.kind, raw, at)
+            if not arg.holds(number):
+                frame.fail("S103", f"'{at[-1]}' must lie in {arg.within}, got {number}", at)
+            return number
         case "str" | "choice":
             return _text(frame, arg, raw, at)
         case "expr":

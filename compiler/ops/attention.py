@@ -39,6 +39,9 @@ def _keys(q: Dim, k: Dim) -> Dim:
 
 def _buckets(a: Applied) -> tuple[TensorType, ...]:
     q, k = a.args["q"], a.args["k"]
+    exact = a.args["buckets"] // (4 if a.args["bidirectional"] else 2)
+    if not 0 < exact < a.args["max_distance"]:
+        raise OpError("S203", f"{exact} buckets of one distance each leave none up to {a.args['max_distance']}")
     return (TensorType((q, _keys(q, k)), "int"),)
 
 
@@ -69,12 +72,13 @@ ROWS = (
        "Rotary positions (arXiv:2104.09864); layout `half` as Llama, `interleaved` as GLM.",
        inputs=("x", "positions"), takes=("float", "int"),
        args={"positions": Arg("positions", None, "positions of the tokens; default: attribute `pos`, else the index"),
-             "theta": Arg("float", 1e4), "layout": Arg("choice", "half", choices=("half", "interleaved")),
-             "fraction": Arg("float", 1.0, "part of the head dim that is rotated"),
-             "scaling": Arg("float", 1.0, "positions are divided by it")},
+             "theta": Arg("float", 1e4, within="(0, inf)"),
+             "layout": Arg("choice", "half", choices=("half", "interleaved")),
+             "fraction": Arg("float", 1.0, "part of the head dim that is rotated", within="(0, 1]"),
+             "scaling": Arg("float", 1.0, "positions are divided by it", within="(0, inf)")},
        infer=_positions, check=_rope),
     Op("relative_bucket", "-> ", "Buckets of key minus query position, as T5 (arXiv:1910.10683).", inputs=(),
-       args={"q": Arg("dim"), "k": Arg("dim"), "buckets": Arg("int", 32), "max_distance": Arg("int", 128),
-             "bidirectional": Arg("bool", True)},
+       args={"q": Arg("dim"), "k": Arg("dim"), "buckets": Arg("int", 32, within="[2, inf)"),
+             "max_distance": Arg("int", 128, within="[1, inf)"), "bidirectional": Arg("bool", True)},
        gives=("int",), infer=_buckets, flops="none", mixes=("s",)),
 )  # fmt: skip

@@ -41,6 +41,9 @@ def _conv(a: Applied) -> tuple[TensorType, ...]:
     if spatial not in (1, 2, 3):
         raise OpError("S201", f"needs [batch channels *space] with 1 to 3 space dims, got {x}")
     before, after = (pad, pad) if isinstance(pad, int) else pad
+    small = next((d for d in x.dims[2:] if d.size is not None and d.size + before + after < kernel), None)
+    if small is not None:
+        raise OpError("S203", f"a kernel of {kernel} is larger than {small.shown()} with its zeros")
     out = tuple(_shrink(d, kernel, stride, before + after) for d in x.dims[2:])
     return (TensorType((x.dims[0], *a.binding["o"], *out)),)
 
@@ -50,8 +53,8 @@ def _pads(a: Applied) -> None:
     sides = [pad] if not isinstance(pad, list | tuple) else list(pad)
     if (sides != [pad] and len(sides) != 2) or not all(type(n) is int for n in sides):
         raise OpError("S103", f"'pad' is a number or [before, after], got {pad!r}")
-    if min(sides) < 0 or a.args["stride"] < 1 or a.args["kernel"] < 1:
-        raise OpError("S103", "'kernel' and 'stride' are at least 1, 'pad' at least 0")
+    if min(sides) < 0:
+        raise OpError("S103", f"'pad' is at least 0, got {pad!r}")
 
 
 def _grouped_dims(a: Applied) -> None:
@@ -76,7 +79,7 @@ ROWS = (
        inputs=("*xs",), args={"rule": Arg("str")}, infer=_einsum, flops="contract"),
     Op("conv", "b i *, o i k*, o -> b o *", "Convolution over 1 to 3 space dims of [batch channels *space].",
        weights=(Weight("weight"), Weight("bias", ZEROS, "bias")),
-       args={"out": Arg("dim"), "kernel": Arg("int", 3), "stride": Arg("int", 1),
+       args={"out": Arg("dim"), "kernel": Arg("int", 3, within="[1, inf)"), "stride": Arg("int", 1, within="[1, inf)"),
              "pad": Arg("value", 1, "zeros on both sides, or [before, after]"), "bias": Arg("bool", True),
              "init": INIT},
        binds={"o": "out"}, infer=_conv, flops="contract"),

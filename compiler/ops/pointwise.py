@@ -74,7 +74,12 @@ def _argmax(a: Applied) -> tuple[TensorType, ...]:
 
 
 def _sinusoidal(a: Applied) -> tuple[TensorType, ...]:
-    return (TensorType((*a.type(0).dims, a.args["out"])),)
+    out: Dim = a.args["out"]
+    if out.size is not None and out.size % 2:
+        raise OpError("S203", f"sines and cosines are as many: {out.shown()} is odd")
+    if out.size is not None and a.args["shift"] >= out.size // 2:
+        raise OpError("S203", f"half of {out.shown()} is not more than the shift {a.args['shift']:g}")
+    return (TensorType((*a.type(0).dims, out)),)
 
 
 def _one_hot(a: Applied) -> tuple[TensorType, ...]:
@@ -96,7 +101,7 @@ ROWS = (
     Op("one_hot", "-> ", "1 at the index, 0 elsewhere, along a new last dim.", inputs=("index",), takes=("int",),
        args={"of": Arg("dim")}, infer=_one_hot, flops="none"),
     Op("sinusoidal", "-> ", "Sines and cosines of numbers at geometric frequencies (arXiv:1706.03762 sec. 3.5).",
-       takes=("any",), args={"out": Arg("dim"), "period": Arg("float", 1e4),
+       takes=("any",), args={"out": Arg("dim"), "period": Arg("float", 1e4, within="(0, inf)"),
                              "cos_first": Arg("bool", False), "shift": Arg("float", 0.0, "frequencies i/(half-shift)")},
        infer=_sinusoidal),
 )  # fmt: skip

@@ -23,16 +23,27 @@ INIT_KINDS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Arg:
-    """A parameter that a step may set. `dim` and `dims` are expressions over dim names."""
+    """A parameter that a step may set. `dim` and `dims` are expressions over dim names; `within` is the interval of a
+    number, such as '[0, 1)'."""
 
     kind: ArgKind
     default: Any = REQUIRED
     doc: str = ""
     choices: tuple[str, ...] = ()
+    within: str = ""
 
     @property
     def is_required(self) -> bool:
         return self.default is REQUIRED
+
+    def holds(self, n: float) -> bool:
+        """Whether a number lies in the interval."""
+        if not self.within:
+            return True
+        low, high = map(float, self.within[1:-1].split(","))
+        return (low < n or (low == n and self.within[0] == "[")) and (
+            n < high or (n == high and self.within[-1] == "]")
+        )
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,10 @@ def _slice(a: Applied) -> tuple[TensorType, ...]:
 
 def _pick(a: Applied) -> tuple[TensorType, ...]:
     x = a.type(0)
-    at = axis_of(x, a.args["over"])
+    at, place = axis_of(x, a.args["over"]), a.args["at"]
+    size = x.dims[at].size
+    if size is not None and not -size <= place < size:
+        raise OpError("S203", f"{x.dims[at].shown()} has no entry {place}")
     return (TensorType(x.dims[:at] + x.dims[at + 1 :], x.dtype),)
 
 
@@ -199,7 +202,8 @@ ROWS = (
     Op("split", "-> ", "Cut a dim (default: the last) into parts with the dims `into`.",
        args={"into": Arg("dims"), "over": Arg("dim", None)}, takes=ANY, infer=_split, flops="none"),
     Op("slice", "-> ", "`length` entries of a dim from `start`.",
-       args={"over": Arg("dim"), "start": Arg("int", 0), "length": Arg("dim")}, takes=ANY, infer=_slice, flops="none"),
+       args={"over": Arg("dim"), "start": Arg("int", 0, within="[0, inf)"), "length": Arg("dim")},
+       takes=ANY, infer=_slice, flops="none"),
     Op("pick", "-> ", "One entry of a dim, which goes; `at` may be negative.",
        args={"over": Arg("dim"), "at": Arg("int", 0)}, takes=ANY, infer=_pick, flops="none"),
     Op("unbind", "-> ", "All entries of a dim, each a result of its own: `as: [scale, shift]`.",
@@ -213,7 +217,7 @@ ROWS = (
     Op("expand", "-> ", "Repeat along the dims that the input lacks.", args={"dims": Arg("dims")}, takes=ANY,
        infer=_expand, flops="none"),
     Op("upsample", "-> ", "Nearest-neighbour enlargement of the space dims of [batch channels *space].",
-       args={"factor": Arg("int", 2)}, infer=_upsample),
+       args={"factor": Arg("int", 2, within="[1, inf)")}, infer=_upsample),
     Op("param", "s* -> s*", "A parameter of its own, as a value.", inputs=(), weights=(Weight(""),),
        args={"shape": Arg("dims"), "init": INIT}, binds={"s": "shape"}, flops="none"),
 )  # fmt: skip

@@ -85,10 +85,13 @@ def _args(op: Op) -> dict[str, dict[str, Any]]:
             row["default"] = arg.default
         if arg.choices:
             row["choices"] = list(arg.choices)
+        if arg.within:
+            row["within"] = arg.within
         rows[name] = row
     return rows
 
 
 def _kind(row: dict[str, Any]) -> str:
     kind = "|".join(row["choices"]) if "choices" in row else row["kind"]
+    kind += f" in {row['within']}" if "within" in row else ""
     return f"{kind}, required" if row["required"] else f"{kind} = {json.dumps(row['default'])}"
