@@ -97,6 +97,8 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
         if seat.leads:
             (folder / "facts.json").write_text(json.dumps({"unigram_entropy": entropy}) + "\n")
     check_patterns(stage.spec.optimizer, stage.trainable())
+    if (warmup := stage.spec.schedule.warmup) > (steps := stage.spec.steps()):
+        say(f"{stage.name}: warmup takes {warmup:g} steps, and the run has {steps}: it never reaches its learning rate")
     own = {p: params[p] for p in stage.trainable() if p in params}
     optimizer = AdamW(stage.spec.optimizer, own, stage.plan["offload"]["optimizer"])
     ema = {n: t.clone() for n, t in params.items()} if stage.spec.ema else {}

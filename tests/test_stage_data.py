@@ -97,6 +97,13 @@ def test_steps_of_other_settings_are_told(tmp_path: Path) -> None:
     assert f"{before.name} was trained with other settings" in told
 
 
+@pytest.mark.parametrize(("warmup", "is_told"), [(9, True), (2, False), (0.5, False)])
+def test_a_warmup_that_takes_longer_than_the_run_is_told(warmup: float, is_told: bool, tmp_path: Path) -> None:
+    sets = ["stages.pretrain.budget.steps=2", f"stages.pretrain.schedule.warmup={warmup}"]
+    told = said(build(write_spec(tmp_path), tmp_path / "b", sets).path, tmp_path)
+    assert ("it never reaches its learning rate" in told) is is_told
+
+
 def test_a_file_of_a_tokenizer_that_changed_is_read_again(tmp_path: Path) -> None:
     file = tmp_path / "t.json"
     path = build(write_spec(tmp_path), tmp_path / "b", [f"stages.pretrain.tokenizer={{file: {file}}}"]).path
