@@ -128,6 +128,40 @@ def test_a_repeat_over_a_list_gives_each_call_its_own_shape() -> None:
     assert torch.equal(out, torch.full((2, 6), 5.0))
 
 
+def test_calls_of_a_list_that_are_alike_share_a_body() -> None:
+    """Layers that alternate are compiled once a kind, run forward again, and fall into stages."""
+    blocks = {
+        "layer": {
+            "args": {"by": "int"}, "in": {"x": "[B I]"},
+            "steps": [
+                {"linear": {"out": "I"}, "as": "y"}, {"expr": "x + by * y", "as": "x"},
+                {"mean": {"from": "x"}, "as": "z"},
+            ],
+            "out": ["x", "z"],
+        }
+    }  # fmt: skip
+    steps = [{"repeat": {"block": "layer", "each": {"by": [1, 2, 1]}, "name": "layers"}, "as": ["x", "z"]}]
+    program = model(dims={"D": 3}, inputs={"x": "float[B D]"}, blocks=blocks, steps=steps, outputs={"out": "z"})
+    kinds = [(c.body, c.tile) for c in program.calls]
+    assert kinds == [("layers", 0), ("layers_1", 0), ("layers", 1), ("head", 0)]
+    assert list(program.params) == [f"layers.{i}.linear.weight" for i in range(3)]
+    x, weights = torch.randn(2, 3), {n: torch.eye(3) for n in program.params}
+    out = run_program(program, {"x": x}, weights, {"B": 2})["out"]
+    torch.testing.assert_close(out, (2 + 6 + 12) * x.mean())
+
+
+def test_what_a_nested_repeat_does_not_carry_is_summed() -> None:
+    blocks = {
+        "inner": {"in": {"x": "[B I]"}, "steps": [{"expr": "x + 1", "as": "x"}, {"mean": {"from": "x"}, "as": "z"}],
+                  "out": ["x", "z"]},
+        "pair": {"in": {"x": "[B I]"}, "steps": [{"repeat": {"block": "inner", "times": 2}, "as": ["x", "z"]}],
+                 "out": ["x", "z"]},
+    }  # fmt: skip
+    steps = [{"repeat": {"block": "pair", "times": 2}, "as": ["x", "z"]}]
+    program = model(dims={"D": 3}, inputs={"x": "float[B D]"}, blocks=blocks, steps=steps, outputs={"out": "z"})
+    assert run_program(program, {"x": torch.zeros(2, 3)}, {}, {"B": 2})["out"].item() == 1 + 2 + 3 + 4
+
+
 def test_a_repeat_goes_through_a_list_backwards() -> None:
     turned = [{"repeat": {"block": "level", "each": {"out": "widths"}, "reverse": True, "name": "levels"}}]
     program = model(**{**LEVELS, "steps": turned})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -207,189 +209,187 @@ def leave(inner: Frame, block: Block, where: Path) -> list[Value]:
     return [inner.value(n, (*where, "out")) for n in names]
 
 
+@dataclass(frozen=True)
+class Tiles:
+    """A repeat: the block, the arguments of each of its calls, and the number of the first."""
+
+    block: Block
+    locate: Locate
+    where: Path
+    name: str
+    label: str
+    start: int
+    rows: list[Any]
+    at: Path
+
+    def enter(
+        self, frame: Frame, tile: int, ins: dict[str, Value], label: str, unit: Unit | None, prefix: str | None
+    ) -> tuple[Frame, list[Value]]:  # fmt: skip
+        inner = enter(
+            frame, self.block, self.locate, self.where, self.name, self.rows[tile], ins, label, self.at, unit, prefix
+        )
+        return inner, leave(inner, self.block, self.where)
+
+    @property
+    def carried(self) -> list[str | None]:
+        """For each output the input that it becomes in the next tile; a single output becomes the first input."""
+        outs = [self.block.out] if isinstance(self.block.out, str) else self.block.out
+        if len(outs) == 1:
+            return [next(iter(self.block.in_), None)]
+        return [o if o in self.block.in_ else None for o in outs]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A body with the operands that it takes from the model, and its results."""
+
+    body: Body
+    unit: Unit
+    outs: list[Value]
+
+
 def repeat(frame: Frame, step: Step, at: Path) -> list[Value]:
-    """`repeat: {block: b, times: L}`: outputs named as inputs are carried from tile to tile."""
+    """`repeat: {block: b, times: L}`: outputs named as inputs are carried from tile to tile, others are summed.
+
+    With `each: {out: widths}` there is a call for each entry, with arguments and shapes of its own."""
     here = (*at, "repeat")
     args = named_args(frame, step.args, REPEAT_KEYS, "`repeat`", here)
-    if "each" in args:
-        return levels(frame, step, args, at)
-    for key in ("block", "times"):
+    for key in ("block", *(() if "each" in args else ("times",))):
         if key not in args:
             frame.fail("S107", f"`repeat` needs '{key}'", here)
-    name = str(args["block"])
-    times, start = (
-        int(frame.number(args["times"], (*here, "times"))),
-        int(frame.number(args.get("start", 0), here)),
-    )
-    if not 0 <= times <= MAX_TILES:
+    start = int(frame.number(args.get("start", 0), (*here, "start")))
+    times = None if "each" in args else int(frame.number(args["times"], (*here, "times")))
+    if times is not None and not 0 <= times <= MAX_TILES:
         frame.fail("S103", f"'times' is 0 to {MAX_TILES}, got {times}", (*here, "times"))
+    name = str(args["block"])
     block, locate, where = find_block(frame, name, (*here, "block"))
+    rows = entries(frame, block, args, here) if times is None else [args.get("args")] * times
     try:
         ins = wired(frame, block, Step(op=name, **{"from": step.from_}), at)
     except Poisoned:
-        look_inside(frame, block, locate, where, name, args.get("args"), here)
+        look_inside(frame, block, locate, where, name, rows[0] if rows else args.get("args"), here)
         raise
-    label = step.name or name
-    if frame.own_unit is not None:
-        return unrolled(
-            frame, block, locate, where, name, args.get("args"), ins, label, range(start, start + times), here
-        )
-    return tiled(frame, block, locate, where, name, args.get("args"), ins, label, range(start, start + times), here)
+    if not rows:
+        return list(ins.values())[:1]
+    tiles = Tiles(block, locate, where, name, step.name or name, start, rows, here)
+    return tiled(frame, tiles, ins) if frame.own_unit is None else unrolled(frame, tiles, ins)
 
 
-def levels(frame: Frame, step: Step, args: dict[str, Any], at: Path) -> list[Value]:
-    """`repeat: {block: b, each: {out: widths}}`: a call for each entry, with arguments and shapes of its own.
+def entries(frame: Frame, block: Block, args: dict[str, Any], here: Path) -> list[Any]:
+    """The arguments of each call of a repeat over lists.
 
     A block that declares `tile` and `tiles` is told which call of how many it is."""
-    here = (*at, "repeat")
     shared = args.get("args") or {}
-    if "block" not in args or "times" in args or not (isinstance(args["each"], dict) and isinstance(shared, dict)):
+    if "times" in args or not (isinstance(args["each"], dict) and isinstance(shared, dict)):
         frame.fail("S103", "a repeat over lists reads {block: NAME, each: {ARGUMENT: LIST}}, without 'times'", here)
     lists = {n: frame.entries(raw, (*here, "each", n)) for n, raw in args["each"].items()}
     rows = [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=False)]
-    if any(len(entries) != len(rows) for entries in lists.values()):
-        lengths = ", ".join(f"'{n}' has {len(entries)}" for n, entries in lists.items())
+    if any(len(found) != len(rows) for found in lists.values()):
+        lengths = ", ".join(f"'{n}' has {len(found)}" for n, found in lists.items())
         frame.fail("S103", f"the lists differ in length: {lengths}", (*here, "each"))
     if args.get("reverse"):
         rows.reverse()
-    name = str(args["block"])
-    block, locate, where = find_block(frame, name, (*here, "block"))
-    ins = wired(frame, block, Step(op=name, **{"from": step.from_}), at)
-    outs = list(ins.values())[:1]
-    start = int(frame.number(args.get("start", 0), (*here, "start")))
-    for tile, row in enumerate(rows):
-        told = {n: v for n, v in (("tile", tile), ("tiles", len(rows))) if n in block.args}
-        given = {**shared, **row, **told}
-        inner = enter(frame, block, locate, where, name, given, ins, f"{step.name or name}.{start + tile}", here)
-        outs = leave(inner, block, where)
-        ins = ins | {spot: out for spot, out in zip(carried(block), outs, strict=True) if spot}
-    return outs
+    told = [n for n in ("tile", "tiles") if n in block.args]
+    numbers = [{"tile": tile, "tiles": len(rows)} for tile in range(len(rows))]
+    return [{**shared, **row, **{n: of[n] for n in told}} for row, of in zip(rows, numbers, strict=True)]
 
 
-def carried(block: Block) -> list[str | None]:
-    """For each output the input that it becomes in the next tile; a single output becomes the first input."""
-    outs = [block.out] if isinstance(block.out, str) else block.out
-    if len(outs) == 1:
-        return [next(iter(block.in_), None)]
-    return [o if o in block.in_ else None for o in outs]
+def unrolled(frame: Frame, tiles: Tiles, ins: dict[str, Value]) -> list[Value]:
+    """In a block that is repeated itself: call after call in its body."""
+    made: list[list[Value]] = []
+    for i in range(len(tiles.rows)):
+        made.append(tiles.enter(frame, i, ins, f"{tiles.label}.{tiles.start + i}", None, None)[1])
+        ins = ins | {spot: out for spot, out in zip(tiles.carried, made[-1], strict=True) if spot}
+    return results(frame, tiles, made)
 
 
-def unrolled(
-    frame: Frame,
-    block: Block,
-    locate: Locate,
-    where: Path,
-    name: str,
-    raw: Any,
-    ins: dict[str, Value],
-    label: str,
-    tiles: range,
-    at: Path,
-) -> list[Value]:
-    outs: list[Value] = list(ins.values())[:1]
-    for i in tiles:
-        outs = leave(enter(frame, block, locate, where, name, raw, ins, f"{label}.{i}", at), block, where)
-        ins = ins | {spot: out for spot, out in zip(carried(block), outs, strict=True) if spot}
-    return outs
+def tiled(frame: Frame, tiles: Tiles, ins: dict[str, Value]) -> list[Value]:
+    """Elaborate a body once for all tiles that have the same arguments and shapes, then plan the calls."""
+    found: list[Tile] = []
+    given = ins
+    for i, row in enumerate(tiles.rows):
+        if i and row is tiles.rows[i - 1]:
+            check_carried(frame, tiles, found[-1], given)
+            found.append(found[-1])
+        else:
+            found.append(tile_of(frame, tiles, i, given, found))
+        given = given | {spot: out for spot, out in zip(tiles.carried, found[-1].outs, strict=True) if spot}
+    frame.ctx.model.close_segment()
+    now = {n: v.name for n, v in ins.items()}
+    mark, made, count = frame.locate(tiles.at), list[list[Value]](), Counter[str]()
+    for i, tile in enumerate(found):
+        operands = [*now.values(), *tile.unit.captured]
+        names = plan_call(frame, tiles, i, tile, operands, count[tile.body.name])
+        count[tile.body.name] += 1
+        made.append([Value(n, o.type, tiles.label, mark) for n, o in zip(names, tile.outs, strict=True)])
+        now |= {spot: n for spot, n in zip(tiles.carried, names, strict=True) if spot}
+    return results(frame, tiles, made)
 
 
-def tiled(
-    frame: Frame,
-    block: Block,
-    locate: Locate,
-    where: Path,
-    name: str,
-    raw: Any,
-    ins: dict[str, Value],
-    label: str,
-    tiles: range,
-    at: Path,
-) -> list[Value]:
-    """Elaborate the body once, then plan a call for each tile."""
+def tile_of(frame: Frame, tiles: Tiles, i: int, ins: dict[str, Value], before: list[Tile]) -> Tile:
+    """The body of a tile; one that is the same as that of a tile before is this one."""
     unit = Unit("")
     local = {n: Value(f"x_{n}", v.type, v.by, v.mark) for n, v in ins.items()}
     unit.ins = {v.name: Var(v.name, v.type) for v in local.values()}
-    inner = enter(frame, block, locate, where, name, raw, local, label, at, unit, prefix="")
-    outs = leave(inner, block, where)
-    spots = carried(block)
-    for out, spot in zip(outs, spots, strict=True):
-        if spot and len(tiles) > 1 and not _same_type(out.type, ins[spot].type):
-            frame.fail(
-                "S205",
-                f"`{name}` turns {ins[spot].type.shown()} into {out.type.shown()}, so it cannot be repeated",
-                at,
-            )
-    if not len(tiles):
-        return list(ins.values())[:1]
-    body = Body(
-        _body_name(frame, label),
-        tuple(unit.ins.values()),
-        tuple(unit.params.values()),
-        tuple(unit.eqns),
-        tuple(o.name for o in outs),
-    )
-    return plan_calls(frame, body, unit, ins, outs, spots, label, tiles, at)
+    outs = tiles.enter(frame, i, local, tiles.label, unit, "")[1]
+    operands, params, results = tuple(unit.ins.values()), tuple(unit.params.values()), tuple(o.name for o in outs)
+    body = Body("", operands, params, tuple(unit.eqns), results)
+    same_body = next((t.body for t in before if replace(t.body, name="") == body), None)
+    taken = [p.name for p in frame.ctx.model.planned] + [t.body.name for t in before]
+    name = tiles.label if tiles.label not in taken else f"{tiles.label}_{len(taken)}"
+    return Tile(same_body or replace(body, name=name), unit, outs)
+
+
+def check_carried(frame: Frame, tiles: Tiles, tile: Tile, ins: dict[str, Value]) -> None:
+    """Results that become inputs of the same body have their types."""
+    for (name, value), var in zip(ins.items(), tile.unit.ins.values(), strict=False):
+        if name in tiles.carried and not _same_type(value.type, var.type):
+            text = f"`{tiles.name}` turns {var.type.shown()} into {value.type.shown()}, so it cannot be repeated"
+            frame.fail("S205", text, tiles.at)
 
 
 def _same_type(a: TensorType, b: TensorType) -> bool:
-    return (
-        a.dtype == b.dtype
-        and len(a.dims) == len(b.dims)
-        and all(same(x, y) for x, y in zip(a.dims, b.dims, strict=True))
-    )
+    alike = a.dtype == b.dtype and len(a.dims) == len(b.dims)
+    return alike and all(same(x, y) for x, y in zip(a.dims, b.dims, strict=True))
 
 
-def _body_name(frame: Frame, label: str) -> str:
-    taken = [p.name for p in frame.ctx.model.planned]
-    return label if label not in taken else f"{label}_{len(taken)}"
+def plan_call(frame: Frame, tiles: Tiles, i: int, tile: Tile, operands: list[str], count: int) -> list[str]:
+    """Plan a call behind `count` of the same body; the names of its results."""
+    model, body = frame.ctx.model, tile.body
+    frame.ctx.count(1 + len(body.params) + len(tile.outs), frame.locate(tiles.at))
+    names = [model.segment.fresh() for _ in tile.outs]
+    model.types |= {n: o.type for n, o in zip(names, tile.outs, strict=True)}
+    paths = tuple(p.tied or f"{frame.prefix}{tiles.label}.{tiles.start + i}.{p.local}" for p in body.params)
+    for path, p in zip(paths, body.params, strict=True):
+        if not p.tied and path in model.params:
+            hint = "give one of the repeats another 'name:'"
+            frame.fail("S109", f"two parameters are called '{path}'", tiles.at, hint)
+        if not p.tied:
+            model.add_param(path, p)
+    call = Call(body.name, count, tuple(operands), paths, tuple(names))
+    if model.planned and model.planned[-1].body is body:
+        model.planned[-1].calls.append(call)
+    else:
+        model.planned.append(Planned(tile.unit, body.name, [call], body))
+    return names
 
 
-def plan_calls(
-    frame: Frame,
-    body: Body,
-    unit: Unit,
-    ins: dict[str, Value],
-    outs: list[Value],
-    spots: list[str | None],
-    label: str,
-    tiles: range,
-    at: Path,
-) -> list[Value]:
-    model = frame.ctx.model
-    frame.ctx.count(len(tiles) * (1 + len(body.params) + len(outs)), frame.locate(at))
-    model.close_segment()
-    now = {n: v.name for n, v in ins.items()}
-    calls: list[Call] = []
-    made: list[list[str]] = []
-    for tile, i in enumerate(tiles):
-        operands = [now[n] for n in ins] + list(unit.captured)
-        names = [model.segment.fresh() for _ in outs]
-        model.types |= {n: o.type for n, o in zip(names, outs, strict=True)}
-        paths = tuple(p.tied or f"{frame.prefix}{label}.{i}.{p.local}" for p in body.params)
-        for path, p in zip(paths, body.params, strict=True):
-            if not p.tied and path in model.params:
-                frame.fail(
-                    "S109",
-                    f"two parameters are called '{path}'",
-                    at,
-                    "give one of the repeats another 'name:'",
+def results(frame: Frame, tiles: Tiles, made: list[list[Value]]) -> list[Value]:
+    """What is carried as the last tile has it; the sum over all tiles of the others (a router's loss, say)."""
+    found: list[Value] = []
+    for j, spot in enumerate(tiles.carried):
+        total = made[-1][j]
+        for outs in made[:-1] if spot is None else []:
+            if not _same_type(total.type, outs[j].type):
+                text = (
+                    f"calls of `{tiles.name}` give {outs[j].type.shown()} and {total.type.shown()}, which have no sum"
                 )
-            if not p.tied:
-                model.add_param(path, p)
-        calls.append(Call(body.name, tile, tuple(operands), paths, tuple(names)))
-        made.append(names)
-        now |= {spot: n for spot, n in zip(spots, names, strict=True) if spot}
-    model.planned.append(Planned(unit, body.name, calls, body))
-    mark = frame.locate(at)
-    results: list[Value] = []
-    for j, (out, spot) in enumerate(zip(outs, spots, strict=True)):
-        total = Value(made[-1][j], out.type, label, mark)
-        for names in made[:-1] if spot is None else []:
-            total = add(frame, total, Value(names[j], out.type), label)
-        results.append(total)
-    return results
+                frame.fail("S205", text, tiles.at, "name the result as the input that it becomes")
+            total = add(frame, total, outs[j], tiles.label)
+        found.append(total)
+    return found
 
 
 def add(frame: Frame, a: Value, b: Value, path: str) -> Value:
-    """The sum over tiles of an output that is not carried (a router's loss, say)."""
+    """The sum of two values."""
     return frame.emit("expr", [a.name, b.name], (a.type,), {"formula": parse("a + b")}, path)[0]
