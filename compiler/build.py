@@ -35,6 +35,7 @@ from specc.compiler.order import Lowered, Ordered, fitted, order
 from specc.compiler.partition import build_graphs, clean
 from specc.compiler.passes.prune import prune
 from specc.compiler.passes.sink_masks import sink_masks
+from specc.compiler.passes.without_dropout import without_dropout
 from specc.compiler.placement.mesh import mesh_of, options_of
 from specc.compiler.placement.place import place
 from specc.compiler.placement.placed import Placed
@@ -243,7 +244,7 @@ def build_decoding(
     """Decoding graphs for one token and for a chunk of a prompt; why not, if the model cannot decode."""
     if "logits" not in whole.outputs or "tokens" not in whole.inputs:
         return "a model that decodes has an input 'tokens' and an output 'logits'"
-    program = prune(whole, ["logits"], loss=False)
+    program = prune(without_dropout(whole), ["logits"], loss=False)
     if "tokens" not in program.inputs:
         return "the output 'logits' does not depend on the input 'tokens'"
     seq = program.inputs["tokens"].dims[-1].name

@@ -80,6 +80,54 @@ def test_a_bias_by_distance_decodes_what_it_gives_all_at_once(tmp_path: Path) ->
     torch.testing.assert_close(torch.stack(got), want[[0, 1, 2, 3, 4, 36]].float())
 
 
+@pytest.mark.parametrize(
+    "steps",
+    [
+        "- mean: {over: S, as: m}\n    - expr: x + m",
+        "- mean: {as: m}\n    - expr: x + m",
+        "- sum: {over: S, as: m}\n    - expr: x + m",
+        "- rearrange: b s d -> b d s\n    - softmax\n    - rearrange: b d s -> b s d",
+        "- rearrange: b s d -> b d s\n    - rms_norm: {scale: false}\n    - rearrange: b d s -> b s d",
+        "- rearrange: b s d -> b (s d)\n    - softmax\n"
+        "    - rearrange: {pattern: b (s d) -> b s d, dims: {s: S, d: D}}",
+        "- einsum: {rule: 'b s d, b t d -> b s t', from: [x, y], as: a}\n"
+        "    - einsum: {rule: 'b s t, b t d -> b s d', from: [a, y]}",
+    ],
+)
+def test_a_model_that_mixes_tokens_otherwise_does_not_decode(steps: str, tmp_path: Path) -> None:
+    """Its steps would give other logits than the whole text."""
+    own = "- rename: {dims: {S: T}, as: y}\n    " if "y" in steps else ""
+    text = SPEC.replace(
+        "    - linear: {out: V", f"    - {{expr: 1 * _, as: x}}\n    {own}{steps}\n    - linear: {{out: V"
+    )
+    (tmp_path / "x.yaml").write_text(text)
+    stage = specc.build(tmp_path / "x.yaml", tmp_path / "b").stages["a"]
+    assert "mixes tokens along 'S' and has no incremental rule" in (stage.path / "decode.txt").read_text()
+
+
+@pytest.mark.parametrize("with_dropout", [False, True])
+def test_latent_attention_decodes_what_it_gives_all_at_once(with_dropout: bool, tmp_path: Path) -> None:
+    """Its keys are joined from two parts; what dropout leaves out in training stays."""
+    before, after = SPEC.split("    - relative_bucket")[0], SPEC[SPEC.index("    - linear") :]
+    steps = [
+        "    - embedding: {rows: V, out: D, from: tokens, name: embed}",
+        "    - mla: {heads: H, nope: 4, rotary: 2, v_dim: 4, kv_rank: 5, mask: causal}",
+    ]
+    if with_dropout:
+        before = before.replace("  steps:", '  attributes: {key: "int[B]"}\n  steps:')
+        steps.append("    - dropout: {p: 0.5, from: [_, key]}")
+    text = "\n".join([before.rstrip(), *steps, after])
+    (tmp_path / "x.yaml").write_text(text)
+    stage = specc.build(tmp_path / "x.yaml", tmp_path / "b").stages["a"]
+    program = elaborate(load(tmp_path / "x.yaml"))
+    params, tokens = random_params(program), torch.randint(400, (1, 37), generator=torch.Generator().manual_seed(0))
+    inputs = {"tokens": tokens, "labels": tokens, "key": torch.tensor([-1])}
+    want = run_program(program, {n: inputs[n] for n in program.inputs}, params, {"B": 1, "S": 37})["logits"][0]
+    decoder = Decoder(stage, params)
+    got = [decoder.feed([int(t)]) for t in tokens[0, :5]] + [decoder.feed(tokens[0, 5:].tolist())]
+    torch.testing.assert_close(torch.stack(got), want[[0, 1, 2, 3, 4, 36]].float())
+
+
 SPEC = """
 specc: 1
 model:

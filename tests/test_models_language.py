@@ -217,3 +217,30 @@ def test_every_function_of_a_formula_lowers_with_its_gradient(name: str) -> None
     run = Executor(calls, bodies, actions, program.loss, {}, frozenset({"x"}), torch.float64)
     grad = run.step({"x": x.detach()}, [inputs], [1.0]).grads["x"]
     torch.testing.assert_close(grad, want)
+
+
+def test_every_dropout_of_a_model_has_a_mask_of_its_own() -> None:
+    """Of steps of one name, of tiles, of nested repeats, and of blocks called twice; a negative key drops nothing."""
+    drop = {"dropout": {"p": 0.5}, "from": ["x", "key"]}
+    blocks = {
+        "two": {"in": {"x": "[B I]"},
+                "steps": [{**drop, "as": "a"}, {**drop, "as": "b"}, {"concat": {"over": "I"}, "from": ["a", "b"]}]},
+    }  # fmt: skip
+    steps = [
+        {"repeat": {"block": "two", "times": 1}, "as": "p"},
+        {"repeat": {"block": "two", "times": 1, "start": 1}, "from": "x", "as": "q"},
+        {"two": {}, "from": "x", "as": "r"},
+        {"two": {}, "from": "x", "name": "again", "as": "s"},
+        {"concat": {"over": "D + D"}, "from": ["p", "q", "r", "s"]},
+    ]
+    program = model(
+        dims={"D": 64}, inputs={"x": "float[B D]"}, attributes={"key": "int[B]"}, blocks=blocks, steps=steps
+    )
+    x, sizes = torch.ones(3, 64), {"B": 3}
+    out = run_program(program, {"x": x, "key": torch.tensor([5, 5, 6])}, {}, sizes)["out"].reshape(3, 8, 64)
+    assert torch.equal(out[0], out[1]), "one key, one mask"
+    assert len({tuple(row.tolist()) for row in out[[0, 2]].reshape(16, 64)}) == 16
+    assert set(out.unique().tolist()) == {0.0, 2.0}
+    assert 0.4 < out.mean() / 2 < 0.6
+    whole = run_program(program, {"x": x, "key": torch.full((3,), -1)}, {}, sizes)["out"]
+    assert torch.equal(whole, torch.ones(3, 512))

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer
 
 from specc.runtime.api import run
 from specc.runtime.data import tokenizer as tokenizers
-from specc.runtime.data.objectives import fields_given
+from specc.runtime.data.batches import Mixture, batch, microbatches
+from specc.runtime.data.objectives import Rows, fields_given
 from specc.runtime.errors import RunError
 from specc.runtime.make import build
 from specc.runtime.train import check_inputs
-from specc.spec.stage import CHATML
+from specc.spec.stage import CHATML, StageSpec
 from tests.text_models import SMALL, built
 from tests.training import begun, write_spec
 
@@ -150,7 +152,7 @@ def test_the_fields_of_an_objective_are_those_of_its_rows(
     made = built(tmp_path, name)
     stage = made.stages["pretrain"]
     rows = begun(made).data.train.fields(np.arange(2), 0)
-    assert {*rows, "part", "segment"} == fields_given(stage.spec)
+    assert {*rows, "part", "segment", "key"} == fields_given(stage.spec)
     stage.facts["inputs"]["image"] = "float[B]"
     with pytest.raises(RunError, match="no field for the model's input 'image'"):
         check_inputs(stage)
@@ -169,3 +171,15 @@ def test_samples_that_a_stop_left_out_are_written(tmp_path: Path) -> None:
     (done,) = tmp_path.glob("b.runs/*/done.json")
     done.unlink()
     assert "sample at 6: 'the'" in said(path, tmp_path)
+
+
+def test_keys_of_dropout_are_new_in_each_step_and_none_in_validation() -> None:
+    data, sizes = {"sources": [{"path": "x"}], "seq_len": 4}, {"sequences": 4, "microbatch": 2}
+    stage = StageSpec.model_validate({"data": data, "budget": {"steps": 3}, "batch": sizes})
+    rows = Rows(9, lambda at, samples: dict.fromkeys(("tokens", "labels"), at[:, None] + np.arange(4)))
+    steps = [microbatches(Mixture((rows,), (1.0,)), stage, step, {"tokens", "key"})[0] for step in (0, 1, 0)]
+    keys = [torch.cat([part["key"] for part in parts]).tolist() for parts in steps]
+    assert keys[0] == keys[2]
+    assert len({*keys[0], *keys[1]}) == 8
+    assert min(*keys[0], *keys[1]) >= 0
+    assert batch(rows, [3, 4], {"key"})["key"].tolist() == [-1, -1]

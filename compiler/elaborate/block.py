@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,13 +11,12 @@ from specc.compiler.elaborate.args import block_value, declared, named_args
 from specc.compiler.elaborate.mismatch import mismatch
 from specc.compiler.elaborate.scope import Frame, Path, Poisoned, StepFailed, gather
 from specc.compiler.elaborate.step import apply_op
-from specc.compiler.elaborate.unit import Locate, Planned, Unit, Value
-from specc.compiler.program import Body, Call, Var
+from specc.compiler.elaborate.tiles import Tile, Tiles, check_carried, own_keys, plan_call, results
+from specc.compiler.elaborate.unit import Locate, Unit, Value
+from specc.compiler.program import Body, Var
 from specc.compiler.rules import Binding, Mismatch, match
 from specc.compiler.rules import Token as RuleToken
-from specc.compiler.types import TensorType, same
 from specc.spec.errors import Diagnostic, Mark, did_you_mean
-from specc.spec.expr import parse
 from specc.spec.model import Block, Step
 from specc.spec.repair import UNKNOWN
 
@@ -209,45 +208,6 @@ def leave(inner: Frame, block: Block, where: Path) -> list[Value]:
     return [inner.value(n, (*where, "out")) for n in names]
 
 
-@dataclass(frozen=True)
-class Tiles:
-    """A repeat: the block, the arguments of each of its calls, and the number of the first."""
-
-    block: Block
-    locate: Locate
-    where: Path
-    name: str
-    label: str
-    start: int
-    rows: list[Any]
-    at: Path
-
-    def enter(
-        self, frame: Frame, tile: int, ins: dict[str, Value], label: str, unit: Unit | None, prefix: str | None
-    ) -> tuple[Frame, list[Value]]:  # fmt: skip
-        inner = enter(
-            frame, self.block, self.locate, self.where, self.name, self.rows[tile], ins, label, self.at, unit, prefix
-        )
-        return inner, leave(inner, self.block, self.where)
-
-    @property
-    def carried(self) -> list[str | None]:
-        """For each output the input that it becomes in the next tile; a single output becomes the first input."""
-        outs = [self.block.out] if isinstance(self.block.out, str) else self.block.out
-        if len(outs) == 1:
-            return [next(iter(self.block.in_), None)]
-        return [o if o in self.block.in_ else None for o in outs]
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A body with the operands that it takes from the model, and its results."""
-
-    body: Body
-    unit: Unit
-    outs: list[Value]
-
-
 def repeat(frame: Frame, step: Step, at: Path) -> list[Value]:
     """`repeat: {block: b, times: L}`: outputs named as inputs are carried from tile to tile, others are summed.
 
@@ -298,7 +258,7 @@ def unrolled(frame: Frame, tiles: Tiles, ins: dict[str, Value]) -> list[Value]:
     """In a block that is repeated itself: call after call in its body."""
     made: list[list[Value]] = []
     for i in range(len(tiles.rows)):
-        made.append(tiles.enter(frame, i, ins, f"{tiles.label}.{tiles.start + i}", None, None)[1])
+        made.append(enter_tile(frame, tiles, i, ins, f"{tiles.label}.{tiles.start + i}", None, None))
         ins = ins | {spot: out for spot, out in zip(tiles.carried, made[-1], strict=True) if spot}
     return results(frame, tiles, made)
 
@@ -314,11 +274,12 @@ def tiled(frame: Frame, tiles: Tiles, ins: dict[str, Value]) -> list[Value]:
         else:
             found.append(tile_of(frame, tiles, i, given, found))
         given = given | {spot: out for spot, out in zip(tiles.carried, found[-1].outs, strict=True) if spot}
+    own = [own_keys(frame, tiles, i, tile, ins) for i, tile in enumerate(found)]
     frame.ctx.model.close_segment()
     now = {n: v.name for n, v in ins.items()}
     mark, made, count = frame.locate(tiles.at), list[list[Value]](), Counter[str]()
     for i, tile in enumerate(found):
-        operands = [*now.values(), *tile.unit.captured]
+        operands = [own[i].get(v, v) for v in (*now.values(), *tile.unit.captured)]
         names = plan_call(frame, tiles, i, tile, operands, count[tile.body.name])
         count[tile.body.name] += 1
         made.append([Value(n, o.type, tiles.label, mark) for n, o in zip(names, tile.outs, strict=True)])
@@ -326,70 +287,24 @@ def tiled(frame: Frame, tiles: Tiles, ins: dict[str, Value]) -> list[Value]:
     return results(frame, tiles, made)
 
 
+def enter_tile(
+    frame: Frame, tiles: Tiles, i: int, ins: dict[str, Value], label: str, unit: Unit | None, prefix: str | None
+) -> list[Value]:  # fmt: skip
+    """The results of a tile's steps."""
+    block, row = tiles.block, tiles.rows[i]
+    inner = enter(frame, block, tiles.locate, tiles.where, tiles.name, row, ins, label, tiles.at, unit, prefix)
+    return leave(inner, block, tiles.where)
+
+
 def tile_of(frame: Frame, tiles: Tiles, i: int, ins: dict[str, Value], before: list[Tile]) -> Tile:
     """The body of a tile; one that is the same as that of a tile before is this one."""
     unit = Unit("")
     local = {n: Value(f"x_{n}", v.type, v.by, v.mark) for n, v in ins.items()}
     unit.ins = {v.name: Var(v.name, v.type) for v in local.values()}
-    outs = tiles.enter(frame, i, local, tiles.label, unit, "")[1]
-    operands, params, results = tuple(unit.ins.values()), tuple(unit.params.values()), tuple(o.name for o in outs)
-    body = Body("", operands, params, tuple(unit.eqns), results)
+    outs = enter_tile(frame, tiles, i, local, tiles.label, unit, "")
+    made = tuple(o.name for o in outs)
+    body = Body("", tuple(unit.ins.values()), tuple(unit.params.values()), tuple(unit.eqns), made)
     same_body = next((t.body for t in before if replace(t.body, name="") == body), None)
     taken = [p.name for p in frame.ctx.model.planned] + [t.body.name for t in before]
     name = tiles.label if tiles.label not in taken else f"{tiles.label}_{len(taken)}"
     return Tile(same_body or replace(body, name=name), unit, outs)
-
-
-def check_carried(frame: Frame, tiles: Tiles, tile: Tile, ins: dict[str, Value]) -> None:
-    """Results that become inputs of the same body have their types."""
-    for (name, value), var in zip(ins.items(), tile.unit.ins.values(), strict=False):
-        if name in tiles.carried and not _same_type(value.type, var.type):
-            text = f"`{tiles.name}` turns {var.type.shown()} into {value.type.shown()}, so it cannot be repeated"
-            frame.fail("S205", text, tiles.at)
-
-
-def _same_type(a: TensorType, b: TensorType) -> bool:
-    alike = a.dtype == b.dtype and len(a.dims) == len(b.dims)
-    return alike and all(same(x, y) for x, y in zip(a.dims, b.dims, strict=True))
-
-
-def plan_call(frame: Frame, tiles: Tiles, i: int, tile: Tile, operands: list[str], count: int) -> list[str]:
-    """Plan a call behind `count` of the same body; the names of its results."""
-    model, body = frame.ctx.model, tile.body
-    frame.ctx.count(1 + len(body.params) + len(tile.outs), frame.locate(tiles.at))
-    names = [model.segment.fresh() for _ in tile.outs]
-    model.types |= {n: o.type for n, o in zip(names, tile.outs, strict=True)}
-    paths = tuple(p.tied or f"{frame.prefix}{tiles.label}.{tiles.start + i}.{p.local}" for p in body.params)
-    for path, p in zip(paths, body.params, strict=True):
-        if not p.tied and path in model.params:
-            hint = "give one of the repeats another 'name:'"
-            frame.fail("S109", f"two parameters are called '{path}'", tiles.at, hint)
-        if not p.tied:
-            model.add_param(path, p)
-    call = Call(body.name, count, tuple(operands), paths, tuple(names))
-    if model.planned and model.planned[-1].body is body:
-        model.planned[-1].calls.append(call)
-    else:
-        model.planned.append(Planned(tile.unit, body.name, [call], body))
-    return names
-
-
-def results(frame: Frame, tiles: Tiles, made: list[list[Value]]) -> list[Value]:
-    """What is carried as the last tile has it; the sum over all tiles of the others (a router's loss, say)."""
-    found: list[Value] = []
-    for j, spot in enumerate(tiles.carried):
-        total = made[-1][j]
-        for outs in made[:-1] if spot is None else []:
-            if not _same_type(total.type, outs[j].type):
-                text = (
-                    f"calls of `{tiles.name}` give {outs[j].type.shown()} and {total.type.shown()}, which have no sum"
-                )
-                frame.fail("S205", text, tiles.at, "name the result as the input that it becomes")
-            total = add(frame, total, outs[j], tiles.label)
-        found.append(total)
-    return found
-
-
-def add(frame: Frame, a: Value, b: Value, path: str) -> Value:
-    """The sum of two values."""
-    return frame.emit("expr", [a.name, b.name], (a.type,), {"formula": parse("a + b")}, path)[0]

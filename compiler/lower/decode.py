@@ -15,9 +15,13 @@ from specc.compiler.ops.declare import mixed_letters
 from specc.compiler.ops.row import Op
 from specc.compiler.program import Body, Eqn
 from specc.compiler.rules import Binding, match
-from specc.compiler.types import TensorType
+from specc.compiler.types import Dim, TensorType
+from specc.spec.expr import parse
 
-NOT_INCREMENTAL = {"take", "slice", "pick", "concat", "argmax", "conv", "upsample", "group_norm"}
+# Ops that let entries of these dims see each other: those that `over` names, the last one, those of space.
+OVER = ("linear", "take", "slice", "pick", "split", "unbind", "concat", "argmax", "mean", "sum")
+LAST = ("softmax", "rms_norm", "layer_norm", "topk")
+SPACE = ("conv", "upsample", "group_norm")
 
 
 @dataclass
@@ -71,13 +75,33 @@ def refusal(bodies: Sequence[Body], seq: str, own: Mapping[str, Op] | None = Non
         for e in body.eqns:
             if own and e.op in own and mixes(own[e.op], [types[i] for i in e.ins if i], seq):
                 return f"`{e.op}` ({e.path}) mixes tokens along '{seq}' by its rule '{own[e.op].rule}'"
-            over = any(d.name == seq for i in e.ins if i for d in types[i].dims)
-            if e.op in NOT_INCREMENTAL and over and getattr(e.attrs.get("over"), "name", seq) == seq:
+            if any(_is_along(d, seq) for d in _mixed(e, [types[i] for i in e.ins if i])):
                 return f"`{e.op}` ({e.path}) mixes tokens along '{seq}' and has no incremental rule"
         for e in cached_eqns(body, seq):
             if not e.attrs.get("causal"):
                 return f"`{e.op}` ({e.path}) lets tokens see later ones: its mask is not `causal` nor `causal & ...`"
     return ""
+
+
+def _mixed(e: Eqn, ins: Sequence[TensorType]) -> list[Dim]:
+    """Dims along which an op lets tokens see each other. Attention to its own sequence has caches; of one under another
+    name there are none."""
+    if e.op in OVER:
+        over = e.attrs.get("over")
+        named = list(over) if isinstance(over, tuple | list) else [over] if over is not None else []
+        return named or (list(ins[0].dims) if e.op in ("mean", "sum") else [ins[0].dims[-1]])
+    if e.op in LAST:
+        return [ins[0].dims[-1]]
+    if e.op in SPACE:
+        return list(ins[0].dims[1 if e.op == "group_norm" else 2 :])
+    if e.op == "einsum":
+        return [d for t in ins for d in t.dims if d not in e.types[0].dims]
+    return [d for d in (ins[1].dims[-3],) if d.of] if e.op == "attend" else []
+
+
+def _is_along(d: Dim, seq: str) -> bool:
+    """Whether a dim is that of the sequence, under whatever name, or made of it."""
+    return d.name == seq or (bool(d.of) and seq in parse(d.of).names())
 
 
 def mixes(row: Op, ins: Sequence[TensorType], seq: str) -> bool:

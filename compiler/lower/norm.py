@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,18 +35,20 @@ def softmax(e: Local, x: Tensor) -> Tensor:
 
 
 def dropout(e: Local, x: Tensor, key: Tensor, element: Tensor | None = None) -> Tensor:
-    """The mask is a hash of (the sample's key, the step's path, the element), so it does not depend on the batch.
+    """The mask is a hash of (the sample's key, the step, the element), so it does not depend on the batch.
 
-    `element` numbers the elements of a sample, if not in order."""
+    `element` numbers the elements of a sample, if not in order. A negative key drops nothing."""
     p = float(e.attr("p"))
     if p == 0.0:
         return x
-    site = int.from_bytes(e.eqn.path.encode()[-7:].rjust(7, b"\0"), "little")
+    step = f"{e.eqn.path} {e.eqn.outs[0]}"  # steps without parameters may share a path
+    site = int.from_bytes(blake2b(step.encode(), digest_size=7).digest(), "little")
     if element is None:
         element = torch.arange(x[0].numel(), device=x.device).reshape(x.shape[1:])
-    bits = _mix(_mix(key.reshape(-1, *[1] * (x.ndim - 1)) ^ site) ^ element)
+    key = key.reshape(-1, *[1] * (x.ndim - 1))
+    bits = _mix(_mix(key ^ site) ^ element)
     keep = (bits >> 11) & 0x1FFFFF
-    return torch.where(keep >= int(p * 0x200000), x / (1.0 - p), 0.0)
+    return torch.where(key < 0, x, torch.where(keep >= int(p * 0x200000), x / (1.0 - p), 0.0))
 
 
 def _mix(x: Tensor) -> Tensor:

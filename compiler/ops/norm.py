@@ -28,6 +28,7 @@ ROWS = (
        args={"groups": Arg("int", 32, within="[1, inf)"), "eps": Arg("float", 1e-6, within="[0, 1)"), "init": INIT},
        check=_groups),
     Op("softmax", "... !d -> ... d", "Softmax over the last dim, in fp32."),
-    Op("dropout", "... , b -> ...", "Zeros with probability p, scaled by 1/(1-p); counter-based on the sample's key.",
+    Op("dropout", "... , b -> ...",
+       "Zeros with probability p, the rest over 1-p; counter-based on the samples' `key` (an attribute int[B]).",
        inputs=("x", "key"), takes=("float", "int"), args={"p": Arg("float", within="[0, 1)")}),
 )  # fmt: skip

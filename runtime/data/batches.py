@@ -11,12 +11,13 @@ from torch import Tensor
 
 from specc.compiler.ops.loss import IGNORE
 from specc.runtime.data.mixture import place, rows_at
-from specc.runtime.data.noise import Ints
+from specc.runtime.data.noise import Ints, uniforms
 from specc.runtime.data.objectives import Rows
 from specc.runtime.data.pack import Fields
 from specc.spec.stage import StageSpec
 
 Batch = dict[str, Tensor]
+KEYS, NO_DROPOUT = 1 << 31, -1  # keys of dropout masks are below the first
 COUNTED = 4096  # rows that the entropy is taken over
 
 
@@ -65,7 +66,7 @@ def gathered(parts: Sequence[Rows], sources: Ints, rows: Ints, samples: Ints) ->
 
 
 def tensors(have: Fields, fields: set[str]) -> Batch:
-    """The fields that the model takes, [B, S], of those that its objective gives."""
+    """The fields that the model takes, [B, S] and the samples' keys [B], of those that its objective gives."""
     have = {"part": np.ones_like(have["tokens"]), "segment": np.zeros_like(have["tokens"]), **have}
     return {name: torch.from_numpy(np.ascontiguousarray(have[name])) for name in sorted(fields)}
 
@@ -73,13 +74,15 @@ def tensors(have: Fields, fields: set[str]) -> Batch:
 def batch(rows: Rows, chosen: Sequence[int], fields: set[str]) -> Batch:
     """Rows by their numbers, as validation reads them."""
     at = np.asarray(chosen, dtype=np.int64)
-    return tensors(rows.make(at, at), fields)
+    return tensors({**rows.make(at, at), "key": np.full_like(at, NO_DROPOUT)}, fields)
 
 
 def microbatches(data: Mixture, stage: StageSpec, step: int, fields: set[str]) -> tuple[list[Batch], list[float]]:
     """The microbatches of a step, and each one's share of the step's labels."""
     n, size = stage.batch.sequences, stage.batch.size
-    made = data.fields(np.arange(step * n, (step + 1) * n), stage.seed)
+    samples = np.arange(step * n, (step + 1) * n)
+    keys = (uniforms(stage.seed, "dropout", samples, (1,))[:, 0] * KEYS).astype(np.int64)
+    made = {**data.fields(samples, stage.seed), "key": keys}
     parts = [{name: values[i : i + size] for name, values in made.items()} for i in range(0, n, size)]
     counts = [int((p["labels"] != IGNORE).sum()) for p in parts]
     total = max(1, sum(counts))

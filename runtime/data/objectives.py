@@ -30,7 +30,7 @@ from specc.runtime.data.tokenizer import (
 from specc.spec.stage import StageSpec
 
 # What every objective gives, and some more.
-GIVEN = ("tokens", "labels", "doc", "pos", "part", "segment")
+GIVEN = ("tokens", "labels", "doc", "pos", "part", "segment", "key")
 MORE = {"span_corruption": ("enc_tokens", "enc_doc", "enc_pos"), "blank_infilling": ("block_pos",)}
 
 
