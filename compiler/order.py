@@ -8,6 +8,7 @@ from functools import partial
 
 from specc.compiler.facts import call_work
 from specc.compiler.graphs import Graphs
+from specc.compiler.hardware.tables import capacity
 from specc.compiler.placement.mesh import options_of
 from specc.compiler.placement.placed import Placed
 from specc.compiler.placement.refuse import no_room
@@ -49,7 +50,7 @@ def fitted(
 ) -> tuple[Mapping[str, Graphs], Sequence[Call], Ordered]:  # fmt: skip
     """A stage lowered and ordered as the plan says; if that is `auto`, so that it fits a rank with the least that is
     computed anew: blocks save less and less, in the end calls save nothing. Raises SpecError if it does not fit."""
-    asked, limit = plan.recompute, plan.cluster.capacity
+    asked, limit = plan.recompute, capacity(plan.cluster)
     shares = SHARES if asked == "auto" else (asked,) if isinstance(asked, float) else (1.0,)
     for share in shares:
         graphs, calls = lower(share)
@@ -79,7 +80,7 @@ def order(
     def peak(which: frozenset[int]) -> int:
         return max(m.peak for m in memories_of([away(recomputed(a, which)) for a in plain]))
 
-    again = choose(kind, calls, graphs, plan.cluster.capacity, peak)
+    again = choose(kind, calls, graphs, capacity(plan.cluster), peak)
     actions = [away(recomputed(a, again)) for a in plain]
     return Ordered(actions, memories_of(actions), again, pipe)
 

@@ -14,6 +14,7 @@ PORT = 29500
 ACTIVATE = "# Activate the environment here, on a disk that all machines see, such as: source /shared/venv/bin/activate"
 SAVING = 120  # seconds between the signal and the end of a Slurm job: time for a checkpoint
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?")  # what Kubernetes takes as a name of a job and of its service
+FIRST = "${{{}%%$'\\n'*}}"  # of lines in a variable; a pipe into head would kill the writer where there are many
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def slurm(job: Job) -> str:
     command = " ".join(job.torchrun('"$first"', '"$SLURM_JOB_ID"'))
     lines = [
         "#!/bin/bash", *(f"#SBATCH --{option}" for option in options), "", ACTIVATE, "set -euo pipefail",
-        'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)', "export OMP_NUM_THREADS=1",
+        'nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")', f"first={FIRST.format('nodes')}",
+        "export OMP_NUM_THREADS=1",
         f"srun --kill-on-bad-exit=1 --cpu-bind=none {command}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -87,7 +89,7 @@ def skypilot(job: Job) -> str:
     """A task: `sky jobs launch FILE`."""
     resources: dict[str, Any] = {"accelerators": f"{job.accelerator}:{job.per_node}"} if job.accelerator else {}
     command = " ".join(job.torchrun('"$first"', job.name))
-    run = f'first=$(echo "$SKYPILOT_NODE_IPS" | head -n 1)\nexport OMP_NUM_THREADS=1\n{command}\n'
+    run = f"first={FIRST.format('SKYPILOT_NODE_IPS')}\nexport OMP_NUM_THREADS=1\n{command}\n"
     task: dict[str, Any] = {"name": job.name, "num_nodes": job.nodes, "resources": resources, "run": run}
     return yaml.safe_dump({k: v for k, v in task.items() if v != {}}, sort_keys=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -16,12 +15,9 @@ AxisSize = PositiveInt | Literal["auto"]
 class Cluster(Node):
     devices: AxisSize = Field("auto", description="processes in all; auto: as many as the mesh has")
     device: str = Field("cpu", description="what placements are priced for, a name of the tables; cpu: an h100-sxm")
-    memory: PositiveFloat | None = Field(None, description="GiB that a rank may fill; default: no bound")
-
-    @property
-    def capacity(self) -> float:
-        """Bytes that a rank may fill."""
-        return math.inf if self.memory is None else self.memory * 2**30
+    memory: PositiveFloat | None = Field(
+        None, description="GiB that a rank may fill; default: what the device has, and no bound on a cpu"
+    )
 
 
 class Precision(Node):

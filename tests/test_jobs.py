@@ -26,6 +26,17 @@ def test_a_slurm_script_is_good_shell_and_quotes_the_build() -> None:
     assert "'/data/my builds/a'" in text
 
 
+@pytest.mark.parametrize("nodes", [1, 4096])
+def test_a_slurm_script_finds_its_first_machine_of_any_number(nodes: int, tmp_path: Path) -> None:
+    """A writer whose reader goes away after a line would end the job."""
+    for name, does in (("scontrol", f"seq -f node-%05g {nodes}"), ("srun", 'echo "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_NODELIST": "x", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash"], input=slurm(JOB), text=True, env=env, capture_output=True, check=True, timeout=20)
+    assert "--rdzv-id=7 --rdzv-endpoint=node-00001:29500 " in done.stdout
+
+
 def test_a_slurm_task_has_all_of_its_machine() -> None:
     text = slurm(JOB)
     assert "#SBATCH --exclusive\n#SBATCH --mem=0\n" in text
@@ -54,6 +65,10 @@ def test_a_task_of_skypilot_names_its_accelerators() -> None:
     task = yaml.safe_load(skypilot(JOB))
     assert task["num_nodes"] == 4
     assert task["resources"] == {"accelerators": "H100:8"}
+    first = "".join(task["run"].splitlines(keepends=True)[:1]) + 'echo "$first"'
+    env = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2"}
+    done = subprocess.run(["bash", "-c", first], text=True, env=env, capture_output=True, check=True, timeout=20)
+    assert done.stdout == "10.0.0.1\n"
     subprocess.run(["bash", "-n"], input=task["run"], text=True, check=True, timeout=20)
 
 

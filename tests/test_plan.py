@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from specc.compiler.build import build_spec
 from specc.compiler.elaborate import elaborate
-from specc.compiler.foresight.calls import Cluster
+from specc.compiler.foresight.calls import Cluster as On
 from specc.compiler.foresight.flops import step_flops
 from specc.compiler.foresight.model import Model
 from specc.compiler.foresight.planned import recipe_of
@@ -18,9 +20,11 @@ from specc.compiler.foresight.recipe import Recipe
 from specc.compiler.foresight.search import Asked, Found, Plan, search
 from specc.compiler.foresight.step import forecast
 from specc.compiler.foresight.tell import plan_text
-from specc.compiler.hardware.tables import hardware
+from specc.compiler.hardware.tables import capacity, hardware
 from specc.compiler.placement.mesh import mesh_mistakes, mesh_of
 from specc.runtime import cli
+from specc.spec.errors import SpecError
+from specc.spec.plan import Cluster
 from specc.spec.spec import load
 
 LLAMA = "examples/llama3-8b.yaml"
@@ -34,7 +38,7 @@ def asked(
     device = TABLES.devices["h100-sxm"]
     if memory is not None:
         device = device.model_copy(update={"memory": memory})
-    on = Cluster(device, TABLES.links[device.near], TABLES.links[device.far], TABLES.software["megatron-2024"],
+    on = On(device, TABLES.links[device.near], TABLES.links[device.far], TABLES.software["megatron-2024"],
                  TABLES.links[host] if host else None)  # fmt: skip
     program = elaborate(load(LLAMA, [f"model.dims.L={layers}"]), None, "causal_lm")
     return Asked(Model(program, lambda n: {"B": n, "S": SEQ}), on, devices, sequences, SEQ)
@@ -175,3 +179,22 @@ def test_the_command_tells_plans_as_json(capsys: pytest.CaptureFixture[str]) -> 
 def test_options_that_do_not_read_are_told(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", LLAMA, *words]) == cli.WRONG_SPEC
     assert "error[S541]" in capsys.readouterr().err
+
+
+def test_a_device_without_figures_for_the_format_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "h.yaml").write_text("devices: {mine: {like: h100, peak: {fp32: 10}}}\n")
+    assert cli.main(["plan", LLAMA, "--cluster", "8xmine", "--hardware", str(tmp_path / "h.yaml")]) == 2
+    assert "error[S540]: the device's row has no figures for products in bf16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("device", "memory"), [("a100-40gb", 40), ("h100", 80)])
+def test_a_build_holds_what_its_device_has(device: str, memory: float) -> None:
+    assert capacity(Cluster(device=device)) == memory * 0.94 * 2**30
+    assert capacity(Cluster(device=device, memory=3)) == 3 * 2**30
+    with pytest.raises(SpecError) as e:
+        build_spec(load(LLAMA, [f"plan.cluster.device={device}"]), Path("nowhere"))
+    assert e.value.codes == ("S504",)
+
+
+def test_a_processor_has_no_bound() -> None:
+    assert capacity(Cluster()) == math.inf

@@ -11,6 +11,7 @@ from specc.compiler.foresight.model import Model
 from specc.compiler.foresight.pipeline import IDLE
 from specc.compiler.foresight.recipe import Recipe, Recompute
 from specc.compiler.foresight.step import Forecast, forecast
+from specc.compiler.hardware.tables import usable
 from specc.compiler.schedule.schedules import SCHEDULES
 from specc.compiler.types import size_of
 from specc.spec.errors import SpecError
@@ -23,7 +24,6 @@ LEAST_TOKENS = 1024  # of a sequence on a rank of context parallelism
 CLOSELY = 16  # of the best plans are predicted exactly
 HOST = ((0.5, False), (1.0, False), (0.0, True), (0.5, True), (1.0, True))  # shares of saved values, and moments there
 TRIED = 64  # plans that do not fit are tried with the host's memory
-RESERVE = 0.06  # of a device's memory that libraries, collectives and gaps between tensors take
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Asked:
     @property
     def capacity(self) -> float:
         """Bytes of a device that a plan may take: those of the device, or the user's `limit`."""
-        return min(self.limit, self.cluster.device.memory * 2**30 * (1 - RESERVE))
+        return min(self.limit, usable(self.cluster.device))
 
 
 @dataclass(frozen=True)

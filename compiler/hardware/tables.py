@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from specc.spec.errors import Diagnostic, SpecError, did_you_mean
-from specc.spec.hardware import Hardware, HardwareFile
+from specc.spec.hardware import Device, Hardware, HardwareFile
 from specc.spec.loader import Document, load_text, validate
+from specc.spec.plan import Cluster
 from specc.spec.use import read_file
 
 FILES = ("devices.yaml", "links.yaml", "software.yaml")
+RESERVE = 0.06  # of a device's memory that libraries, collectives and gaps between tensors take
 Row = TypeVar("Row")
 
 
@@ -44,6 +47,18 @@ def _joined(documents: Sequence[Document]) -> Hardware:
             rows[table] |= found
     whole = {table: {name: _whole(found, name) for name in found} for table, found in rows.items()}
     return validate(Document(whole, documents[-1].marks), Hardware)
+
+
+def capacity(cluster: Cluster) -> float:
+    """Bytes that a rank may fill: as many as the plan says, or what its device can; no bound on a processor."""
+    if cluster.memory is not None:
+        return cluster.memory * 2**30
+    return math.inf if cluster.device == "cpu" else usable(row_of(hardware().devices, cluster.device, "device"))
+
+
+def usable(device: Device) -> float:
+    """Bytes of a device that a plan may take."""
+    return device.memory * 2**30 * (1 - RESERVE)
 
 
 def row_of(table: Mapping[str, Row], name: str, what: str) -> Row:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from specc.compiler.foresight.search import RESERVE, Asked, Plan, search
+from specc.compiler.foresight.search import Asked, Plan, search
+from specc.compiler.hardware.tables import RESERVE
 from specc.spec.hardware import Hardware
 from tests.foresight.compare import Compared, cluster_of, line
 from tests.foresight.rows import model_of
