@@ -31,6 +31,7 @@ class Device(Node):
     near: str = Field(description="the link within a node")
     far: str = Field(description="the link between nodes")
     host: str | None = Field(None, description="the link to the host's memory; none where that is the device's own")
+    host_memory: PositiveFloat | None = Field(None, description="GiB of the host's memory for each device of a node")
     product: dict[Format, Share] = Field(description="share of the peak that a large product reaches")
     attention: dict[str, tuple[Share, Share]] = Field(
         description="share of the peak of an attention kernel's forward and backward, long sequences, head dim 128"

@@ -188,12 +188,24 @@ def test_a_device_without_figures_for_the_format_is_told(tmp_path: Path, capsys:
 
 
 @pytest.mark.parametrize(("device", "memory"), [("a100-40gb", 40), ("h100", 80)])
-def test_a_build_holds_what_its_device_has(device: str, memory: float) -> None:
+def test_a_build_holds_what_its_device_has(device: str, memory: float, tmp_path: Path) -> None:
     assert capacity(Cluster(device=device)) == memory * 0.94 * 2**30
     assert capacity(Cluster(device=device, memory=3)) == 3 * 2**30
     with pytest.raises(SpecError) as e:
-        build_spec(load(LLAMA, [f"plan.cluster.device={device}"]), Path("nowhere"))
+        build_spec(load(LLAMA, [f"plan.cluster.device={device}"]), tmp_path / "b")
     assert e.value.codes == ("S504",)
+
+
+def test_no_plan_takes_more_of_the_host_than_there_is() -> None:
+    def found(host_memory: float | None) -> Found:
+        q = asked(8, 128, memory=20, host="pcie5")
+        device = q.cluster.device.model_copy(update={"host_memory": host_memory})
+        return search(replace(q, cluster=replace(q.cluster, device=device)))
+
+    free, bound, none = found(None), found(24), found(1e-6)
+    most = [max(p.forecast.on_host for p in each.fit) / 2**30 for each in (free, bound, none)]
+    assert most[0] > 24 * 0.75 > most[1] > 0
+    assert most[2] == 0
 
 
 def test_a_processor_has_no_bound() -> None:

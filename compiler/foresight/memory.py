@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from specc.compiler.foresight.host import moments_left, saved_left
+from specc.compiler.foresight.host import MOMENTS, moments_left, saved_left
 from specc.compiler.foresight.recipe import ITEMSIZE, Recipe
 from specc.compiler.foresight.work import BodyWork
 from specc.spec.hardware import Software
@@ -41,22 +41,51 @@ def memories(
 def _rank(
     r: int, calls: Sequence[str], works: Mapping[str, BodyWork], repeated: set[str], recipe: Recipe, software: Software
 ) -> dict[str, float]:
-    times = Counter(calls)
-    experts = sum(n * works[c].experts for c, n in times.items())
-    others = sum(n * works[c].weights for c, n in times.items()) - experts
-    alive = ALIVE[recipe.schedule](r, recipe.pp, recipe.microbatches, recipe.chunks)
-    each = {c: saved_bytes(works[c], recipe if c in repeated else None, software) for c in times}
-    saved = alive * sum(n * each[c] for c, n in times.items())
-    kept = {z: others / recipe.shards + experts / recipe.expert_shards if recipe.zero >= z else others + experts
-            for z in (1, 2, 3)}  # fmt: skip
+    kept = {z: _numbers(calls, works, recipe, z) for z in (1, 2, 3)}
+    each = _each(calls, works, repeated, recipe, software)
+    saved = _saved(r, calls, each, recipe)
     weights, gradients, moments = state_bytes(recipe, software)
     return {
         "weights": weights * kept[3],
         "gradients": gradients * kept[2],
         "optimizer": moments_left(moments, recipe) * kept[1],
         "activations": saved_left(saved, max(each.values()), recipe),
-        "work space": max(_work_space(works[c], recipe, software, c in repeated) for c in times),
+        "work space": max(_work_space(works[c], recipe, software, c in repeated) for c in each),
     }
+
+
+def on_host(
+    works: Mapping[str, BodyWork], ranks: Sequence[Sequence[str]], recipe: Recipe, software: Software
+) -> float:  # fmt: skip
+    """Bytes that the rank with most has in the host's memory."""
+    if not recipe.on_host and not recipe.moments_on_host:
+        return 0.0
+    times = Counter(name for rank in ranks for name in rank)
+    repeated = {name for name, n in times.items() if n > 1}
+    each = [_each(calls, works, repeated, recipe, software) for calls in ranks]
+    saved = (_saved(r, calls, of, recipe) for r, (calls, of) in enumerate(zip(ranks, each, strict=True)))
+    moments = MOMENTS if recipe.moments_on_host else 0
+    return max(
+        recipe.on_host * n + moments * _numbers(calls, works, recipe, 1) for n, calls in zip(saved, ranks, strict=True)
+    )
+
+
+def _numbers(calls: Sequence[str], works: Mapping[str, BodyWork], recipe: Recipe, zero: int) -> float:
+    """Numbers of parameters that a rank keeps of what ZeRO splits from this stage on."""
+    experts = sum(works[c].experts for c in calls)
+    others = sum(works[c].weights for c in calls) - experts
+    return others / recipe.shards + experts / recipe.expert_shards if recipe.zero >= zero else others + experts
+
+
+def _each(
+    calls: Sequence[str], works: Mapping[str, BodyWork], repeated: set[str], recipe: Recipe, software: Software
+) -> dict[str, float]:
+    return {c: saved_bytes(works[c], recipe if c in repeated else None, software) for c in dict.fromkeys(calls)}
+
+
+def _saved(r: int, calls: Sequence[str], each: Mapping[str, float], recipe: Recipe) -> float:
+    """Bytes that the calls of a rank keep for their backward, of all microbatches that wait for it at once."""
+    return ALIVE[recipe.schedule](r, recipe.pp, recipe.microbatches, recipe.chunks) * sum(each[c] for c in calls)
 
 
 def state_bytes(recipe: Recipe, software: Software) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ from specc.compiler.foresight.model import Model
 from specc.compiler.foresight.pipeline import IDLE
 from specc.compiler.foresight.recipe import Recipe, Recompute
 from specc.compiler.foresight.step import Forecast, forecast
-from specc.compiler.hardware.tables import usable
+from specc.compiler.hardware.tables import usable, usable_host
 from specc.compiler.schedule.schedules import SCHEDULES
 from specc.compiler.types import size_of
 from specc.spec.errors import SpecError
@@ -95,8 +95,11 @@ def _with_host(fit: Sequence[Plan], over: Sequence[Plan], asked: Asked) -> Itera
     for plan in sorted(hopes, key=lambda p: p.forecast.seconds)[:TRIED]:
         for share, moments in HOST:
             recipe = replace(plan.recipe, on_host=share, moments_on_host=moments)
-            if not (share and recipe.recompute == "full"):  # what runs forward again keeps next to nothing
-                yield Plan(recipe, forecast(asked.model, recipe, asked.cluster, exact=False))
+            if share and recipe.recompute == "full":
+                continue  # what runs forward again keeps next to nothing
+            found = forecast(asked.model, recipe, asked.cluster, exact=False)
+            if found.on_host <= usable_host(asked.cluster.device):
+                yield Plan(recipe, found)
 
 
 def _least(f: Forecast) -> float:

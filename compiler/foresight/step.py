@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from specc.compiler.foresight.calls import CallTime, Cluster, call_time, exposed
 from specc.compiler.foresight.host import moments_wait, values_wait
-from specc.compiler.foresight.memory import fullest, memories, saved_bytes
+from specc.compiler.foresight.memory import fullest, memories, on_host, saved_bytes
 from specc.compiler.foresight.model import Model
 from specc.compiler.foresight.pipeline import StageTime, bubble, simulated_bubble
 from specc.compiler.foresight.recipe import AGAIN, Recipe
@@ -22,7 +22,8 @@ class Forecast:
     """Seconds of a step: of kernels, of what is sent and not hidden, of waiting in the pipeline, of the optimizer, of
     waiting for the host's memory.
 
-    `memory` are the bytes of the fullest rank by what they are for, `first_rank` those of a pipeline's first."""
+    `memory` are the bytes of the fullest rank by what they are for, `first_rank` those of a pipeline's first,
+    `on_host` those that the rank with most of these has in the host's memory."""
 
     work: float
     sent: float
@@ -31,6 +32,7 @@ class Forecast:
     host: float
     memory: Mapping[str, float]
     first_rank: Mapping[str, float]
+    on_host: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -64,7 +66,7 @@ def forecast(model: Model, recipe: Recipe, cluster: Cluster, exact: bool = True)
     return Forecast(
         recipe.microbatches * work, recipe.microbatches * (total - work) + _data(copies, total, recipe, cluster), idle,
         optimizer, recipe.microbatches * wait + moments_wait(numbers, optimizer, recipe, cluster),
-        fullest(held), held[0],
+        fullest(held), held[0], on_host(works, ranks, recipe, cluster.software),
     )  # fmt: skip
 
 

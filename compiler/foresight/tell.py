@@ -49,7 +49,7 @@ def mfu(plan: Plan, asked: Asked) -> tuple[float, float]:
     return each.causal * rate / peak, each.full * rate / peak
 
 
-def details(plan: Plan) -> Iterator[str]:
+def details(plan: Plan, asked: Asked) -> Iterator[str]:
     """Seconds and memory of the best plan, in parts."""
     f = plan.forecast
     parts = {"work": f.work, "sent and not hidden": f.sent, "bubble": f.bubble, "optimizer": f.optimizer}
@@ -57,6 +57,10 @@ def details(plan: Plan) -> Iterator[str]:
         parts["waits for the host's memory"] = f.host
     yield "1: " + ", ".join(f"{name} {seconds:.2g} s" for name, seconds in parts.items())
     yield "   memory of the fullest device: " + ", ".join(f"{name} {size(n)}" for name, n in f.memory.items())
+    if f.on_host:
+        device = asked.cluster.device
+        room = f" of {size(device.host_memory * 2**30)} for each device" if device.host_memory else ""
+        yield f"   in the host's memory: {size(f.on_host)}{room}"
 
 
 def told(reason: Reason) -> str:

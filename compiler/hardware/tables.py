@@ -16,6 +16,7 @@ from specc.spec.plan import Cluster
 from specc.spec.use import read_file
 
 FILES = ("devices.yaml", "links.yaml", "software.yaml")
+HOST_RESERVE = 0.25  # of the host's memory that the system, its file cache and the loading of data take
 RESERVE = 0.06  # of a device's memory that libraries, collectives and gaps between tensors take
 Row = TypeVar("Row")
 
@@ -59,6 +60,11 @@ def capacity(cluster: Cluster) -> float:
 def usable(device: Device) -> float:
     """Bytes of a device that a plan may take."""
     return device.memory * 2**30 * (1 - RESERVE)
+
+
+def usable_host(device: Device) -> float:
+    """Bytes of the host's memory that a device's rank may take; no bound where the row has none."""
+    return math.inf if device.host_memory is None else device.host_memory * 2**30 * (1 - HOST_RESERVE)
 
 
 def row_of(table: Mapping[str, Row], name: str, what: str) -> Row:

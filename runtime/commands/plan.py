@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{model}, {asked.sequences} sequences of {asked.tokens} tokens a step")
     print(f"{devices} x {device}, {size(asked.capacity)} each, with the software '{args.software}'")
     print(f"{len(plans.fit) + len(plans.over)} plans, of which {len(plans.fit)} fit", end="\n\n")
-    print("\n".join([*table(best, own, asked), "", *details(best[0]), "", "why not", *map(told, why), ""]))
+    print("\n".join([*table(best, own, asked), "", *details(best[0], asked), "", "why not", *map(told, why), ""]))
     print("\n".join(plan_text(best[0], asked, device, found.name)))
     return 0
 
