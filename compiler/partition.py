@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import networkx as nx
 import torch
 from torch import Tensor, fx
 from torch._functorch import config as functorch_config
@@ -29,6 +30,14 @@ aten = torch.ops.aten
 # chain of pointwise ops makes is computed anew, even if a product of the backward reads it, or if the forward read it
 # early and again late.
 CUT = {"cse": False, "ban_recompute_materialized_backward": False, "ban_recompute_used_far_apart": False}
+VIEWS = (
+    aten.view.default, aten.t.default, aten.permute.default, aten.transpose.int, aten.expand.default,
+    aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims,
+)  # fmt: skip
+LIGHT = (
+    *VIEWS, aten.sum.dim_IntList, aten.mean.dim, aten._to_copy.default, aten.clone.default, aten.slice.Tensor,
+    aten.select.int,
+)  # fmt: skip
 COPIES = (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default)
 
 
@@ -155,9 +164,41 @@ def split_backward(bwd: fx.GraphModule, n_in_grads: int) -> tuple[fx.GraphModule
         return bwd, None
     needed = ancestors(d_ins, set())
     needed |= {user for node in needed for user in node.users if user.target is operator.getitem}  # tensors, no tuples
-    reached = ancestors(d_params, needed | set(placeholders))
-    live = [node for node in bwd.graph.nodes if node in reached and (node in needed or node.op == "placeholder")]
+    known = needed | set(placeholders)
+    live = handed_over(bwd, known, ancestors(d_params, known), d_params)
     return cut_out(bwd, placeholders, [*d_ins, *live]), cut_out(bwd, live, d_params)
+
+
+def handed_over(
+    bwd: fx.GraphModule, known: set[fx.Node], reached: set[fx.Node], d_params: Sequence[fx.Node]
+) -> list[fx.Node]:  # fmt: skip
+    """What the input half gives to the weight half, as few bytes as can be: a minimum cut between what is known there
+    and the first products of the weight half, with row-wise ops and sums on either side of it."""
+    late: set[fx.Node] = set()
+    for node in bwd.graph.nodes:
+        if node in reached and node not in known and (late & set(node.all_input_nodes) or not is_light(node)):
+            late.add(node)
+    g: nx.DiGraph[Any] = nx.DiGraph()
+    for node in bwd.graph.nodes:
+        if node not in reached or node in late:
+            continue
+        val = node.meta.get("val")
+        is_view = node.target in VIEWS and node not in known  # what it is a view of has no more bytes, in order
+        cost = {"capacity": val.nbytes} if isinstance(val, Tensor) and not is_view else {}
+        g.add_edge((node.name, "in"), (node.name, "out"), **cost)
+        if node in known:
+            g.add_edge("known", (node.name, "in"))
+        after = [u for u in node.users if u in reached and u not in known]
+        g.add_edges_from(((node.name, "out"), "late" if u in late else (u.name, "in")) for u in after)
+        if node in d_params:
+            g.add_edge((node.name, "out"), "late")
+    here = nx.minimum_cut(g, "known", "late")[1][0]
+    return [n for n in bwd.graph.nodes if (n.name, "in") in here and (n.name, "out") not in here]
+
+
+def is_light(node: fx.Node) -> bool:
+    """Whether an op is row-wise, a sum or a view."""
+    return node.target in LIGHT or torch.Tag.pointwise in getattr(node.target, "tags", ())
 
 
 def ancestors(nodes: Sequence[fx.Node | None], stop: set[fx.Node]) -> set[fx.Node]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from specc.compiler.elaborate import elaborate
-from specc.compiler.foresight.memory import ALIVE, memories, saved_bytes
+from specc.compiler.foresight.memory import memories, saved_bytes, waiting
 from specc.compiler.foresight.recipe import Recipe
 from specc.compiler.foresight.saved import Saved
 from specc.compiler.foresight.work import BodyWork, work_of
@@ -72,7 +72,7 @@ def test_software_that_does_not_fuse_or_gather_again_keeps_more() -> None:
 
 @pytest.mark.parametrize(("ranks", "chunks"), [(8, 3), (35, 3), (16, 2)])
 def test_interleaved_stages_keep_more_by_the_factor_of_the_paper(ranks: int, chunks: int) -> None:
-    alive = ALIVE["interleaved"](0, ranks, 4 * ranks, chunks)
+    ((alive, _),) = waiting("interleaved", ranks, 4 * ranks, chunks)[0]
     assert alive == pytest.approx(ranks * (1 + (ranks - 1) / (ranks * chunks)))
 
 
@@ -87,13 +87,29 @@ def test_zero_stages_take_what_the_paper_says(zero: int, gigabytes: float) -> No
 
 @pytest.mark.parametrize(
     ("name", "ranks", "rounds"),
-    list(product(sorted(set(ALIVE) & set(SCHEDULES)), (2, 4, 8), (2, 3))),
+    list(product(sorted(SCHEDULES), (2, 4, 8), (2, 3))),
 )
-def test_the_first_rank_keeps_as_many_microbatches_as_its_schedule_does(name: str, ranks: int, rounds: int) -> None:
+def test_every_rank_keeps_as_many_microbatches_as_its_schedule_does(name: str, ranks: int, rounds: int) -> None:
     row, microbatches = SCHEDULES[name], rounds * ranks
     table, where = pipeline(name, ranks, microbatches)
     timeline = simulate(table, where, lambda slot: 2.0 if slot.kind == "B" else 1.0)
-    assert timeline.live_of_rank[0] / row.least == ALIVE[name](0, ranks, microbatches, row.least)
+    found = waiting(name, ranks, microbatches, row.least)
+    assert [n / row.least for n in timeline.live_of_rank] == [max(a + h for a, h in each) for each in found]
+
+
+def test_weight_halves_that_wait_count_on_the_ranks_that_have_most() -> None:
+    """ZB-H1: the first rank keeps whole microbatches, the last one as many halves."""
+    first, *_, last = waiting("zb-h1", 4, 16, 1)
+    assert (first, last) == (((4.0, 0.0), (3.0, 1.0)), ((1.0, 3.0), (0.0, 4.0)))
+    sets = [f"model.dims.{k}={v}" for k, v in {"D": 64, "L": 8, "H": 4, "K": 4, "E": 16, "F": 160}.items()]
+    program = elaborate(load(MODELS / "llama.yaml", sets), None, "causal_lm")
+    works = work_of(place(program, Mesh(()), {"B": 1, "S": 32}, Options(itemsize=2)), 2)
+    assert works["layers"].half == 32 * (64 + 64 + 64 + 160 + 3 * 64 + 64 + 2 * 160 + 64)
+    recipe = Recipe(pp=4, microbatches=16, schedule="zb-h1")
+    software = MEGATRON.model_copy(update={"attention": "flash-2"})
+    held = memories(works, [["layers"] * 2] * 4, recipe, software)
+    assert held[-1]["activations"] == 4 * 2 * 2 * works["layers"].half
+    assert held[0]["activations"] == 4 * 2 * saved_bytes(works["layers"], recipe, software)
 
 
 def test_published_runs_took_about_the_memory_that_is_predicted() -> None:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 from specc.compiler.foresight.host import MOMENTS, moments_left, saved_left
 from specc.compiler.foresight.recipe import ITEMSIZE, Recipe
 from specc.compiler.foresight.work import BodyWork
+from specc.compiler.schedule.schedules import SCHEDULES, pipeline
+from specc.compiler.schedule.slots import Slot
 from specc.spec.hardware import Software
 
-# Microbatches whose values a pipeline rank keeps at once at most, of p ranks and m microbatches, with c stages a rank.
-ALIVE: Mapping[str, Callable[[int, int, int, int], float]] = {
-    "gpipe": lambda r, p, m, c: m,
-    "1f1b": lambda r, p, m, c: min(m, p - r),
-    "interleaved": lambda r, p, m, c: min(m * c, (c - 1) * p + 2 * (p - r - 1) + 1) / c,
-    "zb-h1": lambda r, p, m, c: min(m, p - r),
-    "zb-2p": lambda r, p, m, c: min(m, 2 * (p - r) - 1),
-    "zb-v": lambda r, p, m, c: min(m, p),
-    "dualpipe-v": lambda r, p, m, c: min(m, p + 0.5),
-}
+STEADY = 4  # times the ranks: microbatches behind which more keep no more
+# Of schedules that are known by their numbers alone, the microbatches whose values a rank r of p keeps at once, of m.
+ALIVE: Mapping[str, Callable[[int, int, int, int], float]] = {"zb-2p": lambda r, p, m, c: min(m, 2 * (p - r) - 1)}
 
 
 def fullest(ranks: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -30,12 +26,13 @@ def fullest(ranks: Sequence[dict[str, float]]) -> dict[str, float]:
 def memories(
     works: Mapping[str, BodyWork], ranks: Sequence[Sequence[str]], recipe: Recipe, software: Software
 ) -> list[dict[str, float]]:
-    """The memory of the ranks of a pipeline, from the first on; of those that call the same the first. `ranks` name the
-    bodies that each calls."""
+    """The memory of the ranks of a pipeline, from the first on; of those that call the same the first and the last, of
+    which one has most. `ranks` name the bodies that each calls."""
     calls = Counter(name for rank in ranks for name in rank)
     repeated = {name for name, times in calls.items() if times > 1}
-    first = {tuple(rank): r for r, rank in reversed(list(enumerate(ranks)))}  # of ranks alike the first keeps most
-    return [_rank(r, ranks[r], works, repeated, recipe, software) for r in sorted(first.values())]
+    first = {tuple(rank): r for r, rank in reversed(list(enumerate(ranks)))}
+    last = {tuple(rank): r for r, rank in enumerate(ranks)}
+    return [_rank(r, ranks[r], works, repeated, recipe, software) for r in sorted({*first.values(), *last.values()})]
 
 
 def _rank(
@@ -43,7 +40,7 @@ def _rank(
 ) -> dict[str, float]:
     kept = {z: _numbers(calls, works, recipe, z) for z in (1, 2, 3)}
     each = _each(calls, works, repeated, recipe, software)
-    saved = _saved(r, calls, each, recipe)
+    saved = _saved(r, calls, each, works, recipe)
     weights, gradients, moments = state_bytes(recipe, software)
     return {
         "weights": weights * kept[3],
@@ -63,7 +60,7 @@ def on_host(
     times = Counter(name for rank in ranks for name in rank)
     repeated = {name for name, n in times.items() if n > 1}
     each = [_each(calls, works, repeated, recipe, software) for calls in ranks]
-    saved = (_saved(r, calls, of, recipe) for r, (calls, of) in enumerate(zip(ranks, each, strict=True)))
+    saved = (_saved(r, calls, of, works, recipe) for r, (calls, of) in enumerate(zip(ranks, each, strict=True)))
     moments = MOMENTS if recipe.moments_on_host else 0
     return max(
         recipe.on_host * n + moments * _numbers(calls, works, recipe, 1) for n, calls in zip(saved, ranks, strict=True)
@@ -83,9 +80,34 @@ def _each(
     return {c: saved_bytes(works[c], recipe if c in repeated else None, software) for c in dict.fromkeys(calls)}
 
 
-def _saved(r: int, calls: Sequence[str], each: Mapping[str, float], recipe: Recipe) -> float:
-    """Bytes that the calls of a rank keep for their backward, of all microbatches that wait for it at once."""
-    return ALIVE[recipe.schedule](r, recipe.pp, recipe.microbatches, recipe.chunks) * sum(each[c] for c in calls)
+def _saved(
+    r: int, calls: Sequence[str], each: Mapping[str, float], works: Mapping[str, BodyWork], recipe: Recipe
+) -> float:  # fmt: skip
+    """Bytes that the calls of a rank keep for their backward, of all microbatches that wait at once for it or for its
+    weight half."""
+    saved, half = sum(each[c] for c in calls), sum(works[c].half for c in calls) * ITEMSIZE[recipe.format]
+    if recipe.schedule not in SCHEDULES:
+        return ALIVE[recipe.schedule](r, recipe.pp, recipe.microbatches, recipe.chunks) * saved
+    steady = min(recipe.microbatches, STEADY * recipe.pp)
+    return max(a * saved + b * half for a, b in waiting(recipe.schedule, recipe.pp, steady, recipe.chunks)[r])
+
+
+@cache
+def waiting(schedule: str, ranks: int, microbatches: int, chunks: int) -> tuple[tuple[tuple[float, float], ...], ...]:
+    """For each rank how many microbatches of all its stages wait at once for their backward, and for its weight half:
+    all pairs of which none has less of both."""
+    table, _ = pipeline(schedule, ranks, microbatches, chunks)
+    return tuple(_most(slots, chunks) for slots in table)
+
+
+def _most(slots: Sequence[Slot], chunks: int) -> tuple[tuple[float, float], ...]:
+    alive, half, most = 0, 0, dict[int, int]()
+    for slot in slots:
+        alive += {"F": 1, "B": -1, "I": -1, "W": 0}[slot.kind]
+        half += {"F": 0, "B": 0, "I": 1, "W": -1}[slot.kind]
+        most[half] = max(most.get(half, 0), alive)
+    best = [(a, h) for h, a in most.items() if all(a > other for more, other in most.items() if more > h)]
+    return tuple((a / chunks, h / chunks) for a, h in best)
 
 
 def state_bytes(recipe: Recipe, software: Software) -> tuple[int, int, int]:

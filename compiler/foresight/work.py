@@ -63,6 +63,14 @@ class BodyWork:
     width: float
     saved: Saved
 
+    @property
+    def half(self) -> float:
+        """Numbers that the weight half of its backward takes: operands of products, each once, and gradients of what
+        they give."""
+        products = [k for k in self.kernels if k.kind == "product"]
+        operands = {k.operand or i: k.m * k.k * k.groups for i, k in enumerate(products)}
+        return sum(operands.values()) + sum(k.m * k.n * k.groups for k in products)
+
 
 def work_of(placed: Placed, itemsize: int = 2) -> dict[str, BodyWork]:
     """The work of each body, with numbers of so many bytes in compute."""
