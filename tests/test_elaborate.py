@@ -114,6 +114,10 @@ def test_per_gives_each_modality_its_own_weights() -> None:
         ("  - attention: {heads: H, head_dim: E, mask: window(S)}", "S206"),
         ("  - attention: {heads: H, head_dim: E, mask: window(H - 2)}", "S206"),
         ("  - rms_norm: {eps: -1e-5}", "S103"),
+        ("  - expr: -(doc > 1)", "S104"),
+        ("  - expr: (doc + 1) ** -1", "S104"),
+        ("  - expr: doc > 1 and x", "S104"),
+        ("  - expr: not x", "S104"),
         ("  - rope: {scaling: 0}", "S103"),
         ("  - cross_entropy: {from: [x, labels], label_smoothing: 1.5}", "S103"),
         ("  - slice: {over: D, start: -1, length: 2}", "S103"),
@@ -176,3 +180,15 @@ def test_a_mask_takes_the_size_of_a_dim(written: str) -> None:
     )
     assert len(plain) == 1
     assert found == plain
+
+
+@pytest.mark.parametrize(
+    ("formula", "dtype"),
+    [("sqrt(doc)", "float"), ("sigmoid(doc + 1)", "float"), ("doc / 2", "float"), ("doc // 2", "int"),
+     ("x * (doc > 1)", "float"), ("where(doc > 1, 1, 0)", "int"), ("where(doc > 1, 0.5, 0)", "float"),
+     ("max(doc, 3)", "int"), ("doc > 1 and doc < 3", "bool"), ("float(doc) ** -1", "float"),
+     ("-float(doc > 3)", "float")],
+)  # fmt: skip
+def test_a_formula_has_the_type_that_tensors_will_have(formula: str, dtype: str) -> None:
+    p = program(BASE + f"  - expr: {{formula: '{formula}', as: y}}\noutputs: {{y: y}}")
+    assert p.value_types()[p.outputs["y"]].dtype == dtype

@@ -244,3 +244,14 @@ def test_every_dropout_of_a_model_has_a_mask_of_its_own() -> None:
     assert 0.4 < out.mean() / 2 < 0.6
     whole = run_program(program, {"x": x, "key": torch.full((3,), -1)}, {}, sizes)["out"]
     assert torch.equal(whole, torch.ones(3, 512))
+
+
+@pytest.mark.parametrize(("op", "want"), [("mean", [0.5, 0.75]), ("sum", [2.0, 3.0])])
+def test_conditions_and_integers_have_means_and_sums(op: str, want: list[float]) -> None:
+    steps: list[Any] = [{"expr": "t > 1", "as": "c"}, {op: {"over": "S"}, "from": "c", "as": "a"}]
+    steps += [{op: {"over": "S"}, "from": "t", "as": "b"}, {"expr": "a + 0 * b", "as": "out"}]
+    program = model(dims={"S": 4}, inputs={"t": "int[B S]"}, steps=steps)
+    t = torch.tensor([[0, 1, 2, 3], [2, 2, 2, 0]])
+    out = run_program(program, {"t": t}, {}, {"B": 2})["out"]
+    assert out.tolist() == want
+    assert out.dtype == torch.get_default_dtype()

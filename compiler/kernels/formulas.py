@@ -10,6 +10,15 @@ import torch
 
 aten = torch.ops.aten
 
+# Around 0 by its series: the difference of numbers near 1 has few digits left there. So has 1 + x of a logarithm.
+SERIES = "{x} * (1.0 + {y} * (-1/3 + {y} * (2/15 + {y} * (-17/315 + {y} * (62/2835 - {y} * (1382/155925))))))"
+SMALL = SERIES.format(x="{0}", y="({0} * {0})")
+TANH = f"tl.where(tl.abs({{0}}) < 0.3, {SMALL}, 2.0 * tl.sigmoid(2.0 * {{0}}) - 1.0)"
+MORE = "((1.0 + {0}) - 1.0)"
+LOG1P = (
+    f"tl.where({MORE} == {{0}}, tl.log(1.0 + {{0}}), tl.where({MORE} == 0.0, {{0}},"
+    f" tl.log(1.0 + {{0}}) * ({{0}} / {MORE})))"
+)
 FORMULAS: Mapping[Any, str] = {
     aten.add.Tensor: "{0} + {1}", aten.add.Scalar: "{0} + {1}", aten.sub.Tensor: "{0} - {1}",
     aten.sub.Scalar: "{0} - {1}", aten.rsub.Scalar: "{1} - {0}", aten.mul.Tensor: "{0} * {1}",
@@ -17,8 +26,8 @@ FORMULAS: Mapping[Any, str] = {
     aten.reciprocal.default: "1.0 / {0}", aten.abs.default: "tl.abs({0})", aten.exp.default: "tl.exp({0})",
     aten.log.default: "tl.log({0})", aten.sqrt.default: "tl.sqrt({0})", aten.rsqrt.default: "tl.rsqrt({0})",
     aten.sin.default: "tl.sin({0})", aten.cos.default: "tl.cos({0})", aten.erf.default: "tl.erf({0})",
-    aten.sigmoid.default: "tl.sigmoid({0})", aten.tanh.default: "2.0 * tl.sigmoid(2.0 * {0}) - 1.0",
-    aten.relu.default: "tl.maximum({0}, 0.0)", aten.log1p.default: "tl.log(1.0 + {0})",
+    aten.sigmoid.default: "tl.sigmoid({0})", aten.tanh.default: TANH,
+    aten.relu.default: "tl.maximum({0}, 0.0)", aten.log1p.default: LOG1P,
     aten.maximum.default: "tl.maximum({0}, {1})", aten.minimum.default: "tl.minimum({0}, {1})",
     aten.where.self: "tl.where({0}, {1}, {2})",
     aten.lt.Scalar: "{0} < {1}", aten.lt.Tensor: "{0} < {1}", aten.le.Scalar: "{0} <= {1}",

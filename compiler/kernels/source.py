@@ -103,7 +103,7 @@ def _head(region: Region, name: str, digest: str, entries: Sequence[Entry], dtyp
 
 def plain(text: str) -> str:
     """Text of a spec as it may stand in a comment."""
-    return re.sub(r"[^A-Za-z0-9_ .,:=/*+()-]", "?", text)[:160]
+    return re.sub(r"[^A-Za-z0-9_ .,:=/*+()<>!&|%-]", "?", text)[:160]
 
 
 def settings_of(k: Kernel) -> tuple[Setting, ...]:

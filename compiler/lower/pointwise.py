@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from specc.compiler.lower.local import Impl, Local, align, wide
+from specc.compiler.ops.pointwise import FLOATING
 from specc.spec.expr import Expr, _apply
 
 Operand = Tensor | int | float | bool
@@ -52,9 +53,10 @@ def formula(e: Expr, values: Mapping[str, Operand], dtype: torch.dtype | None = 
     args = [formula(a, values, dtype) for a in e.args]
     if not any(isinstance(a, Tensor) for a in args):
         return _apply(e, args)  # type: ignore[arg-type]
+    if e.op == "/" or (e.op == "call" and e.value in FLOATING):
+        args = [_floating(a, dtype) if isinstance(a, Tensor) else a for a in args]
     if e.op == "call" and e.value == "float":
-        assert isinstance(args[0], Tensor)
-        return args[0].to(dtype or torch.get_default_dtype())
+        return args[0]
     if e.op == "call":
         return _FUNCTIONS[str(e.value)](*args)
     if e.op == "neg":
@@ -65,6 +67,11 @@ def formula(e: Expr, values: Mapping[str, Operand], dtype: torch.dtype | None = 
         return ~args[0]
     result: Tensor = _BINARY[e.op](*args)
     return result
+
+
+def _floating(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Integers and conditions as numbers that formulas take roots of."""
+    return x if x.is_floating_point() else x.to(dtype or torch.get_default_dtype())
 
 
 def expr(e: Local, *values: Tensor) -> Tensor:
@@ -81,12 +88,12 @@ def _axes(e: Local) -> list[int]:
 
 
 def mean(e: Local, x: Tensor) -> Tensor:
-    axes = _axes(e)
+    axes, x = _axes(e), _floating(x, e.attr("dtype"))
     return wide(x).mean(axes).to(x.dtype) if axes else x
 
 
 def total(e: Local, x: Tensor) -> Tensor:
-    axes = _axes(e)
+    axes, x = _axes(e), _floating(x, e.attr("dtype"))
     return wide(x).sum(axes).to(x.dtype) if axes else x
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from specc.compiler.ops.row import Applied, Arg, Op, OpError
 from specc.compiler.types import Dim, DType, TensorType, places
 from specc.spec.expr import Expr
@@ -11,6 +13,12 @@ FUNCTIONS = {
     "exp": 1, "log": 1, "sqrt": 1, "rsqrt": 1, "abs": 1, "sin": 1, "cos": 1, "sigmoid": 1, "tanh": 1, "relu": 1,
     "gelu": 1, "gelu_tanh": 1, "quick_gelu": 1, "silu": 1, "softplus": 1, "square": 1, "float": 1, "detach": 1,
     "min": 2, "max": 2, "where": 3, "clamp": 3,
+}  # fmt: skip
+
+
+FLOATING = {
+    "exp", "log", "sqrt", "rsqrt", "sin", "cos", "sigmoid", "tanh", "gelu", "gelu_tanh", "quick_gelu", "silu",
+    "softplus", "float",
 }  # fmt: skip
 
 
@@ -40,15 +48,29 @@ def check_formula(e: Expr) -> None:
             raise OpError("S104", f"'{node.value}' takes {FUNCTIONS[str(node.value)]} arguments, got {len(node.args)}")
 
 
-def _dtype(e: Expr, types: list[TensorType]) -> DType:
+def _dtype(e: Expr, named: Mapping[str, DType]) -> DType:
+    """The type of a formula over values of these types; what would fail on tensors fails here."""
+    if e.op == "num":
+        return "bool" if isinstance(e.value, bool) else "float" if isinstance(e.value, float) else "int"
+    if e.op == "name":
+        return named[str(e.value)]
+    args = [_dtype(a, named) for a in e.args]
     if e.op in COMPARISONS:
+        if e.op in ("and", "or", "not") and "float" in args:
+            raise OpError("S104", f"'{e}' joins numbers, not conditions", hint="compare them: x > 0")
         return "bool"
-    if e.op == "call" and e.value == "float":
+    if e.op == "/" or (e.op == "call" and e.value in FLOATING):
         return "float"
-    floats = any(t.dtype == "float" for t in types) or any(
-        n.op == "/" or (n.op == "num" and isinstance(n.value, float)) for n in e.walk()
-    )
-    return "float" if floats else "int"
+    if e.op in ("neg", "-") and "bool" in args and (e.op == "neg" or args == ["bool", "bool"]):
+        raise OpError("S104", f"'{e}' takes a condition from another", hint="'float(...)' makes it 0 or 1")
+    if e.op == "**" and args[0] != "float" and _is_negative(e.args[1]):
+        raise OpError("S104", f"'{e}' is an integer to a negative power", hint="'float(...)' of the integer")
+    kinds = args[1:] if e.op == "call" and e.value == "where" else args
+    return next(kind for kind in ("float", "int", "bool") if kind in kinds)
+
+
+def _is_negative(e: Expr) -> bool:
+    return e.op == "neg" or (e.op == "num" and not isinstance(e.value, str) and e.value < 0)
 
 
 def _expr(a: Applied) -> tuple[TensorType, ...]:
@@ -57,7 +79,8 @@ def _expr(a: Applied) -> tuple[TensorType, ...]:
     types = [t for t in a.ins if t is not None]
     if not types:
         raise OpError("S104", "a formula needs at least one value")
-    return (TensorType(broadcast(types), _dtype(formula, types)),)
+    named = dict(zip(formula.names(), (t.dtype for t in types), strict=True))
+    return (TensorType(broadcast(types), _dtype(formula, named)),)
 
 
 def _reduce(a: Applied) -> tuple[TensorType, ...]:
