@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from specc.compiler.graphs import Graphs, verify
 from specc.compiler.lower.collectives import WAIT
+from specc.compiler.passes.functional import functional
 from specc.compiler.passes.merge_equal import merge_equal
 from specc.compiler.passes.norm_again import fold, spread
 from specc.compiler.passes.save_operands import save_operands
@@ -93,11 +94,12 @@ def run_traced(fn: Body, primals: Sequence[Tensor], flags: Sequence[bool], n: in
 
 
 def clean(gm: fx.GraphModule) -> fx.GraphModule:
-    """Drop copies that only autograd's bookkeeping wants, and dead nodes."""
+    """Drop copies that only autograd's bookkeeping wants, what it writes in place, and dead nodes."""
     for node in list(gm.graph.nodes):
         if node.op == "call_function" and node.target in COPIES:
             node.replace_all_uses_with(node.args[0])
             gm.graph.erase_node(node)
+    functional(gm)
     drop_unused(gm)
     gm.graph.set_codegen(fx.graph.CodeGen())
     gm.recompile()

@@ -58,12 +58,13 @@ def check_patterns(spec: Optimizer, trained: Collection[str]) -> None:
 def groups(spec: Optimizer, params: Mapping[str, Tensor]) -> list[Group]:
     """The parameters by settings. The first of the spec's groups that matches a parameter counts.
 
-    Without a word on decay, vectors (norms, biases) and what `no_decay` matches do not decay."""
+    Without a word on decay, vectors, biases of whatever dims and what `no_decay` matches do not decay."""
     made: dict[tuple[float, float], list[str]] = {}
     free = matches(spec.no_decay, params)
     for path, tensor in params.items():
         group = next((g for g in spec.groups if fnmatchcase(path, g.match)), None)
-        decay = 0.0 if tensor.ndim < 2 or path in free else spec.weight_decay
+        is_vector = tensor.ndim < 2 or path.rpartition(".")[2] == "bias"
+        decay = 0.0 if is_vector or path in free else spec.weight_decay
         if group is not None and group.weight_decay is not None:
             decay = group.weight_decay
         made.setdefault((group.lr_scale if group else 1.0, decay), []).append(path)

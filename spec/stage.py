@@ -35,7 +35,7 @@ class Optimizer(Node):
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     clip: float | None = Field(1.0, gt=0)
-    no_decay: list[str] = Field([], description="patterns; one-dimensional parameters never decay")
+    no_decay: list[str] = Field([], description="patterns; one-dimensional parameters and biases never decay")
     groups: list[ParamGroup] = Field([], description="parameters that learn at another rate or decay")
 
 

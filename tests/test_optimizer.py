@@ -46,6 +46,7 @@ def test_wsd_stays_and_then_falls_over_the_last_share_of_all_steps() -> None:
 PARAMS = {
     "embed.weight": torch.zeros(4, 2), "layers.0.norm.weight": torch.zeros(2), "layers.0.up.weight": torch.zeros(2, 3),
     "layers.0.up.bias": torch.zeros(3), "head.weight": torch.zeros(2, 4),
+    "layers.0.q.bias": torch.zeros(2, 3),
 }  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def settings_of(spec: Optimizer) -> dict[str, tuple[float, float]]:
 def test_norms_and_biases_do_not_decay() -> None:
     assert settings_of(Optimizer(no_decay=["embed.*"])) == {
         "embed.weight": (1, 0), "layers.0.norm.weight": (1, 0), "layers.0.up.weight": (1, 0.1),
-        "layers.0.up.bias": (1, 0), "head.weight": (1, 0.1),
+        "layers.0.up.bias": (1, 0), "head.weight": (1, 0.1), "layers.0.q.bias": (1, 0),
     }  # fmt: skip
 
 
@@ -64,7 +65,7 @@ def test_the_first_group_that_matches_counts() -> None:
     chosen = [ParamGroup(match="*.bias", weight_decay=0.3), ParamGroup(match="layers.*", lr_scale=0.5)]
     assert settings_of(Optimizer(groups=chosen)) == {
         "embed.weight": (1, 0.1), "layers.0.norm.weight": (0.5, 0), "layers.0.up.weight": (0.5, 0.1),
-        "layers.0.up.bias": (1, 0.3), "head.weight": (1, 0.1),
+        "layers.0.up.bias": (1, 0.3), "head.weight": (1, 0.1), "layers.0.q.bias": (1, 0.3),
     }  # fmt: skip
 
 
