@@ -68,6 +68,19 @@ def bound(predicate: str, masks: Mapping[str, str], numbers: Mapping[str, Number
     return str(_put(_read(predicate), given))
 
 
+def reach(e: Expr, by: tuple[str, str]) -> int | None:
+    """How many tokens apart the first of two sides (`q.index`, `k.index`) is behind the other at most, as far as the
+    predicate's form shows: one of the conditions that it joins bounds their difference."""
+    if e.op == "and":
+        found = [n for n in (reach(a, by) for a in e.args) if n is not None]
+        return min(found, default=None)
+    if e.op not in ("<", "<=") or len(e.args) != 2 or e.args[1].op != "num":
+        return None
+    less, bound = e.args[0], int(e.args[1].value)
+    sides = tuple(a.value for a in less.args) if less.op == "-" else ()
+    return max(0, bound - (e.op == "<")) if sides == by else None
+
+
 def implies_causal(e: Expr) -> bool:
     """Whether the predicate lets no query see a later key, as far as its form shows."""
     return e == CAUSAL or (e.op == "and" and any(map(implies_causal, e.args)))

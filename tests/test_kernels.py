@@ -126,6 +126,16 @@ def test_parts_of_attention_put_together_are_the_whole(process: dict[str, Any]) 
     assert any(r["sees_nothing"] for r in rows)
 
 
+def test_windows_of_whole_sequences_cost_their_tiles_alone(process: dict[str, Any]) -> None:
+    rows = process["wholes"]
+    assert [r for r in rows if not max(r["forward"], r["backward"]) <= TOLERANCE["float32"]] == []
+    back, both, _, ahead = (r["text"] for r in rows)
+    keys = "range(tl.maximum(0, tl.program_id(0) * BLOCK_Q - {}) // BLOCK_K * BLOCK_K, {}, BLOCK_K)"
+    assert keys.format(8, "tl.minimum(n_k, (tl.program_id(0) + 1) * BLOCK_Q + 8)") in back
+    assert keys.format(19, "tl.minimum(n_k, (tl.program_id(0) + 1) * BLOCK_Q)") in both
+    assert "range(0, tl.minimum(n_k, (tl.program_id(0) + 1) * BLOCK_Q + 3), BLOCK_K)" in ahead
+
+
 def test_a_ring_of_kernels_is_attention(process: dict[str, Any]) -> None:
     rows = process["rings"]
     assert [r for r in rows if not max(r["forward"], r["backward"]) <= TOLERANCE[r["dtype"]]] == []

@@ -30,7 +30,7 @@ def forward_kernel(
     most = tl.full([BLOCK_Q, 1], float("-inf"), dtype=tl.float32)
     total = tl.zeros([BLOCK_Q, 1], dtype=tl.float32)
     y = tl.zeros([BLOCK_Q, BLOCK_F], dtype=tl.float32)
-    for start in range(0, <LAST_KEY>, BLOCK_K):
+    for start in range(<FIRST_KEY>, <LAST_KEY>, BLOCK_K):
         at = start + tl.arange(0, BLOCK_K)[:, None]
         k_index = start + tl.arange(0, BLOCK_K)[None, :]
         k_row = (batch * n_k + at) * kv_heads + kv_head
@@ -74,7 +74,7 @@ def backward_keys_kernel(
     dv = tl.zeros([BLOCK_K, BLOCK_F], dtype=tl.float32)
     for group in range(0, groups):
         head = kv_head * groups + group
-        for start in range(<FIRST_QUERY>, n_q, BLOCK_Q):
+        for start in range(<FIRST_QUERY>, <LAST_QUERY>, BLOCK_Q):
             q_index = start + tl.arange(0, BLOCK_Q)[:, None]
             q_row = (batch * n_q + q_index) * heads + head
             q = tl.load(q_ptr + q_row * <E> + e, mask=(q_index < n_q) & (e < <E>), other=0.0)
@@ -112,7 +112,7 @@ def backward_queries_kernel(
     delta = tl.load(delta_ptr + of_row, mask=q_index < n_q, other=0.0)
     <LOAD_Q><LOAD_FIRSTS>
     dq = tl.zeros([BLOCK_Q, BLOCK_E], dtype=tl.float32)
-    for start in range(0, <LAST_KEY>, BLOCK_K):
+    for start in range(<FIRST_KEY>, <LAST_KEY>, BLOCK_K):
         at = start + tl.arange(0, BLOCK_K)[:, None]
         k_index = start + tl.arange(0, BLOCK_K)[None, :]
         k_row = (batch * n_k + at) * kv_heads + kv_head
@@ -253,8 +253,6 @@ WHOLE = {
     # The softmax's gradient needs the sum of its own over each row: that of y times dy.
     delta = (y.float() * dy.float()).sum(-1).transpose(1, 2).contiguous()""",
     "DELTA_REFERENCE": "(y.float() * dy.float()).sum(-1).transpose(1, 2)",
-    "LAST_KEY": "tl.minimum(n_k, (tl.program_id(0) + 1) * BLOCK_Q)",
-    "FIRST_QUERY": "tl.program_id(0) * BLOCK_K // BLOCK_Q * BLOCK_Q",
 }  # fmt: skip
 PART = {
     "UNSEEN": "finite", "NO_LSE": str(NEVER), "Y_DTYPE": "torch.float32", "D_DTYPE": "torch.float32",
@@ -264,6 +262,4 @@ PART = {
     "DELTA": """dy = check(dy, (*q.shape[:3], <F>), <DTYPE>)
     lse, delta = (check(x, (q.shape[0], heads, n_q), torch.float32) for x in (lse, delta))""",
     "DELTA_REFERENCE": "delta",
-    "LAST_KEY": "tl.maximum(0, tl.minimum(n_k, q_first + (tl.program_id(0) + 1) * BLOCK_Q - k_first))",
-    "FIRST_QUERY": "tl.maximum(0, k_first + tl.program_id(0) * BLOCK_K - q_first) // BLOCK_Q * BLOCK_Q",
 }  # fmt: skip

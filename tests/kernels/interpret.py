@@ -24,7 +24,7 @@ from tests.kernels.interpreter import Guarded, round_bf16
 from tests.kernels.losses import losses
 from tests.kernels.masks import N_K, N_Q, NAMES, attributes, dense, predicates, tile_file
 from tests.kernels.opcheck import CHECKS, failed_checks
-from tests.kernels.parts import parts, rings
+from tests.kernels.parts import parts, rings, wholes
 from tests.kernels.regions import ODD, Case, broadcasts, cases, loaded, operands, sizes_of
 
 # Programs that share the rows and rows of a step: so that there are several of each, and a last one that is not full.
@@ -45,6 +45,7 @@ def main() -> None:
         "losses": list(losses(folder)),
         "grouped": grouped(folder),
         "parts": parts(folder),
+        "wholes": wholes(folder),
         "rings": rings(folder),
     }
     print(json.dumps(said))

@@ -23,6 +23,8 @@ from tests.kernels.opcheck import CHECKS, failed_checks
 from tests.kernels.regions import loaded
 
 BATCH, HEADS, KV_HEADS, E, F = 2, 4, 2, 20, 12
+SHAPES = (HEADS, E), (KV_HEADS, E), (KV_HEADS, F), (HEADS, F)
+WINDOWS = ("window(9)", "window(20) & causal", "window(17) & causal & document", "k.index - q.index <= 3")
 TILE = (16, 16, 4)
 PACKED = expand("causal & document", {}, {})
 
@@ -41,7 +43,7 @@ ACROSS = Meeting((35, 30), ((9, 3), (37, 41)))  # few early keys, and some that 
 CASES = {
     torch.float32: (
         ("prefix & document", OWN), ("full", OWN), ("causal & document", LATER), ("causal", ACROSS),
-        ("window(7)", ACROSS),
+        ("window(7)", ACROSS), ("window(9) & causal & document", OWN),
     ),
     torch.bfloat16: (("window(7)", ACROSS),),
 }  # fmt: skip
@@ -54,6 +56,24 @@ def parts(folder: Path) -> list[dict[str, Any]]:
          **compared(expand(text, {}, {}), m, dtype, folder)}
         for dtype, cases in CASES.items() for text, m in cases
     ]  # fmt: skip
+
+
+def wholes(folder: Path) -> list[dict[str, Any]]:
+    """Errors of whole sequences under windows, of which tiles see few others, some of them none."""
+    return [whole(expand(text, {}, {}), folder) for text in WINDOWS]
+
+
+def whole(predicate: Expr, folder: Path) -> dict[str, Any]:
+    names = tuple(sorted({str(n.value) for n in predicate.walk() if n.op == "attr"} - {"q.index", "k.index"}))
+    made = make_attention(Attention(predicate, names, (E, F), E**-0.5, "a window"), torch.float32)
+    loaded(made, folder).CONFIGS.update({kind: (TILE,) for kind in TILES})
+    draw, at = torch.Generator().manual_seed(0), (75, 0)
+    q, k, v, dy = (torch.randn(BATCH, at[0], *s, generator=draw) for s in SHAPES)
+    given = {n: x for n, x in attributes(names, at, at, draw).items() if "first" not in n}
+    y, lse = getattr(torch.ops.specc, made.name)(q, k, v, *given.values())
+    back = getattr(torch.ops.specc, f"{made.name}_backward")(q, k, v, *given.values(), y, lse, dy)
+    want = at_once(q, k, v, dense(predicate, given, at, at), dy)
+    return {"forward": share(y, want[0]), "backward": max(map(share, back, want[1:])), "text": made.source}
 
 
 def rings(folder: Path) -> list[dict[str, Any]]:
@@ -74,8 +94,7 @@ def ring_file(dtype: torch.dtype) -> Made:
 def ring_of_one(name: str, dtype: torch.dtype, device: torch.device) -> dict[str, float]:
     """Errors of the loaded file of a ring, forward and backward."""
     n, draw = 42, torch.Generator().manual_seed(0)
-    shapes = (HEADS, E), (KV_HEADS, E), (KV_HEADS, F), (HEADS, F)
-    q, k, v, dy = (torch.randn(BATCH, n, *s, generator=draw, dtype=torch.float64).to(dtype) for s in shapes)
+    q, k, v, dy = (torch.randn(BATCH, n, *s, generator=draw, dtype=torch.float64).to(dtype) for s in SHAPES)
     documents = torch.randint(0, 2, (BATCH, n), generator=draw).cumsum(-1) // 5
     want = at_once(q, k, v, dense(PACKED, {"q.doc": documents, "k.doc": documents}, (n, 0), (n, 0)), dy)
     leaves = [x.to(device).requires_grad_() for x in (q, k, v)]
