@@ -210,3 +210,13 @@ def test_no_plan_takes_more_of_the_host_than_there_is() -> None:
 
 def test_a_processor_has_no_bound() -> None:
     assert capacity(Cluster()) == math.inf
+
+
+def test_a_build_says_what_steps_take_on_its_devices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["build", "examples/tiny.yaml", "-o", str(tmp_path / "b")]
+    assert cli.main(args) == 0
+    assert "a step here" in capsys.readouterr().out
+    assert cli.main([*args, "--set", "plan.cluster.device=h100"]) == 0
+    out = capsys.readouterr().out
+    assert "a step on 1 x h100" in out
+    assert "a step here" not in out

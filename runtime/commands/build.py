@@ -9,12 +9,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from specc.compiler.facts import StageFacts
+from specc.compiler.foresight.choose import SOFTWARE
+from specc.compiler.foresight.planned import predicted
 from specc.compiler.kernels.emit import summary as kernel_summary
+from specc.compiler.placement.mesh import mesh_of
 from specc.compiler.report.text import flops
 from specc.compiler.units import count, duration, size
 from specc.runtime.built import open_build
 from specc.runtime.compile import Decision
 from specc.runtime.make import build_files
+from specc.spec.spec import Spec, load
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,15 +31,28 @@ def run(args: argparse.Namespace) -> int:
         described = [{**asdict(f), "run": asdict(d)} for f, d in zip(facts, decisions, strict=True)]
         print(json.dumps({"build": str(out), "stages": described}, indent=1))
         return 0
-    print(f"{out}: built in {duration(took)}\n\n{summary(facts, decisions)}\n")
+    print(f"{out}: built in {duration(took)}\n\n{summary(facts, decisions, load(str(out / 'spec.yaml')))}\n")
     if kernels := kernel_summary(out / "kernels"):
         print(f"  {kernels}\n")
     print(f"next: specc run {out}        look: {out}/report.html")
     return 0
 
 
-def summary(facts: Sequence[StageFacts], decisions: Sequence[Decision]) -> str:
-    """A table with a column for each stage; times are what this machine would take."""
+def steps(facts: Sequence[StageFacts], decisions: Sequence[Decision], spec: Spec) -> list[tuple[str, list[str]]]:
+    """Seconds of steps: as foretold for the devices of the plan, or on this machine if it is for processors."""
+    device = spec.plan.cluster.device
+    seconds, where, there = [d.step_seconds for d in decisions], "here", "here"
+    if device != "cpu" and not spec.ops:
+        seconds = [predicted(spec, f.name, SOFTWARE).forecast.seconds for f in facts]
+        where, there = f"on {mesh_of(spec.plan).size} x {device}", "there"
+    return [
+        (f"a step {where}", [duration(s) for s in seconds]),
+        (f"all steps {there}", [duration(s * f.steps) for f, s in zip(facts, seconds, strict=True)]),
+    ]
+
+
+def summary(facts: Sequence[StageFacts], decisions: Sequence[Decision], spec: Spec) -> str:
+    """A table with a column for each stage."""
     rows = [
         ("", [f.name for f in facts]),
         ("parameters", [count(f.params) for f in facts]),
@@ -44,8 +61,7 @@ def summary(facts: Sequence[StageFacts], decisions: Sequence[Decision]) -> str:
         ("steps", [f"{f.steps:,}" for f in facts]),
         ("tokens", [count(f.tokens) for f in facts]),
         ("FLOPs in all", [flops(f.flops_per_token * f.tokens) for f in facts]),
-        ("a step here", [duration(d.step_seconds) for d in decisions]),
-        ("all steps here", [duration(d.step_seconds * f.steps) for f, d in zip(facts, decisions, strict=True)]),
+        *steps(facts, decisions, spec),
         ("compile", [f"{f.n_graphs} graphs" if d.compiled else "no" for f, d in zip(facts, decisions, strict=True)]),
     ]
     categories = dict.fromkeys(c for f in facts for c in f.memory)
