@@ -5,6 +5,7 @@ the sequence; any other attribute is an integer input of the model."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from specc.spec.errors import did_you_mean
@@ -63,7 +64,7 @@ def expand(predicate: str, masks: Mapping[str, str], numbers: Mapping[str, Numbe
 
 def bound(predicate: str, masks: Mapping[str, str], numbers: Mapping[str, Number]) -> str:
     """The predicate with numbers for the names of these, as far as no mask has the name."""
-    known = {str(_read(head).value) for head in {**LIBRARY, **masks}}
+    known = {str(e.value) for e in map(_read, {**LIBRARY, **masks}) if e.op == "name"}
     given = {name: Expr("num", n) for name, n in numbers.items() if name not in known}
     return str(_put(_read(predicate), given))
 
@@ -76,9 +77,9 @@ def reach(e: Expr, by: tuple[str, str]) -> int | None:
         return min(found, default=None)
     if e.op not in ("<", "<=") or len(e.args) != 2 or e.args[1].op != "num":
         return None
-    less, bound = e.args[0], int(e.args[1].value)
+    less, bound = e.args[0], float(e.args[1].value)
     sides = tuple(a.value for a in less.args) if less.op == "-" else ()
-    return max(0, bound - (e.op == "<")) if sides == by else None
+    return max(0, math.ceil(bound) - 1 if e.op == "<" else math.floor(bound)) if sides == by else None
 
 
 def implies_causal(e: Expr) -> bool:

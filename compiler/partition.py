@@ -200,6 +200,8 @@ def handed_over(
 
 def is_light(node: fx.Node) -> bool:
     """Whether an op is row-wise, a sum or a view."""
+    if not node.all_input_nodes:  # a constant
+        return True
     return node.target in LIGHT or torch.Tag.pointwise in getattr(node.target, "tags", ())
 
 

@@ -130,11 +130,15 @@ def _others(stage: Stage, folder: Path) -> list[Path]:
 
 
 def check_inputs(stage: Stage) -> None:
-    """Raises RunError for an input of the model that the stage's data do not have."""
+    """Raises RunError for an input of the model that the stage's data do not have, or have in other dims."""
     given = fields_given(stage.spec)
     if strange := sorted(stage.fields - given):
         has = ", ".join(sorted(given))
         raise RunError(f"'{stage.name}': its data have no field for the model's input '{strange[0]}' (they have {has})")
+    for name in sorted(stage.fields):
+        dims, text = ("B",) if name == "key" else ("B", "S"), str(stage.facts["inputs"][name])
+        if len(text.partition("[")[2].split()) != len(dims):
+            raise RunError(f"'{stage.name}': its data have '{name}' as int[{' '.join(dims)}], the model has {text}")
 
 
 def look_at_data(build: Build, stage: Stage, base: Path) -> None:

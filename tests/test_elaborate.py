@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from specc.compiler.elaborate import elaborate_model
+from specc.compiler.masks import expand, reach
 from specc.compiler.program import Program
 from specc.spec.errors import SpecError
 from specc.spec.model import ModelSpec
@@ -118,6 +119,8 @@ def test_per_gives_each_modality_its_own_weights() -> None:
         ("  - expr: (doc + 1) ** -1", "S104"),
         ("  - expr: doc > 1 and x", "S104"),
         ("  - expr: not x", "S104"),
+        ("  - expr: not doc", "S104"),
+        ("  - expr: doc + 1 / 0", "S104"),
         ("  - rope: {scaling: 0}", "S103"),
         ("  - cross_entropy: {from: [x, labels], label_smoothing: 1.5}", "S103"),
         ("  - slice: {over: D, start: -1, length: 2}", "S103"),
@@ -182,11 +185,38 @@ def test_a_mask_takes_the_size_of_a_dim(written: str) -> None:
     assert found == plain
 
 
+def test_a_masks_number_may_have_the_name_of_a_mask() -> None:
+    block = "blocks:\n  b:\n    args: {window: int}\n    in: {x: [B S D]}\n    steps:\n"
+    block += "      - attention: {heads: 2, head_dim: 4, mask: window(window) & causal}\n"
+    p = program(block + BASE.lstrip() + "  - b: {window: 3}")
+    (mask,) = (e for b in p.bodies.values() for e in b.eqns if e.op == "mask")
+    assert "q.index - k.index < 3" in str(mask.attrs["predicate"])
+
+
+def test_mistakes_of_a_block_that_is_never_called_are_told() -> None:
+    block = "blocks:\n  b:\n    in: {x: [B S D]}\n    steps:\n      - linear: {out: NOTHING}\n"
+    assert codes(block + BASE.lstrip() + "  - repeat: {block: b, times: 0}") == ["S111"]
+
+
+@pytest.mark.parametrize(
+    ("text", "back", "ahead"),
+    [("window(3)", 2, 2), ("q.index - k.index < 2.5", 2, None), ("q.index - k.index <= 2.5", 2, None),
+     ("k.index - q.index <= 4 and q.index - k.index < 9", 8, 4), ("q.index - k.index < 9 or k.index == 0", None, None),
+     ("not q.index - k.index < 9", None, None)],
+)  # fmt: skip
+def test_how_far_a_mask_reaches_is_read_off_its_form(text: str, back: int | None, ahead: int | None) -> None:
+    e = expand(text, {}, {})
+    assert reach(e, ("q.index", "k.index")) == back
+    assert reach(e, ("k.index", "q.index")) == ahead
+
+
 @pytest.mark.parametrize(
     ("formula", "dtype"),
     [("sqrt(doc)", "float"), ("sigmoid(doc + 1)", "float"), ("doc / 2", "float"), ("doc // 2", "int"),
      ("x * (doc > 1)", "float"), ("where(doc > 1, 1, 0)", "int"), ("where(doc > 1, 0.5, 0)", "float"),
-     ("max(doc, 3)", "int"), ("doc > 1 and doc < 3", "bool"), ("float(doc) ** -1", "float"),
+     ("max(doc, 3)", "int"),
+     ("x * D ** -0.5", "float"), ("doc ** -0.5", "float"), ("2 ** -1 * doc", "float"),
+     ("doc > 1 and doc < 3", "bool"), ("float(doc) ** -1", "float"),
      ("-float(doc > 3)", "float")],
 )  # fmt: skip
 def test_a_formula_has_the_type_that_tensors_will_have(formula: str, dtype: str) -> None:

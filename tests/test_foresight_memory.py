@@ -97,6 +97,15 @@ def test_every_rank_keeps_as_many_microbatches_as_its_schedule_does(name: str, r
     assert [n / row.least for n in timeline.live_of_rank] == [max(a + h for a, h in each) for each in found]
 
 
+def test_gpipe_keeps_all_microbatches() -> None:
+    sets = [f"model.dims.{k}={v}" for k, v in {"D": 64, "L": 4, "H": 4, "K": 4, "E": 16, "F": 160}.items()]
+    program = elaborate(load(MODELS / "llama.yaml", sets), None, "causal_lm")
+    works = work_of(place(program, Mesh(()), {"B": 1, "S": 32}, Options(itemsize=2)), 2)
+    recipes = [Recipe(pp=2, microbatches=n, schedule="gpipe") for n in (8, 64)]
+    few, many = (memories(works, [["layers"] * 2] * 2, r, MEGATRON)[0]["activations"] for r in recipes)
+    assert many == 8 * few
+
+
 def test_weight_halves_that_wait_count_on_the_ranks_that_have_most() -> None:
     """ZB-H1: the first rank keeps whole microbatches, the last one as many halves."""
     first, *_, last = waiting("zb-h1", 4, 16, 1)

@@ -58,6 +58,31 @@ def test_values_behind_a_write_read_what_was_written() -> None:
     assert gm(torch.tensor([1.0, 2.0])).tolist() == [9.0, 17.0]
 
 
+def test_a_write_keeps_the_type_of_what_it_writes_to() -> None:
+    def f(x: Tensor) -> Tensor:
+        y = x * 2
+        return y.add_(torch.ones(2, dtype=torch.float64)).mul_(3)
+
+    with FakeTensorMode():
+        gm = functional(make_fx(f)(torch.empty(2, dtype=torch.bfloat16)))
+    out = gm(torch.tensor([1.0, 2.0], dtype=torch.bfloat16))
+    assert out.dtype == torch.bfloat16
+    assert out.tolist() == [9.0, 15.0]
+
+
+def test_writes_through_a_view_behind_another_write_are_refused() -> None:
+    def f(x: Tensor) -> Tensor:
+        y = x * 2
+        y.mul_(3)
+        y[0].add_(1)
+        return y + 1
+
+    with FakeTensorMode():
+        gm = make_fx(f)(torch.empty(2, 2))
+    with pytest.raises(SpecError, match="S402"):
+        functional(gm)
+
+
 def test_a_write_that_a_view_sees_is_refused() -> None:
     def body(ins: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
         y = ins[0] * params[0]

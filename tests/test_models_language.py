@@ -255,3 +255,54 @@ def test_conditions_and_integers_have_means_and_sums(op: str, want: list[float])
     out = run_program(program, {"t": t}, {}, {"B": 2})["out"]
     assert out.tolist() == want
     assert out.dtype == torch.get_default_dtype()
+
+
+@pytest.mark.parametrize("name", ["head", "stem", "mid_1", "a"])
+@pytest.mark.parametrize("how", [{"each": {"by": [2, 3]}}, {"times": 2, "args": {"by": 2}}])
+def test_a_repeat_may_be_called_as_the_parts_around_it(name: str, how: dict[str, Any]) -> None:
+    blocks = {"b": {"args": {"by": "int"}, "in": {"x": "[B I]"}, "steps": [{"expr": "x * by"}]}}
+    steps: list[Any] = [{"expr": "x + 1"}, {"repeat": {"block": "b", **how, "name": name}}, {"expr": "_ + 1"}]
+    program = model(dims={"D": 2}, inputs={"x": "float[B D]"}, blocks=blocks, steps=steps)
+    out = run_program(program, {"x": torch.ones(1, 2)}, {}, {"B": 1})["out"]
+    assert out.tolist() == ([[13, 13]] if "each" in how else [[9, 9]])
+
+
+def test_names_of_bodies_do_not_meet() -> None:
+    blocks = {"b": {"args": {"by": "int"}, "in": {"x": "[B I]"}, "steps": [{"expr": "x * by"}]}}
+    steps = [{"repeat": {"block": "b", "each": {"by": by}, "name": name}}
+             for name, by in (("a_1", [2]), ("a_2", [3]), ("a", [5, 7, 5]), ("a", [11]))]  # fmt: skip
+    program = model(dims={"D": 2}, inputs={"x": "float[B D]"}, blocks=blocks, steps=steps)
+    out = run_program(program, {"x": torch.ones(1, 2)}, {}, {"B": 1})["out"]
+    assert out[0, 0] == 2 * 3 * 5 * 7 * 5 * 11
+    assert len(program.bodies) == 5
+
+
+def test_a_tile_may_take_the_weights_of_an_earlier_one() -> None:
+    body = [{"linear": {"out": "I", "tie": "t"}}, {"linear": {"out": "I", "name": "own"}}]
+    blocks = {"b": {"args": {"t": "str"}, "in": {"x": "[B I]"}, "steps": body}}
+    ties = {"t": ["first", "layers.0.own"]}
+    steps = [{"linear": {"out": "D", "name": "first"}}, {"repeat": {"block": "b", "each": ties, "name": "layers"}}]
+    program = model(dims={"D": 2}, inputs={"x": "float[B D]"}, blocks=blocks, steps=steps)
+    assert list(program.params) == ["first.weight", "layers.0.own.weight", "layers.1.own.weight"]
+
+
+def test_a_key_of_dropout_is_itself_in_other_steps() -> None:
+    steps = [{"dropout": {"p": 0.5}, "from": ["x", "k"], "as": "y"}, {"expr": "0 * y + float(k)"}]
+    blocks = {"b": {"in": {"x": "[B I]", "k": "int[B]"}, "steps": steps}}
+    program = model(
+        dims={"D": 2}, inputs={"x": "float[B D]"}, attributes={"key": "int[B]"}, blocks=blocks,
+        steps=[{"repeat": {"block": "b", "times": 1}, "from": ["x", "key"]}],
+    )  # fmt: skip
+    inputs = {"x": torch.ones(1, 2), "key": torch.tensor([3])}
+    assert run_program(program, inputs, {}, {"B": 1})["out"].tolist() == [[3, 3]]
+
+
+def test_a_key_that_comes_in_twice_is_own_both_times() -> None:
+    drop = [{"dropout": {"p": 0.5}, "from": ["x", "k"], "as": "x"}, {"dropout": {"p": 0.5}, "from": ["x", "key"]}]
+    program = model(
+        dims={"D": 512}, inputs={"x": "float[B D]"}, attributes={"key": "int[B]"},
+        blocks={"b": {"in": {"x": "[B I]", "k": "int[B]"}, "steps": drop}},
+        steps=[{"repeat": {"block": "b", "times": 2}, "from": ["x", "key"]}],
+    )  # fmt: skip
+    out = run_program(program, {"x": torch.ones(1, 512), "key": torch.tensor([3])}, {}, {"B": 1})["out"]
+    assert 0.02 < (out > 0).float().mean() < 0.12, "a sixteenth is left by four masks"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,14 @@ def test_samples_that_a_stop_left_out_are_written(tmp_path: Path) -> None:
     (done,) = tmp_path.glob("b.runs/*/done.json")
     done.unlink()
     assert "sample at 6: 'the'" in said(path, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "type_"), [("key", "int[B S]"), ("doc", "int[B]")])
+def test_inputs_in_other_dims_than_the_datas_end_a_run(name: str, type_: str, tmp_path: Path) -> None:
+    stage = build(write_spec(tmp_path), tmp_path / "b").stages["pretrain"]
+    stage.facts["inputs"][name] = type_
+    with pytest.raises(RunError, match=rf"its data have '{name}' as int\[B.*the model has {re.escape(type_)}"):
+        check_inputs(stage)
 
 
 def test_keys_of_dropout_are_new_in_each_step_and_none_in_validation() -> None:

@@ -11,9 +11,19 @@ from specc.compiler.elaborate.args import block_value, declared, named_args
 from specc.compiler.elaborate.mismatch import mismatch
 from specc.compiler.elaborate.scope import Frame, Path, Poisoned, StepFailed, gather
 from specc.compiler.elaborate.step import apply_op
-from specc.compiler.elaborate.tiles import Tile, Tiles, check_carried, own_keys, plan_call, results
+from specc.compiler.elaborate.tiles import (
+    Tile,
+    Tiles,
+    add_params,
+    check_carried,
+    free_name,
+    own_keys,
+    plan_call,
+    results,
+    with_own_keys,
+)  # fmt: skip
 from specc.compiler.elaborate.unit import Locate, Unit, Value
-from specc.compiler.program import Body, Var
+from specc.compiler.program import Var
 from specc.compiler.rules import Binding, Mismatch, match
 from specc.compiler.rules import Token as RuleToken
 from specc.spec.errors import Diagnostic, Mark, did_you_mean
@@ -230,6 +240,8 @@ def repeat(frame: Frame, step: Step, at: Path) -> list[Value]:
         look_inside(frame, block, locate, where, name, rows[0] if rows else args.get("args"), here)
         raise
     if not rows:
+        if times == 0:  # its mistakes are told all the same
+            look_inside(frame, block, locate, where, name, args.get("args"), here)
         return list(ins.values())[:1]
     tiles = Tiles(block, locate, where, name, step.name or name, start, rows, here)
     return tiled(frame, tiles, ins) if frame.own_unit is None else unrolled(frame, tiles, ins)
@@ -265,7 +277,7 @@ def unrolled(frame: Frame, tiles: Tiles, ins: dict[str, Value]) -> list[Value]:
 
 def tiled(frame: Frame, tiles: Tiles, ins: dict[str, Value]) -> list[Value]:
     """Elaborate a body once for all tiles that have the same arguments and shapes, then plan the calls."""
-    found: list[Tile] = []
+    found, paths = list[Tile](), list[tuple[str, ...]]()
     given = ins
     for i, row in enumerate(tiles.rows):
         if i and row is tiles.rows[i - 1]:
@@ -273,15 +285,19 @@ def tiled(frame: Frame, tiles: Tiles, ins: dict[str, Value]) -> list[Value]:
             found.append(found[-1])
         else:
             found.append(tile_of(frame, tiles, i, given, found))
-        given = given | {spot: out for spot, out in zip(tiles.carried, found[-1].outs, strict=True) if spot}
+        body, outs = found[-1].body, found[-1].outs
+        frame.ctx.count(1 + len(body.params) + len(outs), frame.locate(tiles.at))
+        paths.append(add_params(frame, tiles, i, body))
+        given = given | {spot: out for spot, out in zip(tiles.carried, outs, strict=True) if spot}
     own = [own_keys(frame, tiles, i, tile, ins) for i, tile in enumerate(found)]
     frame.ctx.model.close_segment()
     now = {n: v.name for n, v in ins.items()}
-    mark, made, count = frame.locate(tiles.at), list[list[Value]](), Counter[str]()
+    mark, made, calls = frame.locate(tiles.at), list[list[Value]](), Counter[str]()
     for i, tile in enumerate(found):
-        operands = [own[i].get(v, v) for v in (*now.values(), *tile.unit.captured)]
-        names = plan_call(frame, tiles, i, tile, operands, count[tile.body.name])
-        count[tile.body.name] += 1
+        known = {f"x_{n}": v for n, v in now.items()} | dict(tile.captured)
+        operands = [*known.values(), *(own[i].get(key, known[key]) for key in tile.keys)]
+        names = plan_call(frame, tile, calls[tile.body.name], operands, paths[i])
+        calls[tile.body.name] += 1
         made.append([Value(n, o.type, tiles.label, mark) for n, o in zip(names, tile.outs, strict=True)])
         now |= {spot: n for spot, n in zip(tiles.carried, names, strict=True) if spot}
     return results(frame, tiles, made)
@@ -302,9 +318,9 @@ def tile_of(frame: Frame, tiles: Tiles, i: int, ins: dict[str, Value], before: l
     local = {n: Value(f"x_{n}", v.type, v.by, v.mark) for n, v in ins.items()}
     unit.ins = {v.name: Var(v.name, v.type) for v in local.values()}
     outs = enter_tile(frame, tiles, i, local, tiles.label, unit, "")
-    made = tuple(o.name for o in outs)
-    body = Body("", tuple(unit.ins.values()), tuple(unit.params.values()), tuple(unit.eqns), made)
-    same_body = next((t.body for t in before if replace(t.body, name="") == body), None)
-    taken = [p.name for p in frame.ctx.model.planned] + [t.body.name for t in before]
-    name = tiles.label if tiles.label not in taken else f"{tiles.label}_{len(taken)}"
-    return Tile(same_body or replace(body, name=name), unit, outs)
+    body, keys = with_own_keys(unit, "", outs)
+    known = {t.body.name: t.body for t in before}
+    same_body = next((other for name, other in known.items() if replace(other, name="") == body), None)
+    taken = {*known, *(p.name for p in frame.ctx.model.planned)}
+    captured = {local: value for value, local in unit.captured.items()}
+    return Tile(same_body or replace(body, name=free_name(tiles.label, taken)), captured, keys, outs)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 from specc.compiler.elaborate.scope import Frame, Path
-from specc.compiler.elaborate.unit import Locate, Planned, Unit, Value
-from specc.compiler.program import Body, Call
+from specc.compiler.elaborate.unit import Locate, Planned, Unit, Value, is_segment
+from specc.compiler.program import Body, Call, Var
 from specc.compiler.types import TensorType, same
 from specc.spec.expr import parse
 from specc.spec.model import Block
@@ -37,28 +39,40 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Tile:
-    """A body with the operands that it takes from the model, and its results."""
+    """A body, its results, and what it takes from the model beside the block's inputs: values, and for each input of
+    `keys` a key of the call's own behind these."""
 
     body: Body
-    unit: Unit
+    captured: Mapping[str, str]  # values of the model by the operands that stand for them
+    keys: tuple[str, ...]
     outs: list[Value]
 
 
-def own_keys(frame: Frame, tiles: Tiles, i: int, tile: Tile, ins: dict[str, Value]) -> dict[str, str]:
-    """For keys of the body's dropouts, by the model's value, one of the call's own: masks of tiles differ.
+def with_own_keys(unit: Unit, name: str, outs: list[Value]) -> tuple[Body, tuple[str, ...]]:
+    """The body of a unit, in which dropouts by a key that comes from outside take one that is this call's alone."""
+    keys = tuple(dict.fromkeys(e.ins[1] for e in unit.eqns if e.op == "dropout" and e.ins[1] in unit.ins))
+    own = {key: f"{key}_own" for key in keys if key}
+    eqns = (
+        replace(e, ins=(e.ins[0], own.get(e.ins[1] or "", e.ins[1]))) if e.op == "dropout" else e for e in unit.eqns
+    )
+    ins = (*unit.ins.values(), *(Var(mine, unit.ins[key].type) for key, mine in own.items()))
+    return Body(name, ins, tuple(unit.params.values()), tuple(eqns), tuple(o.name for o in outs)), tuple(own)
 
-    A key that is carried is the block's own affair."""
-    keys = {e.ins[1] for e in tile.body.eqns if e.op == "dropout"}
-    given = {v.name: f"x_{n}" for n, v in ins.items() if n not in tiles.carried} | tile.unit.captured
+
+def own_keys(frame: Frame, tiles: Tiles, i: int, tile: Tile, ins: dict[str, Value]) -> dict[str, str]:
+    """For each key of a tile's dropouts a value of the call's own, so that masks of tiles differ. A key that is carried
+    from tile to tile, or made in the block, is the block's own affair."""
+    given = {f"x_{n}": v.name for n, v in ins.items() if n not in tiles.carried} | dict(tile.captured)
     number = 1 + i + sum(len(p.calls) for p in frame.ctx.model.planned)
     formula = {"formula": parse(f"where(key < 0, key, key + {number << 32})")}
-    made = {value: tile.unit.ins[local].type for value, local in given.items() if local in keys}
-    return {value: frame.emit("expr", [value], (t,), formula, tiles.label)[0].name for value, t in made.items()}
+    types = {v.name: v.type for v in tile.body.ins}
+    keys = [key for key in tile.keys if key in given]
+    return {key: frame.emit("expr", [given[key]], (types[key],), formula, tiles.label)[0].name for key in keys}
 
 
 def check_carried(frame: Frame, tiles: Tiles, tile: Tile, ins: dict[str, Value]) -> None:
     """Results that become inputs of the same body have their types."""
-    for (name, value), var in zip(ins.items(), tile.unit.ins.values(), strict=False):
+    for (name, value), var in zip(ins.items(), tile.body.ins, strict=False):
         if name in tiles.carried and not _same_type(value.type, var.type):
             text = f"`{tiles.name}` turns {var.type.shown()} into {value.type.shown()}, so it cannot be repeated"
             frame.fail("S205", text, tiles.at)
@@ -69,12 +83,9 @@ def _same_type(a: TensorType, b: TensorType) -> bool:
     return alike and all(same(x, y) for x, y in zip(a.dims, b.dims, strict=True))
 
 
-def plan_call(frame: Frame, tiles: Tiles, i: int, tile: Tile, operands: list[str], count: int) -> list[str]:
-    """Plan a call behind `count` of the same body; the names of its results."""
-    model, body = frame.ctx.model, tile.body
-    frame.ctx.count(1 + len(body.params) + len(tile.outs), frame.locate(tiles.at))
-    names = [model.segment.fresh() for _ in tile.outs]
-    model.types |= {n: o.type for n, o in zip(names, tile.outs, strict=True)}
+def add_params(frame: Frame, tiles: Tiles, i: int, body: Body) -> tuple[str, ...]:
+    """Add the parameters of a tile to the model; their paths, by place."""
+    model = frame.ctx.model
     paths = tuple(p.tied or f"{frame.prefix}{tiles.label}.{tiles.start + i}.{p.local}" for p in body.params)
     for path, p in zip(paths, body.params, strict=True):
         if not p.tied and path in model.params:
@@ -82,12 +93,26 @@ def plan_call(frame: Frame, tiles: Tiles, i: int, tile: Tile, operands: list[str
             frame.fail("S109", f"two parameters are called '{path}'", tiles.at, hint)
         if not p.tied:
             model.add_param(path, p)
-    call = Call(body.name, count, tuple(operands), paths, tuple(names))
-    if model.planned and model.planned[-1].body is body:
+    return paths
+
+
+def plan_call(frame: Frame, tile: Tile, place: int, operands: list[str], paths: tuple[str, ...]) -> list[str]:
+    """Plan a call, the body's `place`th; the names of its results."""
+    model = frame.ctx.model
+    names = [model.segment.fresh() for _ in tile.outs]
+    model.types |= {n: o.type for n, o in zip(names, tile.outs, strict=True)}
+    call = Call(tile.body.name, place, tuple(operands), paths, tuple(names))
+    if model.planned and model.planned[-1].body is tile.body:
         model.planned[-1].calls.append(call)
     else:
-        model.planned.append(Planned(tile.unit, body.name, [call], body))
+        model.planned.append(Planned(Unit(""), tile.body.name, [call], tile.body))
     return names
+
+
+def free_name(label: str, taken: Collection[str]) -> str:
+    """A name for a body that no other has, and no segment will have."""
+    names = (label if n == 0 else f"{label}_{n}" for n in count())
+    return next(name for name in names if name not in taken and not is_segment(name))
 
 
 def results(frame: Frame, tiles: Tiles, made: list[list[Value]]) -> list[Value]:

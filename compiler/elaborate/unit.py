@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,8 +115,15 @@ def finish(model: Model, wanted: list[str]) -> tuple[dict[str, Body], tuple[Call
         paths = tuple(p.tied or p.local for p in body.params)
         calls.insert(0, Call(body.name, 0, tuple(v.name for v in body.ins), paths, body.outs))
         used_later |= {v.name for v in body.ins}
+    names = [p.body.name for p in {id(p.body): p for p in model.planned}.values() if p.body is not None]
+    assert len(set(names)) == len(names), f"two bodies share a name: {names}"
     order = dict.fromkeys(c.body for c in calls)
     return {name: bodies[name] for name in order}, tuple(calls)
+
+
+def is_segment(name: str) -> bool:
+    """Whether a segment may have this name."""
+    return name in ("stem", "head") or bool(re.fullmatch(r"mid_[0-9]+", name))
 
 
 def _segment_name(segments: list[Planned], planned: Planned) -> str:

@@ -13,7 +13,7 @@ from specc.compiler.schedule.schedules import SCHEDULES, pipeline
 from specc.compiler.schedule.slots import Slot
 from specc.spec.hardware import Software
 
-STEADY = 4  # times the ranks: microbatches behind which more keep no more
+STEADY = 4  # times the ranks: microbatches behind which more keep no more, but for gpipe, which keeps all
 # Of schedules that are known by their numbers alone, the microbatches whose values a rank r of p keeps at once, of m.
 ALIVE: Mapping[str, Callable[[int, int, int, int], float]] = {"zb-2p": lambda r, p, m, c: min(m, 2 * (p - r) - 1)}
 
@@ -88,7 +88,7 @@ def _saved(
     saved, half = sum(each[c] for c in calls), sum(works[c].half for c in calls) * ITEMSIZE[recipe.format]
     if recipe.schedule not in SCHEDULES:
         return ALIVE[recipe.schedule](r, recipe.pp, recipe.microbatches, recipe.chunks) * saved
-    steady = min(recipe.microbatches, STEADY * recipe.pp)
+    steady = recipe.microbatches if recipe.schedule == "gpipe" else min(recipe.microbatches, STEADY * recipe.pp)
     return max(a * saved + b * half for a, b in waiting(recipe.schedule, recipe.pp, steady, recipe.chunks)[r])
 
 

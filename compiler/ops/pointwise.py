@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from specc.compiler.ops.row import Applied, Arg, Op, OpError
 from specc.compiler.types import Dim, DType, TensorType, places
-from specc.spec.expr import Expr
+from specc.spec.expr import Expr, ExprError, evaluate
 
 COMPARISONS = {"<", "<=", ">", ">=", "==", "!=", "and", "or", "not"}
 FUNCTIONS = {
@@ -54,16 +54,21 @@ def _dtype(e: Expr, named: Mapping[str, DType]) -> DType:
         return "bool" if isinstance(e.value, bool) else "float" if isinstance(e.value, float) else "int"
     if e.op == "name":
         return named[str(e.value)]
+    if not e.names() and not any(n.op == "call" for n in e.walk()):
+        try:
+            return _dtype(Expr("num", evaluate(e, {})), named)
+        except ExprError as error:
+            raise OpError("S104", str(error)) from None
     args = [_dtype(a, named) for a in e.args]
     if e.op in COMPARISONS:
-        if e.op in ("and", "or", "not") and "float" in args:
+        if e.op in ("and", "or", "not") and set(args) != {"bool"}:
             raise OpError("S104", f"'{e}' joins numbers, not conditions", hint="compare them: x > 0")
         return "bool"
     if e.op == "/" or (e.op == "call" and e.value in FLOATING):
         return "float"
     if e.op in ("neg", "-") and "bool" in args and (e.op == "neg" or args == ["bool", "bool"]):
         raise OpError("S104", f"'{e}' takes a condition from another", hint="'float(...)' makes it 0 or 1")
-    if e.op == "**" and args[0] != "float" and _is_negative(e.args[1]):
+    if e.op == "**" and args == ["int", "int"] and e.args[0].names() and _is_negative(e.args[1]):
         raise OpError("S104", f"'{e}' is an integer to a negative power", hint="'float(...)' of the integer")
     kinds = args[1:] if e.op == "call" and e.value == "where" else args
     return next(kind for kind in ("float", "int", "bool") if kind in kinds)

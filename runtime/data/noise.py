@@ -7,13 +7,8 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-SITES = {
-    "train": 1,
-    "validation": 2,
-    "order": 3,
-    "mixture": 4,
-    "dropout": 5,
-}  # numbers never change: they are in the random numbers
+# Numbers never change: they are in the random numbers.
+SITES = {"train": 1, "validation": 2, "order": 3, "mixture": 4, "dropout": 5}
 
 
 def generator(seed: int, site: str, sample: int, part: int = 0) -> np.random.Generator:
