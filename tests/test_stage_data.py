@@ -11,6 +11,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from specc.runtime import cli
 from specc.runtime.api import run
 from specc.runtime.data import tokenizer as tokenizers
 from specc.runtime.data.batches import Mixture, batch, microbatches
@@ -180,6 +181,15 @@ def test_inputs_in_other_dims_than_the_datas_end_a_run(name: str, type_: str, tm
     stage.facts["inputs"][name] = type_
     with pytest.raises(RunError, match=rf"its data have '{name}' as int\[B.*the model has {re.escape(type_)}"):
         check_inputs(stage)
+
+
+def test_a_build_says_that_its_data_are_none_for_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = ["model.inputs.strange='int[B S]'", "model.steps.0.embedding.from=strange"]
+    args = ["build", str(write_spec(tmp_path)), "-o", str(tmp_path / "b")]
+    assert cli.main(args) == 0
+    assert "not run" not in capsys.readouterr().out
+    assert cli.main([*args, *(word for s in sets for word in ("--set", s))]) == 0
+    assert "no field for the model's input 'strange'" in capsys.readouterr().out
 
 
 def test_keys_of_dropout_are_new_in_each_step_and_none_in_validation() -> None:

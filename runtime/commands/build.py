@@ -15,9 +15,11 @@ from specc.compiler.kernels.emit import summary as kernel_summary
 from specc.compiler.placement.mesh import mesh_of
 from specc.compiler.report.text import flops
 from specc.compiler.units import count, duration, size
-from specc.runtime.built import open_build
+from specc.runtime.built import Stage, open_build
 from specc.runtime.compile import Decision
+from specc.runtime.errors import RunError
 from specc.runtime.make import build_files
+from specc.runtime.train import check_inputs
 from specc.spec.spec import Spec, load
 
 
@@ -34,8 +36,19 @@ def run(args: argparse.Namespace) -> int:
     print(f"{out}: built in {duration(took)}\n\n{summary(facts, decisions, load(str(out / 'spec.yaml')))}\n")
     if kernels := kernel_summary(out / "kernels"):
         print(f"  {kernels}\n")
+    for reason in (why for f in facts if (why := no_run(stages[f.name]))):
+        print(f"  {reason}: it can be profiled and looked at, not run\n")
     print(f"next: specc run {out}        look: {out}/report.html")
     return 0
+
+
+def no_run(stage: Stage) -> str:
+    """Why the data of a stage are none for its model, or nothing."""
+    try:
+        check_inputs(stage)
+    except RunError as e:
+        return str(e)
+    return ""
 
 
 def steps(facts: Sequence[StageFacts], decisions: Sequence[Decision], spec: Spec) -> list[tuple[str, list[str]]]:
