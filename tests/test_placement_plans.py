@@ -176,10 +176,10 @@ def test_no_layer_sums_position_biases_or_conditions_over_the_batch_axis() -> No
 def test_experts_are_split_with_their_weights() -> None:
     placed = place(program_of("deepseek_v2"), mesh(dp=2, ep=2), SIZES)
     check(placed)
-    used = {e.eqn.op: e.strategies[1].name for e in placed.bodies["layers_2"].eqns if e.strategies[1].name == "experts"}
+    used = {e.eqn.op: e.strategies[1].name for e in placed.bodies["layers_1"].eqns if e.strategies[1].name == "experts"}
     assert set(used) == {"dispatch", "row_gates", "grouped_linear", "combine"}
     assert placed.params["layers.1.moe.experts.gate.weight"] == (R, S(0))
-    assert counts(placed.bodies["layers_2"]) == ({}, {})
+    assert counts(placed.bodies["layers_1"]) == ({}, {})
 
 
 def test_a_free_axis_becomes_tensor_and_sequence_parallel_for_405b() -> None:
