@@ -10,6 +10,7 @@ import torch
 
 from specc.compiler.build import lower
 from specc.compiler.elaborate import elaborate_model
+from specc.compiler.lower.bodies import variants
 from specc.compiler.lower.run import run_program
 from specc.compiler.ops.pointwise import FUNCTIONS
 from specc.compiler.program import Program
@@ -275,6 +276,18 @@ def test_names_of_bodies_do_not_meet() -> None:
     out = run_program(program, {"x": torch.ones(1, 2)}, {}, {"B": 1})["out"]
     assert out[0, 0] == 2 * 3 * 5 * 7 * 5 * 11
     assert len(program.bodies) == 5
+
+
+def test_variants_of_a_body_have_names_of_their_own() -> None:
+    """One that passes no gradient on is another graph than one that does, and than that of another kind of layer."""
+    blocks = {
+        "b": {"args": {"by": "int"}, "in": {"x": "[B I]"}, "steps": [{"linear": {"out": "I"}}, {"expr": "by * _"}]}
+    }
+    steps = [{"repeat": {"block": "b", "each": {"by": [1, 2, 3, 1]}, "name": "layers"}}]
+    program = model(dims={"D": 2}, inputs={"x": "float[B D]"}, blocks=blocks, steps=steps, freeze=["layers.0.*"])
+    found, calls = variants(program)
+    assert [c.body for c in calls] == ["layers", "layers_1", "layers_2", "layers_3"]
+    assert [found[c.body].source for c in calls] == ["layers", "layers_1", "layers_2", "layers"]
 
 
 def test_a_tile_may_take_the_weights_of_an_earlier_one() -> None:

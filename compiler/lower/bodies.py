@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -49,7 +50,9 @@ def variants(
         key = (call.body, ins, params, lies)
         if key not in found:
             alike = sum(k[0] == call.body for k in found)
-            name = call.body if not alike else f"{call.body}_{alike + 1}"
+            taken = {*program.bodies, *(v.name for v in found.values())}
+            more = (f"{call.body}_{n}" for n in count(alike + 1))
+            name = next(n for n in more if n not in taken) if alike else call.body
             found[key] = Variant(name, body, ins, params, call.body, lies)
         flows = any(ins) or any(params)
         has_grad |= {o: flows and types[b].dtype == "float" for o, b in zip(call.outs, body.outs, strict=True)}
