@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from specc.compiler.elaborate import elaborate
-from specc.compiler.foresight.memory import memories, saved_bytes, waiting
+from specc.compiler.foresight.memory import ALIVE, memories, saved_bytes, waiting
 from specc.compiler.foresight.recipe import Recipe
 from specc.compiler.foresight.saved import Saved
 from specc.compiler.foresight.work import BodyWork, work_of
@@ -94,6 +94,8 @@ def test_every_rank_keeps_as_many_microbatches_as_its_schedule_does(name: str, r
     table, where = pipeline(name, ranks, microbatches)
     timeline = simulate(table, where, lambda slot: 2.0 if slot.kind == "B" else 1.0)
     found = waiting(name, ranks, microbatches, row.least)
+    if name in ALIVE:
+        assert found[0] == ((ALIVE[name](0, ranks, microbatches, row.least), 0),)
     assert [n / row.least for n in timeline.live_of_rank] == [max(a + h for a, h in each) for each in found]
 
 

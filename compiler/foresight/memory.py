@@ -9,13 +9,18 @@ from functools import cache
 from specc.compiler.foresight.host import MOMENTS, moments_left, saved_left
 from specc.compiler.foresight.recipe import ITEMSIZE, Recipe
 from specc.compiler.foresight.work import BodyWork
-from specc.compiler.schedule.schedules import SCHEDULES, pipeline
+from specc.compiler.schedule.schedules import pipeline
 from specc.compiler.schedule.slots import Slot
 from specc.spec.hardware import Software
 
-STEADY = 4  # times the ranks: microbatches behind which more keep no more, but for gpipe, which keeps all
-# Of schedules that are known by their numbers alone, the microbatches whose values a rank r of p keeps at once, of m.
-ALIVE: Mapping[str, Callable[[int, int, int, int], float]] = {"zb-2p": lambda r, p, m, c: min(m, 2 * (p - r) - 1)}
+STEADY = 3  # times the ranks: microbatches behind which more keep no more
+# Of schedules without weight halves, microbatches whose values rank r of p keeps at once, of m, with c stages a rank.
+ALIVE: Mapping[str, Callable[[int, int, int, int], float]] = {
+    "gpipe": lambda r, p, m, c: m,
+    "1f1b": lambda r, p, m, c: min(m, p - r),
+    "interleaved": lambda r, p, m, c: min(m * c, (c - 1) * p + 2 * (p - r - 1) + 1) / c,
+    "zb-2p": lambda r, p, m, c: min(m, 2 * (p - r) - 1),
+}
 
 
 def fullest(ranks: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -86,9 +91,9 @@ def _saved(
     """Bytes that the calls of a rank keep for their backward, of all microbatches that wait at once for it or for its
     weight half."""
     saved, half = sum(each[c] for c in calls), sum(works[c].half for c in calls) * ITEMSIZE[recipe.format]
-    if recipe.schedule not in SCHEDULES:
+    if recipe.schedule in ALIVE:
         return ALIVE[recipe.schedule](r, recipe.pp, recipe.microbatches, recipe.chunks) * saved
-    steady = recipe.microbatches if recipe.schedule == "gpipe" else min(recipe.microbatches, STEADY * recipe.pp)
+    steady = min(recipe.microbatches, STEADY * recipe.pp)
     return max(a * saved + b * half for a, b in waiting(recipe.schedule, recipe.pp, steady, recipe.chunks)[r])
 
 
