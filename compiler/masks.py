@@ -95,6 +95,8 @@ def _read(text: str) -> Expr:
 
 
 class _Expansion:
+    """Names replaced by their definitions, with a bound on how many parts come of it."""
+
     def __init__(self, masks: Mapping[str, str], numbers: Mapping[str, Number]) -> None:
         self.masks, self.numbers, self.count = masks, numbers, 0
 

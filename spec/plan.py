@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -18,6 +19,11 @@ class Cluster(Node):
     memory: PositiveFloat | None = Field(
         None, description="GiB that a rank may fill; default: what the device has, and no bound on a cpu"
     )
+
+    @property
+    def limit(self) -> float:
+        """Bytes that the plan says a rank may fill."""
+        return math.inf if self.memory is None else self.memory * 2**30
 
 
 class Precision(Node):

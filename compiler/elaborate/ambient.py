@@ -6,7 +6,7 @@ from typing import Any
 
 from specc.compiler.elaborate.scope import Frame, Path, Poisoned
 from specc.compiler.elaborate.unit import Value
-from specc.compiler.masks import CAUSAL, MaskError, bound, expand, implies_causal
+from specc.compiler.masks import CAUSAL, MaskError, bound, expand
 from specc.compiler.ops import OPS
 from specc.compiler.ops.row import Applied
 from specc.compiler.types import Dim, TensorType
@@ -24,11 +24,10 @@ def positions(frame: Frame, given: Any, x: TensorType, at: Path) -> Value:
     return frame.emit("index", [], (TensorType((seq,), "int"),), {"of": seq}, "positions")[0]
 
 
-def mask(frame: Frame, predicate: str, q: Dim, k: Dim, at: Path) -> Value | None:
-    """The dense mask of a predicate for queries along q and keys along k, made once in the model.
+def mask(frame: Frame, tree: Expr, q: Dim, k: Dim, at: Path) -> Value | None:
+    """The dense mask of an expanded predicate for queries along q and keys along k, made once in the model.
 
     None if it is plain causal self-attention, which kernels know by name."""
-    tree = expanded(frame, predicate, at)
     if tree == CAUSAL and q == k:
         return None
     key = f"{tree} {q.name} {k.name}"
@@ -38,16 +37,11 @@ def mask(frame: Frame, predicate: str, q: Dim, k: Dim, at: Path) -> Value | None
     return made if frame.own_unit is None else Value(frame.own_unit.capture(made.name, made.type), made.type, "mask")
 
 
-def is_causal(frame: Frame, predicate: str, q: Dim, k: Dim, at: Path) -> bool:
-    """Whether a mask lets no query see a later key of its own sequence."""
-    return q == k and implies_causal(expanded(frame, predicate, at))
-
-
 def expanded(frame: Frame, predicate: str, at: Path) -> Expr:
     """A predicate as it stands in the frame, without names."""
     sizes = {n: d.size for n, d in frame.ctx.model_dims.items() if d.size is not None}
     try:
-        return expand(with_numbers(frame, predicate, at), frame.ctx.masks, sizes)
+        return expand(bound(predicate, frame.ctx.masks, frame.numbers()), frame.ctx.masks, sizes)
     except MaskError as e:
         frame.fail("S206", str(e), at, e.hint)
 

@@ -318,7 +318,7 @@ def tile_of(frame: Frame, tiles: Tiles, i: int, ins: dict[str, Value], before: l
     local = {n: Value(f"x_{n}", v.type, v.by, v.mark) for n, v in ins.items()}
     unit.ins = {v.name: Var(v.name, v.type) for v in local.values()}
     outs = enter_tile(frame, tiles, i, local, tiles.label, unit, "")
-    body, keys = with_own_keys(unit, "", outs)
+    body, keys = with_own_keys(unit, outs)
     known = {t.body.name: t.body for t in before}
     same_body = next((other for name, other in known.items() if replace(other, name="") == body), None)
     taken = {*known, *(p.name for p in frame.ctx.model.planned)}

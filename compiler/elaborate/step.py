@@ -10,6 +10,7 @@ from specc.compiler.elaborate.mismatch import mismatch
 from specc.compiler.elaborate.scope import Frame, Path, StepFailed
 from specc.compiler.elaborate.tie import tied_weight
 from specc.compiler.elaborate.unit import Value
+from specc.compiler.masks import implies_causal
 from specc.compiler.ops import OPS
 from specc.compiler.ops.row import Applied, Op, OpError, Weight
 from specc.compiler.rules import Binding, Mismatch, Pattern, build, match
@@ -80,9 +81,10 @@ def extra_operands(frame: Frame, op: Op, args: dict[str, Any], ins: list[Value |
     if op.name == "attend":
         q, k = ins[0], ins[1]
         if args["mask"] is not None and q is not None and k is not None and len(q.type.dims) > 2 < len(k.type.dims):
-            predicate, q_dim, k_dim = str(args["mask"]), q.type.dims[-3], k.type.dims[-3]
-            ins[3] = ambient.mask(frame, predicate, q_dim, k_dim, (*at, "mask"))
-            args["causal"] = ambient.is_causal(frame, predicate, q_dim, k_dim, (*at, "mask"))
+            here, q_dim, k_dim = (*at, "mask"), q.type.dims[-3], k.type.dims[-3]
+            tree = ambient.expanded(frame, str(args["mask"]), here)
+            ins[3] = ambient.mask(frame, tree, q_dim, k_dim, here)
+            args["causal"] = q_dim == k_dim and implies_causal(tree)
         if args["bias"] is not None:
             ins[4] = frame.value(str(args["bias"]), (*at, "bias"))
     return []

@@ -48,7 +48,7 @@ class Tile:
     outs: list[Value]
 
 
-def with_own_keys(unit: Unit, name: str, outs: list[Value]) -> tuple[Body, tuple[str, ...]]:
+def with_own_keys(unit: Unit, outs: list[Value]) -> tuple[Body, tuple[str, ...]]:
     """The body of a unit, in which dropouts by a key that comes from outside take one that is this call's alone."""
     keys = tuple(dict.fromkeys(e.ins[1] for e in unit.eqns if e.op == "dropout" and e.ins[1] in unit.ins))
     own = {key: f"{key}_own" for key in keys if key}
@@ -56,7 +56,7 @@ def with_own_keys(unit: Unit, name: str, outs: list[Value]) -> tuple[Body, tuple
         replace(e, ins=(e.ins[0], own.get(e.ins[1] or "", e.ins[1]))) if e.op == "dropout" else e for e in unit.eqns
     )
     ins = (*unit.ins.values(), *(Var(mine, unit.ins[key].type) for key, mine in own.items()))
-    return Body(name, ins, tuple(unit.params.values()), tuple(eqns), tuple(o.name for o in outs)), tuple(own)
+    return Body("", ins, tuple(unit.params.values()), tuple(eqns), tuple(o.name for o in outs)), tuple(own)
 
 
 def own_keys(frame: Frame, tiles: Tiles, i: int, tile: Tile, ins: dict[str, Value]) -> dict[str, str]:

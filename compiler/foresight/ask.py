@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from specc.compiler.foresight.calls import Cluster
@@ -32,14 +31,12 @@ def question(found: Stated, devices: int, on: Cluster, pins: Mapping[str, int]) 
     form = plan.precision.compute
     lengths = stage.lengths()
     model = Model(found.program, lambda n: stage_sizes(found.program, n, lengths), found.rows, ITEMSIZE[form])
-    device = on.device
-    if form not in device.peak or form not in device.product:
+    if form not in on.device.peak or form not in on.device.product:
         hint = f"peak: {{{form}: TFLOP/s}} and product: {{{form}: share}} in its row, or another plan.precision.compute"
         raise SpecError(Diagnostic("S540", f"the device's row has no figures for products in {form}", None, hint))
-    limit = math.inf if plan.cluster.memory is None else plan.cluster.memory * 2**30
     offload = plan.offload if "offload" in plan.model_fields_set else None
     held = (offload.activations, offload.optimizer) if offload else None
-    return Asked(model, on, devices, stage.batch.sequences, max(lengths.values()), form, pins, limit, held)
+    return Asked(model, on, devices, stage.batch.sequences, max(lengths.values()), form, pins, plan.cluster.limit, held)
 
 
 def none_fits(plans: Found, asked: Asked) -> SpecError:

@@ -31,13 +31,10 @@ def fullest(ranks: Sequence[dict[str, float]]) -> dict[str, float]:
 def memories(
     works: Mapping[str, BodyWork], ranks: Sequence[Sequence[str]], recipe: Recipe, software: Software
 ) -> list[dict[str, float]]:
-    """The memory of the ranks of a pipeline, from the first on; of those that call the same the first and the last, of
-    which one has most. `ranks` name the bodies that each calls."""
-    calls = Counter(name for rank in ranks for name in rank)
-    repeated = {name for name, times in calls.items() if times > 1}
-    first = {tuple(rank): r for r, rank in reversed(list(enumerate(ranks)))}
-    last = {tuple(rank): r for r, rank in enumerate(ranks)}
-    return [_rank(r, ranks[r], works, repeated, recipe, software) for r in sorted({*first.values(), *last.values()})]
+    """The memory of the ranks of a pipeline, from the first on; of those that call the same the first and the last.
+    `ranks` name the bodies that each calls."""
+    repeated = _repeated(ranks)
+    return [_rank(r, ranks[r], works, repeated, recipe, software) for r in _ends(ranks)]
 
 
 def _rank(
@@ -62,14 +59,25 @@ def on_host(
     """Bytes that the rank with most has in the host's memory."""
     if not recipe.on_host and not recipe.moments_on_host:
         return 0.0
-    times = Counter(name for rank in ranks for name in rank)
-    repeated = {name for name, n in times.items() if n > 1}
-    each = [_each(calls, works, repeated, recipe, software) for calls in ranks]
-    saved = (_saved(r, calls, of, works, recipe) for r, (calls, of) in enumerate(zip(ranks, each, strict=True)))
-    moments = MOMENTS if recipe.moments_on_host else 0
-    return max(
-        recipe.on_host * n + moments * _numbers(calls, works, recipe, 1) for n, calls in zip(saved, ranks, strict=True)
-    )
+    repeated, moments = _repeated(ranks), MOMENTS if recipe.moments_on_host else 0
+
+    def held(r: int, calls: Sequence[str]) -> float:
+        saved = _saved(r, calls, _each(calls, works, repeated, recipe, software), works, recipe)
+        return recipe.on_host * saved + moments * _numbers(calls, works, recipe, 1)
+
+    return max(held(r, ranks[r]) for r in _ends(ranks))
+
+
+def _repeated(ranks: Sequence[Sequence[str]]) -> set[str]:
+    """The bodies that are called more than once."""
+    return {name for name, times in Counter(name for rank in ranks for name in rank).items() if times > 1}
+
+
+def _ends(ranks: Sequence[Sequence[str]]) -> list[int]:
+    """Of ranks that call the same the first and the last, of which one has most."""
+    first = {tuple(rank): r for r, rank in reversed(list(enumerate(ranks)))}
+    last = {tuple(rank): r for r, rank in enumerate(ranks)}
+    return sorted({*first.values(), *last.values()})
 
 
 def _numbers(calls: Sequence[str], works: Mapping[str, BodyWork], recipe: Recipe, zero: int) -> float:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from specc.compiler.foresight.ask import cluster, question
 from specc.compiler.foresight.recipe import Recipe, Recompute
-from specc.compiler.foresight.search import Plan
+from specc.compiler.foresight.search import Asked, Plan
 from specc.compiler.foresight.step import forecast
 from specc.compiler.hardware.tables import hardware
 from specc.compiler.placement.mesh import mesh_of
 from specc.compiler.schedule.schedules import SCHEDULES
-from specc.compiler.stated import stated
+from specc.compiler.stated import Stated, stated
 from specc.spec.plan import PlanSpec
 from specc.spec.spec import Spec
 from specc.spec.stage import StageSpec
@@ -36,7 +36,11 @@ def recipe_of(plan: PlanSpec, stage: StageSpec, over_context: bool = False) -> R
 def predicted(spec: Spec, name: str, software: str) -> Plan:
     """What a step of a stage takes on the devices of the spec's own plan."""
     found = stated(spec, name)
-    devices = mesh_of(spec.plan).size
-    asked = question(found, devices, cluster(spec.plan.cluster.device, software, hardware()), {})
-    recipe = recipe_of(spec.plan, spec.stages[name], asked.cluster.software.zero_over_context)
+    on = cluster(spec.plan.cluster.device, software, hardware())
+    return own_plan(found, question(found, mesh_of(spec.plan).size, on, {}))
+
+
+def own_plan(found: Stated, asked: Asked) -> Plan:
+    """The plan of the spec itself, with what it takes."""
+    recipe = recipe_of(found.spec.plan, found.spec.stages[found.name], asked.cluster.software.zero_over_context)
     return Plan(recipe, forecast(asked.model, recipe, asked.cluster))

@@ -52,9 +52,9 @@ def _joined(documents: Sequence[Document]) -> Hardware:
 
 def capacity(cluster: Cluster) -> float:
     """Bytes that a rank may fill: as many as the plan says, or what its device can; no bound on a processor."""
-    if cluster.memory is not None:
-        return cluster.memory * 2**30
-    return math.inf if cluster.device == "cpu" else usable(row_of(hardware().devices, cluster.device, "device"))
+    if cluster.memory is not None or cluster.device == "cpu":
+        return cluster.limit
+    return usable(row_of(hardware().devices, cluster.device, "device"))
 
 
 def usable(device: Device) -> float:

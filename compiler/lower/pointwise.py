@@ -25,7 +25,7 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "exp": torch.exp, "log": torch.log, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "abs": torch.abs, "sin": torch.sin,
     "cos": torch.cos, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu, "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "silu": F.silu, "softplus": F.softplus, "square": torch.square, "detach": torch.detach,
+    "silu": F.silu, "softplus": F.softplus, "square": torch.square, "detach": torch.detach, "float": lambda x: x,
     "min": lambda a, b: _chosen(lambda x, y: x < y, a, b), "max": lambda a, b: _chosen(lambda x, y: x > y, a, b),
     "where": torch.where, "clamp": lambda x, low, high: torch.where(x < low, low, torch.where(x > high, high, x)),
 }  # fmt: skip
@@ -44,7 +44,7 @@ def _tensors(a: Operand, b: Operand) -> tuple[Tensor, Tensor]:
 
 
 def formula(e: Expr, values: Mapping[str, Operand], dtype: torch.dtype | None = None) -> Operand:
-    """Evaluate an expression over aligned tensors; `float(x)` gives `dtype`."""
+    """Evaluate an expression over aligned tensors; `float(x)` gives `dtype`, as roots of integers do."""
     if e.op == "num":
         assert not isinstance(e.value, str)
         return e.value
@@ -55,8 +55,6 @@ def formula(e: Expr, values: Mapping[str, Operand], dtype: torch.dtype | None = 
         return _apply(e, args)  # type: ignore[arg-type]
     if e.op == "/" or (e.op == "call" and e.value in FLOATING):
         args = [_floating(a, dtype) if isinstance(a, Tensor) else a for a in args]
-    if e.op == "call" and e.value == "float":
-        return args[0]
     if e.op == "call":
         return _FUNCTIONS[str(e.value)](*args)
     if e.op == "neg":

@@ -12,14 +12,13 @@ from typing import Any
 
 from specc.compiler.cost import n_params
 from specc.compiler.foresight.ask import cluster, none_fits, question
-from specc.compiler.foresight.planned import recipe_of
+from specc.compiler.foresight.planned import own_plan
 from specc.compiler.foresight.reasons import Reason, mesh_text, reasons
 from specc.compiler.foresight.search import Asked, Plan, search
-from specc.compiler.foresight.step import forecast
 from specc.compiler.foresight.tell import details, mfu, plan_text, table, told
 from specc.compiler.hardware.tables import hardware
 from specc.compiler.placement.mesh import is_open, mesh_of
-from specc.compiler.stated import Stated, stated
+from specc.compiler.stated import stated
 from specc.compiler.units import count, size
 from specc.spec.errors import Diagnostic, SpecError
 from specc.spec.plan import Cluster as ClusterSpec
@@ -39,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
     if not plans.fit:
         raise none_fits(plans, asked)
     best, why = plans.fit[: args.top], list(reasons(plans, asked))
-    own = own_plan(found, asked)
+    is_for_these = not is_open(spec.plan) and mesh_of(spec.plan).size == devices > 1
+    own = own_plan(found, asked) if is_for_these else None
     if args.json:
         print(json.dumps(as_data(best, why, asked), indent=1))
         return 0
@@ -73,15 +73,6 @@ def pins_of(texts: Sequence[str]) -> dict[str, int]:
             why = f"a pin reads NAME=N with tp, cp, ep, pp or zero, got '{text}'"
             raise SpecError(Diagnostic("S541", why, None, "--pin tp=8, say"))
     return {match[1]: int(match[2]) for _, match in found if match}
-
-
-def own_plan(found: Stated, asked: Asked) -> Plan | None:
-    """What the spec's own plan will take, if it is for as many devices."""
-    plan = found.spec.plan
-    if is_open(plan) or mesh_of(plan).size != asked.devices or asked.devices == 1:
-        return None
-    recipe = recipe_of(plan, found.spec.stages[found.name], asked.cluster.software.zero_over_context)
-    return Plan(recipe, forecast(asked.model, recipe, asked.cluster))
 
 
 def as_data(plans: list[Plan], why: list[Reason], asked: Asked) -> dict[str, Any]:
