@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -53,6 +53,8 @@ from specc.spec.stage import StageSpec
 
 MANIFEST = "manifest.json"
 CHUNK = 32  # tokens of a prompt that are decoded at once
+WATCH_WORDS = ("eval", "sample", "checkpoint")  # what of a stage looks at its steps and does not change them
+DERIVED = ("sizes", "flops_per_token")  # what of a stage follows from its spec and its program
 # What of a plan says where and when things are computed, and not what: a run goes on under another mesh.
 MESH_WORDS = ("cluster", "mesh", "schedule", "zero", "sequence_parallel", "context", "pins", "recompute", "offload")
 
@@ -141,7 +143,7 @@ def build_stage(
         "ops": {f.name: f.sha256 for f in op_files(spec)},
         "parent": stage.from_, "decodes": not decoding, "flops_per_token": result.flops_per_token,
     }  # fmt: skip
-    hashes[name] = hash_of({**described, "plan": on_any_mesh(spec.plan)}, program, hashes.get(stage.from_ or "", ""))
+    hashes[name] = hash_of(described, program, hashes.get(stage.from_ or "", ""))
     room = vocabulary(program)
     more = {"vocabulary": room and room.size, "hash": hashes[name]}
     write_json(out / "stage.json", {**described, **mesh_facts(mesh, program, placed), **more})
@@ -165,14 +167,17 @@ def work_facts(facts: StageFacts, lowered: Mapping[str, Graphs]) -> dict[str, An
     return {**whole, "parts": parts}
 
 
-def on_any_mesh(plan: PlanSpec) -> dict[str, Any]:
-    return {k: v for k, v in plan.model_dump(mode="json").items() if k not in MESH_WORDS}
-
-
 def hash_of(described: Mapping[str, Any], program: Program, parent: str) -> str:
-    """What a stage computes, and from what."""
-    text = json.dumps(described, sort_keys=True) + str(program) + parent
+    """What a stage computes, and from what; not on which mesh, by which microbatches, and how it is watched."""
+    spec, plan = _without(described["spec"], WATCH_WORDS), _without(described["plan"], MESH_WORDS)
+    spec["batch"] = _without(spec["batch"], ("microbatch",))
+    kept = {**_without(described, DERIVED), "spec": spec, "plan": plan}
+    text = json.dumps(kept, sort_keys=True) + str(program) + parent
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without(described: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    return {k: v for k, v in described.items() if k not in words}
 
 
 def placement(

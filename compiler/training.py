@@ -46,6 +46,10 @@ def training_mistakes(spec: Spec, name: str, program: Program) -> Iterator[Diagn
     if program.loss is None:
         mark = spec.mark(spec.model_section(stage.model)[2])
         yield Diagnostic(NO_LOSS, "the model has no loss to train", mark, "add 'loss:'")
+    elif not any(p.trainable for p in program.params.values()):
+        _, model, section = spec.model_section(stage.model)
+        mark = spec.mark((*section, "freeze" if model.freeze else "steps"))
+        yield Diagnostic("S115", "nothing is trained: the model has no parameters that are not frozen", mark)
     o = stage.optimizer
     groups = [(("groups", i, "match"), g.match) for i, g in enumerate(o.groups)]
     for at, pattern in [*((("no_decay", i), p) for i, p in enumerate(o.no_decay)), *groups]:

@@ -80,6 +80,11 @@ class Stage:
     def fields(self) -> set[str]:
         return set(self.facts["inputs"])
 
+    @property
+    def refusal(self) -> str:
+        """Why its model cannot decode, or nothing."""
+        return (self.path / "decode.txt").read_text().strip()
+
     def trainable(self) -> list[str]:
         return [p["path"] for p in self.params if p["trainable"]]
 

@@ -51,8 +51,8 @@ def write_samples(
     """The prompts of the stage and what the model writes behind them; a prompt that fails is told and left out."""
     spec = stage.spec
     made: list[tuple[str, str]] = []
-    if spec.sample.prompts and not stage.facts["decodes"]:
-        say(f"  no samples: {(stage.path / 'decode.txt').read_text().strip()}")
+    if spec.sample.prompts and stage.refusal:
+        say(f"  no samples: {stage.refusal}")
         return made
     for prompt in spec.sample.prompts:
         choice = Choice(spec.sample.temperature, seed=spec.seed)

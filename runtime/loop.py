@@ -240,7 +240,8 @@ def save(run: Run, must: bool) -> None:
         tensors["ema"] = run.ema
     facts = {"stage": run.stage.name, "hash": run.stage.hash, "threads": torch.get_num_threads(),
              "torch": torch.__version__, "skipped": run.guard.skipped, "in_a_row": run.guard.in_a_row,
-             "mesh": str(seat.sharding.mesh), "device": seat.device.type, "documents": run.data.documents}  # fmt: skip
+             "mesh": str(seat.sharding.mesh), "device": seat.device.type, "documents": run.data.documents,
+             "microbatch": run.stage.spec.batch.size}  # fmt: skip
     seat.pulse.allow(SAVING)
     try:
         if run.metrics:

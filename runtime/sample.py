@@ -35,7 +35,7 @@ class Decoder:
     def __post_init__(self) -> None:
         path = self.stage.path / "decode" / "calls.json"
         if not path.is_file():
-            raise RunError(f"'{self.stage.name}' cannot decode: {(self.stage.path / 'decode.txt').read_text().strip()}")
+            raise RunError(f"'{self.stage.name}' cannot decode: {self.stage.refusal}")
         self.wiring = json.loads(path.read_text())
         for name in self.wiring["bodies"]:
             for width in self.wiring["widths"]:

@@ -178,7 +178,7 @@ def resume(stage: Stage, folder: Path, say: Say, seat: Seat) -> checkpoint.Loade
         checkpoint.set_aside(root, loaded.skipped)
     say(f"{stage.name}: goes on from step {loaded.step}")
     now = {"threads": torch.get_num_threads(), "torch": torch.__version__, "mesh": str(seat.sharding.mesh),
-           "device": seat.device.type}  # fmt: skip
+           "device": seat.device.type, "microbatch": stage.spec.batch.size}  # fmt: skip
     for name, value in now.items():
         if loaded.facts.get(name, value) != value:
             say(f"{stage.name}: saved with {name} {loaded.facts[name]}, now {value}: the last bits may differ")

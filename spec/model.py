@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_serializer, model_validator
+from pydantic import Field, StrictInt, model_serializer, model_validator
 
 from specc.spec.node import Node
 
@@ -88,8 +88,8 @@ class ModelSpec(Node):
     """An architecture: typed inputs, blocks, and the steps from the inputs to the outputs and the loss."""
 
     doc: str = ""
-    dims: dict[str, int | str | list[int | str]] = {}
-    numbers: dict[str, float] = {}  # named constants of the architecture that are not sizes
+    dims: dict[str, StrictInt | str | list[StrictInt | str]] = {}
+    numbers: dict[str, StrictInt | float] = {}  # named constants of the architecture that are not sizes
     inputs: dict[str, str]
     attributes: dict[str, str | Attribute] = {}
     masks: dict[str, str] = Field({}, max_length=100)

@@ -11,6 +11,7 @@ import specc
 from specc.compiler.elaborate import elaborate
 from specc.compiler.lower.run import run_program
 from specc.runtime.commands import new
+from specc.runtime.commands.build import notes
 from specc.runtime.sample import Choice, Decoder, draw
 from specc.runtime.seat import Seat, first_values
 from specc.spec.spec import load
@@ -35,7 +36,8 @@ def test_a_build_says_whether_and_why_not_it_decodes(name: str, tmp_path: Path) 
 def test_attention_without_a_mask_does_not_decode(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(SPEC.replace("mask: causal, ", ""))
     stage = specc.build(tmp_path / "x.yaml", tmp_path / "b").stages["a"]
-    assert (stage.path / "decode.txt").read_text().strip() == SEES_ALL
+    assert stage.refusal == SEES_ALL
+    assert list(notes(stage)) == [f"'a' predicts the next token and cannot write any: {SEES_ALL}"]
 
 
 def test_prompts_of_a_model_that_writes_no_text_are_told(tmp_path: Path) -> None:

@@ -97,8 +97,20 @@ def test_steps_of_other_settings_are_told(tmp_path: Path) -> None:
     spec = write_spec(tmp_path)
     assert "other settings" not in said(build(spec, tmp_path / "b").path, tmp_path)
     (before,) = tmp_path.glob("b.runs/*")
-    told = said(build(spec, tmp_path / "b", ["stages.pretrain.eval.batches=1"]).path, tmp_path)
+    told = said(build(spec, tmp_path / "b", ["stages.pretrain.seed=1"]).path, tmp_path)
     assert f"{before.name} was trained with other settings" in told
+
+
+def test_a_run_that_is_watched_otherwise_or_cut_into_other_microbatches_goes_on(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path)
+    said(build(spec, tmp_path / "b").path, tmp_path)
+    (done,) = tmp_path.glob("b.runs/*/done.json")
+    done.unlink()
+    sets = ["eval.batches=1", "sample.prompts=[a]", "checkpoint.every=1", "batch.microbatch=1"]
+    told = said(build(spec, tmp_path / "b", [f"stages.pretrain.{each}" for each in sets]).path, tmp_path)
+    assert "goes on from step" in told
+    assert "saved with microbatch" in told
+    assert len(list(tmp_path.glob("b.runs/*/checkpoints"))) == 1
 
 
 @pytest.mark.parametrize(("warmup", "is_told"), [(9, True), (2, False), (0.5, False)])

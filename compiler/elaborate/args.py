@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -184,7 +185,10 @@ def init_of(frame: Frame, raw: Any, weight: str, default: tuple[str, tuple[tuple
         given = dict(zip(names, numbers if isinstance(numbers, list) else [numbers], strict=False))
     if set(given) != set(names):
         frame.fail("S103", f"'{kind}' takes {', '.join(names) or 'no numbers'}", at)
-    return Init(kind, {n: float(frame.number(v, at)) for n, v in given.items()})
+    read = {n: float(frame.number(v, at)) for n, v in given.items()}
+    if read.get("std", 0.0) < 0 or read.get("low", 0.0) > read.get("high", math.inf):
+        frame.fail("S103", f"'{kind}' takes {'a std of at least 0' if 'std' in read else 'low before high'}", at)
+    return Init(kind, read)
 
 
 def plain_attrs(op: Op, args: Mapping[str, Any]) -> dict[str, Any]:

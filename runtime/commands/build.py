@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from specc.compiler.facts import StageFacts
@@ -36,19 +36,20 @@ def run(args: argparse.Namespace) -> int:
     print(f"{out}: built in {duration(took)}\n\n{summary(facts, decisions, load(str(out / 'spec.yaml')))}\n")
     if kernels := kernel_summary(out / "kernels"):
         print(f"  {kernels}\n")
-    for reason in (why for f in facts if (why := no_run(stages[f.name]))):
-        print(f"  {reason}: it can be profiled and looked at, not run\n")
+    for note in (note for f in facts for note in notes(stages[f.name])):
+        print(f"  {note}\n")
     print(f"next: specc run {out}        look: {out}/report.html")
     return 0
 
 
-def no_run(stage: Stage) -> str:
-    """Why the data of a stage are none for its model, or nothing."""
+def notes(stage: Stage) -> Iterator[str]:
+    """What a stage's model and data do not do that one may expect of them."""
     try:
         check_inputs(stage)
     except RunError as e:
-        return str(e)
-    return ""
+        yield f"{e}: it can be profiled and looked at, not run"
+    if stage.spec.objective == "causal_lm" and {"tokens", "labels"} <= stage.fields and stage.refusal:
+        yield f"'{stage.name}' predicts the next token and cannot write any: {stage.refusal}"
 
 
 def steps(facts: Sequence[StageFacts], decisions: Sequence[Decision], spec: Spec) -> list[tuple[str, list[str]]]:
