@@ -12,6 +12,7 @@ import yaml
 
 PORT = 29500
 ACTIVATE = "# Activate the environment here, on a disk that all machines see, such as: source /shared/venv/bin/activate"
+RESTARTS = 3  # of all ranks, by torchrun; Kubernetes counts one that fails on each machine
 SAVING = 120  # seconds between the signal and the end of a Slurm job: time for a checkpoint
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?")  # what Kubernetes takes as a name of a job and of its service
 FIRST = "${{{}%%$'\\n'*}}"  # of lines in a variable; a pipe into head would kill the writer where there are many
@@ -36,8 +37,8 @@ class Job:
         """The command of each machine; both arguments are put in as they are."""
         return [
             "torchrun", f"--nnodes={self.nodes}", f"--nproc-per-node={self.per_node}", "--rdzv-backend=c10d",
-            f"--rdzv-id={run_id}", f"--rdzv-endpoint={rendezvous}:{PORT}", "--max-restarts=3", "-m", "specc", "run",
-            shlex.quote(self.build),
+            f"--rdzv-id={run_id}", f"--rdzv-endpoint={rendezvous}:{PORT}", f"--max-restarts={RESTARTS}",
+            "-m", "specc", "run", shlex.quote(self.build),
         ]  # fmt: skip
 
 
@@ -62,7 +63,9 @@ def slurm(job: Job) -> str:
 
 
 def k8s(job: Job) -> str:
-    """A headless service and an indexed Job: `kubectl apply -f FILE`. The build's disk is the claim `job.claim`."""
+    """A headless service and an indexed Job: `kubectl apply -f FILE`. The build's disk is the claim `job.claim`.
+
+    A pod that is evicted is made anew and counts as no failure."""
     command = " ".join(job.torchrun(f"{job.name}-0.{job.name}", job.name))
     limits = {"nvidia.com/gpu": job.per_node} if job.accelerator else {"cpu": job.per_node}
     container: dict[str, Any] = {
@@ -77,9 +80,11 @@ def k8s(job: Job) -> str:
     ]
     pod = {"subdomain": job.name, "restartPolicy": "Never", "terminationGracePeriodSeconds": SAVING,
            "containers": [container], "volumes": volumes}  # fmt: skip
-    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": job.name},
-               "spec": {"clusterIP": "None", "selector": {"job-name": job.name}}}  # fmt: skip
-    spec = {"completions": job.nodes, "parallelism": job.nodes, "completionMode": "Indexed", "backoffLimit": 3,
+    meets = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": {"job-name": job.name}}
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": job.name}, "spec": meets}
+    evicted = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    spec = {"completions": job.nodes, "parallelism": job.nodes, "completionMode": "Indexed",
+            "backoffLimit": RESTARTS * job.nodes, "podFailurePolicy": {"rules": [evicted]},
             "template": {"spec": pod}}  # fmt: skip
     jobs = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": job.name}, "spec": spec}
     return yaml.safe_dump_all([service, jobs], sort_keys=False)

@@ -61,6 +61,15 @@ def test_a_job_of_kubernetes_has_a_service_by_which_its_machines_meet() -> None:
     assert "--rdzv-endpoint=a-run-0.a-run:29500" in shell
 
 
+def test_a_job_of_kubernetes_outlives_evictions_and_some_failures_of_all_machines() -> None:
+    service, job = yaml.safe_load_all(k8s(JOB))
+    assert service["spec"]["publishNotReadyAddresses"], "ranks meet before they are ready"
+    assert job["spec"]["backoffLimit"] == 3 * JOB.nodes
+    (rule,) = job["spec"]["podFailurePolicy"]["rules"]
+    assert (rule["action"], rule["onPodConditions"][0]["type"]) == ("Ignore", "DisruptionTarget")
+    assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never", "what that policy asks for"
+
+
 def test_a_task_of_skypilot_names_its_accelerators() -> None:
     task = yaml.safe_load(skypilot(JOB))
     assert task["num_nodes"] == 4
