@@ -28,25 +28,10 @@ OBJECTIVES = {
 }
 CAUSAL = parse(LIBRARY["causal"])
 MAX_DEPTH, MAX_PARTS = 16, 400
-ALLOWED = {
-    "num",
-    "attr",
-    "+",
-    "-",
-    "*",
-    "//",
-    "%",
-    "neg",
-    "and",
-    "or",
-    "not",
-    "<",
-    "<=",
-    ">",
-    ">=",
-    "==",
-    "!=",
-}
+JOINS = {"and", "or", "not"}
+COMPARISONS = {"<", "<=", ">", ">=", "==", "!="}
+ALLOWED = {"num", "attr", "+", "-", "*", "//", "%", "neg", *JOINS, *COMPARISONS}
+COMPARE = "compare it: q.modality == 1, say"
 
 
 class MaskError(Exception):
@@ -59,7 +44,21 @@ class MaskError(Exception):
 
 def expand(predicate: str, masks: Mapping[str, str], numbers: Mapping[str, Number]) -> Expr:
     """The predicate with every name replaced by its definition; `numbers` are those of the model's dims."""
-    return _Expansion({**LIBRARY, **masks}, numbers).of(_read(predicate), 0)
+    whole = _Expansion({**LIBRARY, **masks}, numbers).of(_read(predicate), 0)
+    if not _is_condition(whole):
+        raise MaskError(f"'{predicate}' is a number, not a condition", COMPARE)
+    return whole
+
+
+def _is_condition(e: Expr) -> bool:
+    """Whether it says yes or no; else it is a number. Raises MaskError where one stands for the other."""
+    parts = [_is_condition(a) for a in e.args]
+    if e.op in JOINS and not all(parts):
+        number = e.args[parts.index(False)]
+        raise MaskError(f"'{e}' joins conditions, and '{number}' is a number", COMPARE)
+    if e.op not in JOINS and any(parts):
+        raise MaskError(f"'{e}' takes numbers, and '{e.args[parts.index(True)]}' is a condition")
+    return e.op in JOINS or e.op in COMPARISONS or isinstance(e.value, bool)
 
 
 def bound(predicate: str, masks: Mapping[str, str], numbers: Mapping[str, Number]) -> str:

@@ -1,7 +1,8 @@
 """The one expression language of specs: dim arithmetic, pointwise formulas, mask predicates and guards.
 
 Python's own grammar is parsed, then only an allow-list of nodes is taken over into `Expr`; nothing is ever
-evaluated by Python. What a name means is the reader's affair."""
+evaluated by Python. `&` and `|` are other words for `and` and `or`, so they bind looser than comparisons, as in
+masks on paper. What a name means is the reader's affair."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ Number = int | float | bool
 
 _BINARY: dict[type[ast.operator], str] = {
     ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.FloorDiv: "//", ast.Mod: "%", ast.Pow: "**",
-    ast.BitAnd: "and", ast.BitOr: "or",
 }  # fmt: skip
+_WORDS = str.maketrans({"&": " and ", "|": " or "})
 _COMPARE: dict[type[ast.cmpop], str] = {
     ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!=",
 }  # fmt: skip
@@ -67,7 +68,7 @@ def parse(text: str | int | float) -> Expr:
     if not text.isascii():  # Python folds look-alike letters into one name
         raise ExprError(f"'{text}' has letters other than ASCII")
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        tree = ast.parse(text.translate(_WORDS).strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ExprError(f"'{text}' is not an expression") from None
     if sum(1 for _ in ast.walk(tree)) > MAX_NODES:

@@ -28,6 +28,19 @@ def test_arithmetic(text: str, names: dict[str, int], value: float) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "means"),
+    [
+        ("q.x == 1 & k.x == 1", "q.x == 1 and k.x == 1"),
+        ("a & b | q.x == 1 & k.x < 2", "(a and b) or (q.x == 1 and k.x < 2)"),
+        ("a & not b", "a and (not b)"),
+        ("q.x + 1 >= 3 | ~a", "((q.x + 1) >= 3) or (not a)"),
+    ],
+)
+def test_signs_that_join_conditions_bind_looser_than_comparisons(text: str, means: str) -> None:
+    assert parse(text) == parse(means)
+
+
+@pytest.mark.parametrize(
     "text", ["9 ** 9 ** 9", "1 / 0", "unknown + 1", "sqrt(-1)", "sin(1)", "q.pos + 1", "10 ** 400.5"]
 )
 def test_bad_arithmetic_is_an_expression_error(text: str) -> None:
