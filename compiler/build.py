@@ -54,7 +54,7 @@ from specc.spec.stage import StageSpec
 MANIFEST = "manifest.json"
 CHUNK = 32  # tokens of a prompt that are decoded at once
 WATCH_WORDS = ("eval", "sample", "checkpoint")  # what of a stage looks at its steps and does not change them
-DERIVED = ("sizes", "flops_per_token")  # what of a stage follows from its spec and its program
+DERIVED = ("sizes", "shapes", "flops_per_token")  # what of a stage follows from its spec and its program
 # What of a plan says where and when things are computed, and not what: a run goes on under another mesh.
 MESH_WORDS = ("cluster", "mesh", "schedule", "zero", "sequence_parallel", "context", "pins", "recompute", "offload")
 
@@ -140,6 +140,7 @@ def build_stage(
     described = {
         "name": name, "spec": stage.model_dump(mode="json", by_alias=True), "plan": spec.plan.model_dump(mode="json"),
         "inputs": {n: str(t) for n, t in program.inputs.items()}, "loss": program.loss, "sizes": sizes,
+        "shapes": {n: t.shape(sizes) for n, t in program.inputs.items()},
         "ops": {f.name: f.sha256 for f in op_files(spec)},
         "parent": stage.from_, "decodes": not decoding, "flops_per_token": result.flops_per_token,
     }  # fmt: skip

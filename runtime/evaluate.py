@@ -23,16 +23,18 @@ ALONE_HERE = Seat()
 def validation_loss(
     stage: Stage, executor: Executor, params: Mapping[str, Tensor], rows: Rows, seat: Seat = ALONE_HERE
 ) -> float:
-    """Mean loss over the labels of the first batches of the held-out rows, each row once."""
-    size = stage.spec.batch.size
+    """Mean loss over the labels of the first held-out rows, each row once: of as many as `eval.batches` steps take, by
+    microbatches, so that the plan does not choose the rows."""
+    size, batches = stage.spec.batch.size, stage.spec.eval.batches
+    n = min(batches * stage.spec.batch.sequences, len(rows))
     total, labels = 0.0, 0
-    for i in range(min(stage.spec.eval.batches, math.ceil(len(rows) / size))):
-        made = batch(rows, [j % len(rows) for j in range(i * size, (i + 1) * size)], stage.fields)
+    for begin in range(0, n, size):
+        made = batch(rows, [j % n for j in range(begin, begin + size)], stage.fields)
         if "labels" in made:
-            made["labels"][len(rows) - i * size :] = IGNORE  # rows that fill up the batch were counted before
+            made["labels"][n - begin :] = IGNORE  # rows that fill up the batch were counted before
             count = int((made["labels"] != IGNORE).sum())
         else:
-            count = size
+            count = min(size, n - begin)
         if count:
             found = executor.forward(params, seat.cut(made)).get("loss")
             total += float(found) * count if found is not None else 0.0

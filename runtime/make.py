@@ -13,6 +13,7 @@ from specc.compiler.placement.mesh import mesh_mistakes
 from specc.compiler.report import render
 from specc.compiler.report.gather import read_build
 from specc.runtime.built import Build, open_build
+from specc.runtime.data.template import template_mistakes
 from specc.spec.errors import SpecError, in_order
 from specc.spec.spec import Spec, load
 
@@ -35,7 +36,7 @@ def build_files(
     found = spec if isinstance(spec, Spec) else load(spec, overrides)
     if isinstance(spec, Spec) and overrides:
         found = spec.changed(*overrides)
-    if mistakes := mesh_mistakes(found) or [*idle(found)]:
+    if mistakes := mesh_mistakes(found) or [*template_mistakes(found), *idle(found)]:
         raise SpecError(*in_order(mistakes))
     found = chosen(found)
     target = Path(out or f"build/{found.name}")

@@ -20,7 +20,7 @@ def learning_rate(schedule: Schedule, base: float, step: int, steps: int) -> flo
     """The learning rate of a step (from 0) of `steps`; behind the last one it would be `final` of the base.
 
     `wsd` is "warm up, stay, decay" (arXiv:2404.06395): linear over the last share `decay` of all steps."""
-    warmup = int(schedule.warmup * steps) if schedule.warmup < 1 else int(schedule.warmup)
+    warmup, decays = schedule.lengths(steps)
     if step < warmup:
         return base * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
@@ -31,8 +31,7 @@ def learning_rate(schedule: Schedule, base: float, step: int, steps: int) -> flo
         case "linear":
             return base * (1 - (1 - final) * done)
         case "wsd":
-            length = schedule.decay * steps
-            over = (step - (steps - length)) / length if length else 0.0
+            over = (step - (steps - decays)) / decays if decays else 0.0
             return base * (1 - (1 - final) * max(0.0, over))
     return base * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done)))
 

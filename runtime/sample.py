@@ -13,8 +13,9 @@ from torch import Tensor
 
 from specc.compiler.graphs import from_json
 from specc.runtime.built import Stage
-from specc.runtime.data.chat import coder, render
+from specc.runtime.data.chat import coder
 from specc.runtime.data.files import well_formed
+from specc.runtime.data.template import render
 from specc.runtime.data.tokenizer import END, EOS, special
 from specc.runtime.errors import RunError
 

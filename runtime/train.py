@@ -97,8 +97,8 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
         if seat.leads:
             (folder / "facts.json").write_text(json.dumps({"unigram_entropy": entropy}) + "\n")
     check_patterns(stage.spec.optimizer, stage.trainable())
-    if (warmup := stage.spec.schedule.warmup) > (steps := stage.spec.steps()):
-        say(f"{stage.name}: warmup takes {warmup:g} steps, and the run has {steps}: it never reaches its learning rate")
+    if told := slow_warmup(stage):
+        say(told)
     own = {p: params[p] for p in stage.trainable() if p in params}
     optimizer = AdamW(stage.spec.optimizer, own, stage.plan["offload"]["optimizer"])
     ema = {n: t.clone() for n, t in params.items()} if stage.spec.ema else {}
@@ -127,6 +127,14 @@ def _others(stage: Stage, folder: Path) -> list[Path]:
     """Runs of the same stage that have steps, of other settings; the newest last."""
     steps = folder.parent.glob(f"{escape(stage.name)}-{'[0-9a-f]' * DIGITS}/checkpoints/step_*")
     return sorted({s.parents[1] for s in steps} - {folder}, key=lambda d: d.stat().st_mtime)
+
+
+def slow_warmup(stage: Stage) -> str:
+    """A word on a warmup that takes longer than the stage."""
+    steps = stage.spec.steps()
+    warmup, _ = stage.spec.schedule.lengths(steps)
+    why = f"warmup takes {warmup} steps, and the run has {steps}: it never reaches its learning rate"
+    return f"{stage.name}: {why}" if warmup > steps else ""
 
 
 def check_inputs(stage: Stage) -> None:

@@ -34,7 +34,7 @@ class Optimizer(Node):
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0)
-    clip: float | None = Field(1.0, gt=0)
+    clip: float | None = Field(1.0, gt=0, description="largest norm of all gradients together; null: no bound")
     no_decay: list[str] = Field([], description="patterns; one-dimensional parameters and biases never decay")
     groups: list[ParamGroup] = Field([], description="parameters that learn at another rate or decay")
 
@@ -44,6 +44,10 @@ class Schedule(Node):
     warmup: float = Field(0.05, ge=0, description="steps, or a share of all steps if below 1")
     final: float = Field(0.1, ge=0, le=1, description="share of the learning rate at the end")
     decay: float = Field(0.2, ge=0, le=1, description="wsd: share of the steps that decay")
+
+    def lengths(self, steps: int) -> tuple[int, float]:
+        """Steps of the warmup, and those of the decay of `wsd`."""
+        return int(self.warmup * steps if self.warmup < 1 else self.warmup), self.decay * steps
 
 
 class Budget(Node):
@@ -92,8 +96,8 @@ class Batch(Node):
 
 
 class Eval(Node):
-    every: int = Field(100, ge=1)
-    batches: int = Field(8, ge=1)
+    every: int = Field(100, ge=1, description="steps between looks at the held-out rows")
+    batches: int = Field(8, ge=1, description="held-out rows, in batches of `batch.sequences`; at most all there are")
 
 
 class Sample(Node):
@@ -143,6 +147,13 @@ class StageSpec(Node):
             self.span_corruption.check(self.data.seq_len)
         elif self.objective == "blank_infilling" and self.data.seq_len < 8:
             raise ValueError("blank_infilling needs a data.seq_len of at least 8")
+        return self
+
+    @model_validator(mode="after")
+    def _decays_behind_the_warmup(self) -> StageSpec:
+        steps, (warm, decays) = self.steps(), self.schedule.lengths(self.steps())
+        if self.schedule.kind == "wsd" and warm + decays > steps:
+            raise ValueError(f"the warmup ({warm:g} steps) and the decay ({decays:g}) take more than all {steps} steps")
         return self
 
     def lengths(self) -> dict[str, int]:

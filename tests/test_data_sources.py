@@ -15,9 +15,10 @@ from tokenizers.models import WordLevel
 
 from specc.compiler.ops.loss import IGNORE
 from specc.runtime.data import tokenizer as tokenizers
-from specc.runtime.data.chat import coder, conversation, render
+from specc.runtime.data.chat import coder, conversation
 from specc.runtime.data.corpus import Corpus, Document, documents
 from specc.runtime.data.prepare import Prepared, corpora, prepare
+from specc.runtime.data.template import render
 from specc.runtime.errors import RunError
 from specc.spec.data import Source
 from specc.spec.stage import CHATML, StageSpec

@@ -14,6 +14,18 @@ from specc.runtime.tuned import Op
 TINY = Path(__file__).parent.parent / "examples" / "tiny.yaml"
 SMALL = ["--set", "model.dims.L=2", "--set", "stages.pretrain.batch.sequences=4", "--steps", "2"]
 
+IMAGES = """\
+specc: 1
+use: dit
+set: {model.dims.L: 2, model.dims.D: 32, model.dims.H: 2, model.dims.Y: 8}
+stages:
+  pretrain:
+    data: {sources: [{corpus: python-stdlib}], seq_len: 8}
+    tokenizer: {vocab: 300}
+    batch: {sequences: 2}
+    budget: {steps: 1}
+"""
+
 
 def profile(capsys: pytest.CaptureFixture[str], folder: Path, *more: str) -> list[Profile]:
     assert main(["profile", str(TINY), "-o", str(folder / "b"), *SMALL, "--json", *more]) == 0
@@ -51,6 +63,15 @@ def test_the_table_shows_predicted_beside_measured(tmp_path: Path, capsys: pytes
     said = capsys.readouterr().out
     assert "predicted" in said
     assert "tensors alive at most: " in said
+
+
+def test_models_of_images_are_profiled_on_drawn_inputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = tmp_path / "x.yaml"
+    spec.write_text(IMAGES)
+    assert main(["profile", str(spec), "-o", str(tmp_path / "b"), "--steps", "1", "--json"]) == 0
+    said = capsys.readouterr().out
+    (found,) = (from_json(json.dumps(p)) for p in json.loads(said[said.index("[{") :]))
+    assert {"F layers", "B layers"} <= found.typical().keys()
 
 
 def test_spans_become_events_in_microseconds() -> None:

@@ -26,7 +26,7 @@ from specc.runtime.make import build
 from specc.runtime.seat import Seat, take_seat
 from specc.runtime.team import Processes
 from specc.runtime.train import begin, stage_folder
-from specc.runtime.verify import Verdict, fewer
+from specc.runtime.verify import Verdict, distances, fewer
 from specc.runtime.whereabouts import explained
 from specc.spec.spec import load
 from tests.chaos_ranks import chaos
@@ -179,6 +179,13 @@ def test_a_plan_is_verified_on_real_processes(plan: str, tmp_path: Path, capsys:
     assert found["agrees"]
     assert found["worst"] < 1e-12
     assert len(found["grads"]) == 21
+
+
+def test_gradients_that_are_nothing_but_rounding_are_not_compared_with_themselves() -> None:
+    """That of a key's bias is zero in exact arithmetic, and some 1e-17 in any."""
+    wide, noise = torch.ones(4, dtype=torch.float64), torch.full((4,), 1e-17, dtype=torch.float64)
+    assert distances({"w": wide, "k.bias": -3 * noise}, {"w": wide, "k.bias": noise})["k.bias"] == pytest.approx(4e-17)
+    assert distances({"w": wide, "b": 3e-6 * wide}, {"w": wide, "b": 1e-6 * wide})["b"] == pytest.approx(2.0)
 
 
 def test_what_is_not_verified_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

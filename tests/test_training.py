@@ -33,6 +33,7 @@ from specc.runtime.signals import Signals
 from specc.runtime.terminal import has_progress
 from specc.runtime.train import stage_folder
 from specc.spec.model import ModelSpec
+from specc.spec.stage import Batch, Eval
 from tests.parity.case import executor
 from tests.training import begun, made, write_spec
 
@@ -162,6 +163,21 @@ def test_validation_counts_each_label_once(plain: Build) -> None:
         total += n * float(run.executor.forward(run.params, pair)["loss"])
         count += n
     assert validation_loss(stage, run.executor, run.params, rows) == pytest.approx(total / count, rel=1e-6)
+
+
+def test_microbatches_do_not_choose_the_rows_that_are_validated(plain: Build) -> None:
+    """Of one batch of four sequences, two at a time, all four."""
+    run = begun(plain)
+    rows, spec = run.data.validation, run.stage.spec
+    assert spec.batch.size == 2
+    assert len(rows) > 4
+    halves = Batch(sequences=4, microbatch=2)
+    few, all_ = (
+        replace(run.stage, spec=spec.model_copy(update={"batch": halves, "eval": Eval(batches=n)})) for n in (1, 99)
+    )
+    found = validation_loss(few, run.executor, run.params, rows)
+    assert found == validation_loss(all_, run.executor, run.params, replace(rows, n=4))
+    assert found != validation_loss(all_, run.executor, run.params, replace(rows, n=2))
 
 
 def test_a_bad_weight_is_named_and_nothing_is_updated(plain: Build) -> None:

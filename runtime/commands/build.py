@@ -19,7 +19,7 @@ from specc.runtime.built import Stage, open_build
 from specc.runtime.compile import Decision
 from specc.runtime.errors import RunError
 from specc.runtime.make import build_files
-from specc.runtime.train import check_inputs
+from specc.runtime.train import check_inputs, slow_warmup
 from specc.spec.spec import Spec, load
 
 
@@ -48,6 +48,8 @@ def notes(stage: Stage) -> Iterator[str]:
         check_inputs(stage)
     except RunError as e:
         yield f"{e}: it can be profiled and looked at, not run"
+    if told := slow_warmup(stage):
+        yield told
     if stage.spec.objective == "causal_lm" and {"tokens", "labels"} <= stage.fields and stage.refusal:
         yield f"'{stage.name}' predicts the next token and cannot write any: {stage.refusal}"
 

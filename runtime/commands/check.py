@@ -18,6 +18,7 @@ from specc.compiler.placement.mesh import mesh_mistakes
 from specc.compiler.program import Program
 from specc.compiler.training import axis_mistakes, training_mistakes
 from specc.compiler.units import count
+from specc.runtime.data.template import template_mistakes
 from specc.runtime.terminal import show_error
 from specc.spec.errors import Diagnostic, SpecError, in_order
 from specc.spec.spec import Spec, examine
@@ -47,6 +48,7 @@ def check_file(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     spec, mistakes = examine(path, overrides)
     found: dict[tuple[str, str], Program] = {}
     if spec is not None:
+        mistakes += template_mistakes(spec)
         try:
             mistakes += (of_mesh := mesh_mistakes(spec))
             found = programs(spec)

@@ -3,47 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
-import jinja2
-import jinja2.sandbox
 from tokenizers import Tokenizer
 
 from specc.runtime.data.store import Piece
+from specc.runtime.data.template import Messages, render
 from specc.runtime.data.tokenizer import literal, special_tokens
 from specc.runtime.errors import RunError
 
 PRIVATE = 0xF0000  # a plane that no text uses: content that looks like a special token is spelled here while rendered
 HIDDEN = re.compile(f"([{chr(PRIVATE)}-{chr(PRIVATE + 0xFFFD)}])")
-Messages = Sequence[Mapping[str, str]]
-
-
-@lru_cache(16)
-def _compiled(template: str) -> jinja2.Template:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        keep_trailing_newline=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-
-    def refuse(message: object) -> None:
-        raise jinja2.TemplateError(str(message))
-
-    environment.globals["raise_exception"] = refuse
-    return environment.from_string(template)
-
-
-def render(template: str, messages: Messages, ask: bool = False) -> str:
-    """A conversation as text by its jinja2 template; with `ask` the answer's head follows."""
-    try:
-        text = _compiled(template).render(messages=list(messages), add_generation_prompt=ask)
-    except jinja2.TemplateSyntaxError as e:
-        raise RunError(f"the chat template does not parse: {e.message} (line {e.lineno})") from None
-    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as e:
-        raise RunError(f"the chat template fails: {e}") from None
-    except (RecursionError, MemoryError):
-        raise RunError("the chat template fails: it goes too deep or makes too much") from None
-    return str(text)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,57 @@
+"""Chat templates: conversations as text, by jinja2 in its sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+
+import jinja2
+import jinja2.sandbox
+
+from specc.runtime.errors import RunError
+from specc.spec.errors import Diagnostic
+from specc.spec.spec import Spec
+
+Messages = Sequence[Mapping[str, str]]
+EXAMPLE: Messages = ({"role": "user", "content": "a question"}, {"role": "assistant", "content": "an answer"})
+
+
+def template_mistakes(spec: Spec) -> Iterator[Diagnostic]:
+    """Templates of sft stages that cannot be read, or leave out what the assistant says."""
+    for name, stage in spec.stages.items():
+        if stage.kind != "sft":
+            continue
+        mark, why = spec.mark(("stages", name, "template")) or spec.mark(("stages", name)), ""
+        try:
+            if EXAMPLE[1]["content"] not in render(stage.template, EXAMPLE):
+                why = "the chat template does not write what the assistant says"
+        except RunError as e:
+            why = str(e) if "does not parse" in str(e) else ""  # others may be its word on this conversation
+        if why:
+            yield Diagnostic("S103", why, mark, "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}, say")
+
+
+@lru_cache(16)
+def _compiled(template: str) -> jinja2.Template:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        keep_trailing_newline=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+
+    def refuse(message: object) -> None:
+        raise jinja2.TemplateError(str(message))
+
+    environment.globals["raise_exception"] = refuse
+    return environment.from_string(template)
+
+
+def render(template: str, messages: Messages, ask: bool = False) -> str:
+    """A conversation as text by its jinja2 template; with `ask` the answer's head follows."""
+    try:
+        text = _compiled(template).render(messages=list(messages), add_generation_prompt=ask)
+    except jinja2.TemplateSyntaxError as e:
+        raise RunError(f"the chat template does not parse: {e.message} (line {e.lineno})") from None
+    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as e:
+        raise RunError(f"the chat template fails: {e}") from None
+    except (RecursionError, MemoryError):
+        raise RunError("the chat template fails: it goes too deep or makes too much") from None
+    return str(text)
