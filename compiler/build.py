@@ -43,7 +43,7 @@ from specc.compiler.placement.types import Mesh
 from specc.compiler.positions import check_positions
 from specc.compiler.program import Call, Program
 from specc.compiler.schedule.files import write_schedules
-from specc.compiler.training import NO_LOSS, stage_sizes, trained, training_mistakes
+from specc.compiler.training import NO_LOSS, parent_mistakes, stage_sizes, trained, training_mistakes
 from specc.compiler.vocabulary import vocabulary
 from specc.compiler.work import graph_work
 from specc.spec.errors import Diagnostic, SpecError, in_order
@@ -69,6 +69,7 @@ def build_spec(spec: Spec, out: Path, allow_ops: bool = False, trains: bool = Tr
         raise SpecError(Diagnostic("S306", f"{out} is not a build, so it is not replaced"))
     programs = {name: elaborate(spec, stage.model, stage.objective) for name, stage in spec.stages.items()}
     mistakes = [d for name, program in programs.items() for d in training_mistakes(spec, name, program)]
+    mistakes += parent_mistakes(spec, programs)
     if mistakes := [d for d in mistakes if trains or d.code == NO_LOSS]:
         raise SpecError(*in_order(mistakes))
     own = user_impls(spec, allow_ops)

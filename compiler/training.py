@@ -71,6 +71,20 @@ def training_mistakes(spec: Spec, name: str, program: Program) -> Iterator[Diagn
         yield Diagnostic("S309", text, mark, f"vocab: {room.size}{more}")
 
 
+def parent_mistakes(spec: Spec, programs: Mapping[str, Program]) -> Iterator[Diagnostic]:
+    """Parameters of a stage that the stage it starts from does not have, or has in another shape."""
+    for name, stage in spec.stages.items():
+        if stage.from_ not in programs or name not in programs:
+            continue
+        known = prune(programs[stage.from_], []).params
+        for path, p in prune(programs[name], []).params.items():
+            if path not in known or known[path].type.shape({}) != p.type.shape({}):
+                has = f"'{path}' as {known[path].type.shown()}" if path in known else f"no '{path}'"
+                text = f"'{stage.from_}' has {has}, and '{name}' starts from its weights with {p.type.shown()}"
+                yield Diagnostic("S311", text, spec.mark(("stages", name, "from")))
+                break
+
+
 def axis_mistakes(spec: Spec, name: str, whole: Program, own: Mapping[str, Op] | None = None) -> list[Diagnostic]:
     """Dims of the stage's model that leave a rest over the axes of the mesh."""
     if is_open(spec.plan) or not (mesh := mesh_of(spec.plan).inner).axes:

@@ -16,7 +16,7 @@ from specc.compiler.idle import idle
 from specc.compiler.ops.user import user_ops
 from specc.compiler.placement.mesh import mesh_mistakes
 from specc.compiler.program import Program
-from specc.compiler.training import axis_mistakes, training_mistakes
+from specc.compiler.training import axis_mistakes, parent_mistakes, training_mistakes
 from specc.compiler.units import count
 from specc.runtime.data.template import template_mistakes
 from specc.runtime.terminal import show_error
@@ -53,6 +53,7 @@ def check_file(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
             mistakes += (of_mesh := mesh_mistakes(spec))
             found = programs(spec)
             mistakes += [d for stage in of_stages(spec, found) for d in training_mistakes(spec, *stage)]
+            mistakes += parent_mistakes(spec, dict(of_stages(spec, found)))
             if not of_mesh:
                 own = user_ops(spec, (), ())
                 mistakes += [d for stage in of_stages(spec, found) for d in axis_mistakes(spec, *stage, own)]
