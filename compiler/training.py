@@ -74,7 +74,7 @@ def training_mistakes(spec: Spec, name: str, program: Program) -> Iterator[Diagn
 def parent_mistakes(spec: Spec, programs: Mapping[str, Program]) -> Iterator[Diagnostic]:
     """Parameters of a stage that the stage it starts from does not have, or has in another shape."""
     for name, stage in spec.stages.items():
-        if stage.from_ not in programs or name not in programs:
+        if stage.from_ is None or stage.from_ not in programs or name not in programs:
             continue
         known = prune(programs[stage.from_], []).params
         for path, p in prune(programs[name], []).params.items():
