@@ -43,7 +43,7 @@ from specc.compiler.placement.types import Mesh
 from specc.compiler.positions import check_positions
 from specc.compiler.program import Call, Program
 from specc.compiler.schedule.files import write_schedules
-from specc.compiler.training import NO_LOSS, parent_mistakes, stage_sizes, trained, training_mistakes
+from specc.compiler.training import NO_LOSS, pairs, parent_mistakes, stage_sizes, trained, training_mistakes
 from specc.compiler.vocabulary import vocabulary
 from specc.compiler.work import graph_work
 from specc.spec.errors import Diagnostic, SpecError, in_order
@@ -147,7 +147,7 @@ def build_stage(
     }  # fmt: skip
     hashes[name] = hash_of(described, program, hashes.get(stage.from_ or "", ""))
     room = vocabulary(program)
-    more = {"vocabulary": room and room.size, "hash": hashes[name]}
+    more = {"vocabulary": room and room.size, "pairs": pairs(program), "hash": hashes[name]}
     write_json(out / "stage.json", {**described, **mesh_facts(mesh, program, placed), **more})
     return result
 

@@ -71,6 +71,19 @@ def training_mistakes(spec: Spec, name: str, program: Program) -> Iterator[Diagn
         yield Diagnostic("S309", text, mark, f"vocab: {room.size}{more}")
 
 
+def pairs(program: Program) -> str:
+    """The path of a step that puts samples beside each other (a contrastive loss): what it gives depends on which of
+    them are in a microbatch. Nothing if there is none."""
+    batch = {t.dims[0].name for t in program.inputs.values() if t.dims}
+    for body in program.bodies.values():
+        for e in body.eqns:
+            for t in e.types:
+                ways = [d.name if d.name in batch else d.of for d in t.dims]
+                if any(ways.count(b) > 1 for b in batch):
+                    return f"`{e.op}` ({e.path})"
+    return ""
+
+
 def parent_mistakes(spec: Spec, programs: Mapping[str, Program]) -> Iterator[Diagnostic]:
     """Parameters of a stage that the stage it starts from does not have, or has in another shape."""
     for name, stage in spec.stages.items():

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from specc.runtime import cli
 from specc.runtime.api import run
+from specc.runtime.commands.build import notes
 from specc.runtime.data import tokenizer as tokenizers
 from specc.runtime.data.batches import Mixture, batch, microbatches
 from specc.runtime.data.objectives import Rows, fields_given
@@ -214,3 +215,32 @@ def test_keys_of_dropout_are_new_in_each_step_and_none_in_validation() -> None:
     assert len({*keys[0], *keys[1]}) == 8
     assert min(*keys[0], *keys[1]) >= 0
     assert batch(rows, [3, 4], {"key"})["key"].tolist() == [-1, -1]
+
+
+def test_a_build_says_that_samples_are_compared_in_a_microbatch(tmp_path: Path) -> None:
+    text = """\
+specc: 1
+model:
+  dims: {D: 8, V: 300}
+  inputs: {tokens: 'int[B S]', labels: 'int[B S]'}
+  steps:
+    - embedding: {rows: V, out: D, from: tokens, name: embed}
+    - mean: {over: S, as: one}
+    - rename: {dims: {B: others}, as: other}
+    - einsum: {rule: 'b d, t d -> b t', from: [one, other], as: alike}
+    - index: {of: B, as: pair}
+    - cross_entropy: {from: [alike, pair], as: loss}
+  loss: loss
+stages:
+  a:
+    data: {sources: [{corpus: python-stdlib}], seq_len: 8}
+    tokenizer: {vocab: 300}
+    batch: {sequences: 4}
+    budget: {steps: 1}
+"""
+    (tmp_path / "x.yaml").write_text(text)
+    halves, whole = (
+        build(tmp_path / "x.yaml", tmp_path / str(n), [f"stages.a.batch.microbatch={n}"]).stages["a"] for n in (2, 4)
+    )
+    assert "among the 2 of a microbatch, not among the 4 of a step" in "".join(notes(halves))
+    assert "compares samples" not in "".join(notes(whole))

@@ -50,6 +50,10 @@ def notes(stage: Stage) -> Iterator[str]:
         yield f"{e}: it can be profiled and looked at, not run"
     if told := slow_warmup(stage):
         yield told
+    batch = stage.spec.batch
+    if (where := stage.facts["pairs"]) and batch.microbatches > 1:
+        among = f"the {batch.size} of a microbatch, not among the {batch.sequences} of a step"
+        yield f"'{stage.name}' compares samples with each other ({where}): among {among}"
     if stage.spec.objective == "causal_lm" and {"tokens", "labels"} <= stage.fields and stage.refusal:
         yield f"'{stage.name}' predicts the next token and cannot write any: {stage.refusal}"
 
