@@ -80,6 +80,7 @@ def _of_stage(spec: Spec, name: str, stage: StageSpec) -> Iterator[Diagnostic]:
         (stage.kind != "sft", stage, ("template",), "kind", "an sft stage has chats"),
         (bool(own and own.file), own, ("tokenizer", "vocab"), "file", "the tokenizer is read from a file"),
         (bool(own and own.file), own, ("tokenizer", "documents"), "file", "the tokenizer is read from a file"),
+        (bool(stage.data.held_out), stage.data, ("data", "validation"), "held_out", "all of 'held_out' validates"),
     ]
     for is_vain, node, at, decider, why in vain:
         if is_vain and node is not None and at[-1] in node.model_fields_set:

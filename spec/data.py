@@ -37,7 +37,14 @@ class DataSpec(Node):
     sources: list[Source] = Field(min_length=1)
     seq_len: int = Field(256, ge=2, le=1 << 20)
     validation: float = Field(0.01, gt=0, lt=1, description="share of the documents held out")
+    held_out: list[Source] = Field([], description="sources for validation alone, instead of a share of the others")
     limit: int | None = Field(None, ge=1, description="use only so many documents of each source")
+
+    @property
+    def shares(self) -> list[tuple[Source, float]]:
+        """All sources, with the share of each that is held out."""
+        trained = 0.0 if self.held_out else self.validation
+        return [*((s, trained) for s in self.sources), *((s, 1.0) for s in self.held_out)]
 
 
 class TokenizerSpec(Node):

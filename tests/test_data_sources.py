@@ -17,7 +17,7 @@ from specc.compiler.ops.loss import IGNORE
 from specc.runtime.data import tokenizer as tokenizers
 from specc.runtime.data.chat import coder, conversation
 from specc.runtime.data.corpus import Corpus, Document, documents
-from specc.runtime.data.prepare import Prepared, corpora, prepare
+from specc.runtime.data.prepare import Prepared, corpora, first_texts, prepare
 from specc.runtime.data.template import render
 from specc.runtime.errors import RunError
 from specc.spec.data import Source
@@ -113,7 +113,7 @@ def test_what_is_not_there_or_no_file_is_told(tmp_path: Path) -> None:
         texts(tmp_path, path="some.md", field="body")
     (tmp_path / "empty" / "e.jsonl").write_text("\n")
     with pytest.raises(RunError, match="has no documents"):
-        Corpus(Source(path="empty"), tmp_path).digest()
+        Corpus(Source(path="empty"), tmp_path, 0.1).digest()
 
 
 def test_halves_of_surrogate_pairs_are_replaced(tmp_path: Path) -> None:
@@ -122,11 +122,11 @@ def test_halves_of_surrogate_pairs_are_replaced(tmp_path: Path) -> None:
 
 
 def test_a_corpus_is_read_once_if_it_is_small(folder: Path) -> None:
-    corpus = Corpus(Source(path="in"), folder)
+    corpus = Corpus(Source(path="in"), folder, 0.1)
     digest = corpus.digest()
     (folder / "in" / "a.txt").unlink()
     assert [d.content for d in corpus] == ["a", "b", "c"]
-    assert Corpus(Source(path="in"), folder).digest() != digest
+    assert Corpus(Source(path="in"), folder, 0.1).digest() != digest
 
 
 @pytest.fixture(scope="module")
@@ -285,3 +285,24 @@ def test_samples_without_an_answer_are_counted_where_nothing_is_left(tokenizer: 
     lost = [Document(messages=(("user", "what " * 200 + str(i)), ("assistant", "no"))) for i in range(10)]
     with pytest.raises(RunError, match="have no answer in their first 64 tokens"):
         sft(tmp_path, lost, tokenizer, 64)
+
+
+def test_sources_of_their_own_validate(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """All of them, and none of the others; a tokenizer is not trained on them."""
+    for name, word in (("in", "cat"), ("val", "dog")):
+        rows = [json.dumps({"text": f"the {word} {i} " * 40}) for i in range(9)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    data = {"sources": [{"path": "in.jsonl"}], "held_out": [{"path": "val.jsonl"}], "seq_len": 64}
+    stage = StageSpec.model_validate({"budget": {"steps": 1}, "data": data})
+    sources = corpora(stage, tmp_path)
+    assert {word for text in first_texts(sources, 100) for word in ("cat", "dog") if word in text} == {"cat"}
+    made = prepare(stage, sources, tokenizer, tmp_path / "tokens")
+    (trained,), held = made.train.parts, made.validation
+    for rows, word, other in ((trained, "cat", "dog"), (held, "dog", "cat")):
+        ids = rows.make(np.arange(len(rows)), np.arange(len(rows)))["tokens"]
+        text = " ".join(tokenizer.decode(row) for row in ids.tolist())
+        assert all(f"{word} {i}" in text for i in range(9))
+        assert other not in text
+    (tmp_path / "val.jsonl").write_text('{"text": "a"}')
+    with pytest.raises(RunError, match=r"the documents of data\.held_out do not fill a row of 64 tokens"):
+        prepare(stage, corpora(stage, tmp_path), tokenizer, tmp_path / "tokens")

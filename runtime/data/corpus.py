@@ -62,10 +62,11 @@ def _all(source: Source, base: Path, are_chats: bool) -> Iterator[Document]:
 
 @dataclass
 class Corpus:
-    """The documents of a source; read again for each pass, unless they are few enough to keep."""
+    """The documents of a source, of which a `share` is held out; read again for each pass, unless they are few."""
 
     source: Source
     base: Path
+    share: float
     limit: int | None = None
     are_chats: bool = False
     kept: list[Document] | None = None
@@ -84,6 +85,14 @@ class Corpus:
             yield d
         if size < KEPT:
             self.kept = read
+
+    @property
+    def name(self) -> str:
+        return self.source.corpus or str(self.source.path)
+
+    def part(self, held: bool) -> Iterator[Document]:
+        """The documents that are held out, or the others."""
+        return (d for d in self if d.held_out(self.share) == held)
 
     def digest(self) -> str:
         """SHA-256 over all documents; raises RunError if there are none."""

@@ -35,44 +35,45 @@ class Prepared:
 
 
 def corpora(stage: StageSpec, base: Path) -> list[Corpus]:
-    """The stage's sources; relative paths start at `base`."""
-    return [Corpus(source, base, stage.data.limit, stage.kind == "sft") for source in stage.data.sources]
+    """The stage's sources, and those for validation alone; relative paths start at `base`."""
+    chats = stage.kind == "sft"
+    return [Corpus(source, base, share, stage.data.limit, chats) for source, share in stage.data.shares]
 
 
 def first_texts(sources: list[Corpus], n: int) -> Iterator[str]:
     """The first documents of all sources, as many of each, for a tokenizer to be trained on."""
-    each = -(-n // len(sources))
-    return islice((d.content for source in sources for d in islice(source, each)), n)
+    read = [source for source in sources if source.share < 1]
+    each = -(-n // len(read))
+    return islice((d.content for source in read for d in islice(source, each)), n)
 
 
 def prepare(stage: StageSpec, sources: list[Corpus], tokenizer: Tokenizer, cache: Path) -> Prepared:
     """Rows of all sources; validation documents are held out by their content. Token stores are kept below `cache`."""
-    train: list[Rows] = []
+    train: list[tuple[Rows, float]] = []
     held: list[tuple[Rows, float]] = []
     for source in sources:
-        name, weight = source.source.corpus or source.source.path, source.source.weight
-        digest = source.digest()
-        made = [
-            rows_of(stage, _store(stage, source, digest, tokenizer, cache, kept), tokenizer, site)
-            for site, kept in (("train", False), ("validation", True))
-        ]
-        if not len(made[0]):
-            why = "; ".join(made[0].notes) or f"they do not fill a row of {stage.data.seq_len} tokens"
-            raise RunError(f"the documents of {name} give nothing to train on: {why}")
-        train.append(made[0])
-        if len(made[1]):
-            held.append((made[1], weight))
+        digest, weight = source.digest(), source.source.weight
+        made, kept = (
+            rows_of(stage, _store(stage, source, digest, tokenizer, cache, is_held), tokenizer, site)
+            for site, is_held in (("train", False), ("validation", True))
+        )
+        if source.share < 1 and not len(made):
+            why = "; ".join(made.notes) or f"they do not fill a row of {stage.data.seq_len} tokens"
+            raise RunError(f"the documents of {source.name} give nothing to train on: {why}")
+        train += [(made, weight)] if source.share < 1 else []
+        held += [(kept, weight)] if len(kept) else []
     if not held:
         raise RunError(_nothing_held(stage, sources))
-    weights = tuple(source.source.weight for source in sources)
-    notes = tuple(note for rows in train for note in rows.notes)
+    notes = tuple(note for rows, _ in train for note in rows.notes)
     documents = hashlib.sha256(" ".join(source.digest() for source in sources).encode()).hexdigest()
-    validation = joined([r for r, _ in held], [w for _, w in held])
-    return Prepared(Mixture(tuple(train), weights), validation, notes, documents)
+    rows, validation = tuple(r for r, _ in train), joined([r for r, _ in held], [w for _, w in held])
+    return Prepared(Mixture(rows, tuple(w for _, w in train)), validation, notes, documents)
 
 
 def _nothing_held(stage: StageSpec, sources: list[Corpus]) -> str:
     """Why there is no row for validation."""
+    if stage.data.held_out:
+        return f"the documents of data.held_out do not fill a row of {stage.data.seq_len} tokens"
     share = stage.data.validation
     held = [d.held_out(share) for source in sources for d in source]
     if len(held) == 1 and not any(held):
@@ -91,10 +92,9 @@ def _nothing_held(stage: StageSpec, sources: list[Corpus]) -> str:
 def _store(stage: StageSpec, source: Corpus, digest: str, tokenizer: Tokenizer, cache: Path, held: bool) -> Store:
     """The tokens of the source's documents for validation or training."""
     template = stage.template if stage.kind == "sft" else None
-    made_of = [VERSION, tokenizer.to_str(), template, digest, stage.data.validation, held]
+    made_of = [VERSION, tokenizer.to_str(), template, digest, source.share, held]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
-    share = stage.data.validation
-    return stored(cache, key, lambda: _pieces(template, (d for d in source if d.held_out(share) == held), tokenizer))
+    return stored(cache, key, lambda: _pieces(template, source.part(held), tokenizer))
 
 
 def _pieces(template: str | None, docs: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Piece]:
