@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -91,3 +92,10 @@ class BlankInfilling(Node):
         while n > 2 and self.length(n) > seq_len:
             n -= 1
         return n
+
+
+class Sft(Node):
+    """Which answers of conversations are asked for, and what becomes of conversations that are too long."""
+
+    answers: Literal["all", "last"] = Field("all", description="of the assistant's turns, those that the loss is on")
+    long: Literal["cut", "drop"] = Field("cut", description="conversations of more than data.seq_len tokens")

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from specc.spec.data import DataSpec, TokenizerSpec
 from specc.spec.node import Node
-from specc.spec.objective import BlankInfilling, MaskedLM, SpanCorruption
+from specc.spec.objective import BlankInfilling, MaskedLM, Sft, SpanCorruption
 
 SUFFIX = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 CHATML = (
@@ -123,6 +123,7 @@ class StageSpec(Node):
     masked_lm: MaskedLM = MaskedLM()
     span_corruption: SpanCorruption = SpanCorruption()
     blank_infilling: BlankInfilling = BlankInfilling()
+    sft: Sft = Sft()
     data: DataSpec
     tokenizer: TokenizerSpec | None = None
     optimizer: Optimizer = Optimizer()
@@ -140,6 +141,8 @@ class StageSpec(Node):
     def _objective(self) -> StageSpec:
         if self.kind == "sft" and self.objective != "causal_lm":
             raise ValueError("an sft stage has the objective 'causal_lm'")
+        if self.kind != "sft" and self.sft != Sft():
+            raise ValueError("'sft' has no effect on a stage of another kind")
         for name in ("masked_lm", "span_corruption", "blank_infilling"):
             if name != self.objective and getattr(self, name) != type(getattr(self, name))():
                 raise ValueError(f"'{name}' has no effect on the objective '{self.objective}'")

@@ -187,11 +187,11 @@ def test_a_template_that_fails_is_told(template: str, message: str, tokenizer: T
         said(template, [("user", "what"), ("assistant", "yes")], tokenizer)
 
 
-def sft(folder: Path, docs: list[Document], tokenizer: Tokenizer, seq_len: int) -> Prepared:
+def sft(folder: Path, docs: list[Document], tokenizer: Tokenizer, seq_len: int, **settings: str) -> Prepared:
     rows = [json.dumps({"messages": [{"role": r, "content": c} for r, c in d.messages]}) for d in docs]
     (folder / "chats.jsonl").write_text("\n".join(rows))
     stage = StageSpec.model_validate(
-        {"kind": "sft", "from": "x", "budget": {"steps": 1}, "data": {
+        {"kind": "sft", "from": "x", "budget": {"steps": 1}, "sft": settings, "data": {
             "sources": [{"path": "chats.jsonl"}], "seq_len": seq_len, "validation": 0.3}}
     )  # fmt: skip
     return prepare(stage, corpora(stage, folder), tokenizer, folder / "tokens")
@@ -206,12 +206,35 @@ def test_long_samples_are_cut_or_left_out_and_counted(tokenizer: Tokenizer, tmp_
     total = sum(n.values())
     assert made.notes == (
         f"{n['cut']} of {total} samples are longer than 64 tokens and are cut",
-        f"{n['lost']} of {total} samples have no answer in their first 64 tokens and are left out",
+        f"{n['lost']} of {total} samples are without an answer in their first 64 tokens and are left out",
     )
     rows = made.train.parts[0]
     fields = rows.make(np.arange(len(rows)), np.arange(len(rows)))
     assert (fields["labels"][fields["doc"] == -1] == IGNORE).all()
     assert len({(r, d) for r, row in enumerate(fields["doc"]) for d in row if d >= 0}) == n["cut"] + n["all"]
+
+
+def test_long_samples_may_be_left_out(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    short = [Document(messages=(("user", f"what {i}"), ("assistant", "yes"))) for i in range(40)]
+    long = [Document(messages=(("user", f"{i}"), ("assistant", "no " * 200))) for i in range(10)]
+    made = sft(tmp_path, short + long, tokenizer, 64, long="drop")
+    n, left = (sum(not d.held_out(0.3) for d in docs) for docs in (short, long))
+    assert made.notes == (f"{left} of {n + left} samples are longer than 64 tokens and are left out",)
+    rows = made.train.parts[0]
+    fields = rows.make(np.arange(len(rows)), np.arange(len(rows)))
+    assert len({(r, d) for r, row in enumerate(fields["doc"]) for d in row if d >= 0}) == n
+
+
+def test_the_last_answer_alone_may_be_asked_for(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    turns = [("user", "what"), ("assistant", "yes"), ("user", "user"), ("assistant", "sat")]
+    docs = [Document(messages=(*turns, ("user", f"{i}"), ("assistant", "cat"))) for i in range(30)]
+    said = {}
+    for which in ("all", "last"):
+        rows = sft(tmp_path, docs, tokenizer, 128, answers=which).train.parts[0]
+        labels = rows.make(np.arange(len(rows)), np.arange(len(rows)))["labels"]
+        said[which] = tokenizer.decode(labels[labels != IGNORE].tolist(), skip_special_tokens=False)
+    assert all(word in said["all"] for word in ("yes", "sat", "cat"))
+    assert set(said["last"].replace("<|im_end|>", " ").split()) == {"cat"}
 
 
 def test_an_sft_stage_needs_conversations(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -283,7 +306,7 @@ def test_a_table_has_a_row_for_the_last_number_of_a_token() -> None:
 
 def test_samples_without_an_answer_are_counted_where_nothing_is_left(tokenizer: Tokenizer, tmp_path: Path) -> None:
     lost = [Document(messages=(("user", "what " * 200 + str(i)), ("assistant", "no"))) for i in range(10)]
-    with pytest.raises(RunError, match="have no answer in their first 64 tokens"):
+    with pytest.raises(RunError, match="without an answer in their first 64 tokens"):
         sft(tmp_path, lost, tokenizer, 64)
 
 

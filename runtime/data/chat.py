@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from tokenizers import Tokenizer
 
@@ -46,8 +47,9 @@ def coder(tokenizer: Tokenizer) -> Coder:
     return Coder(tokenizer, literal(tokenizer), frozenset(found.values()), hidden)
 
 
-def conversation(template: str, messages: Messages, by: Coder) -> Piece:
-    """Tokens, and which of them the assistant wrote: its words and the special token that ends them.
+def conversation(template: str, messages: Messages, by: Coder, asked: Literal["all", "last"] = "all") -> Piece:
+    """Tokens, and which of them the assistant wrote, in all its turns or the last: its words and the special token that
+    ends them.
 
     Text is tokenised up to where the assistant begins, and anew from there, as it is when the model answers."""
     safe = [{**m, "content": by.hide(m["content"])} for m in messages]
@@ -57,16 +59,17 @@ def conversation(template: str, messages: Messages, by: Coder) -> Piece:
     for i, message in enumerate(safe):
         if message["role"] != "assistant":
             continue
-        asked, full = render(template, safe[:i], ask=True), render(template, safe[: i + 1])
-        if not (asked.startswith(done) and full.startswith(asked)):
+        before, full = render(template, safe[:i], ask=True), render(template, safe[: i + 1])
+        if not (before.startswith(done) and full.startswith(before)):
             raise RunError(
                 "the chat template does not write a conversation piece by piece: its text for the first "
                 f"{i + 1} messages must begin with its text for {i} messages and add_generation_prompt"
             )
-        context, answer = by.encode(asked[len(done) :]), by.encode(full[len(asked) :])
+        context, answer = by.encode(before[len(done) :]), by.encode(full[len(before) :])
         ends = [at for at, t in enumerate(answer) if t in by.specials]
         said = ends[-1] + 1 if ends else len(answer)  # what stands behind the end token is the template's
         ids += context + answer
+        answers = answers if asked == "all" else [False] * len(answers)
         answers += [False] * len(context) + [True] * said + [False] * (len(answer) - said)
         done = full
     return ids, answers

@@ -72,17 +72,18 @@ def rows_of(stage: StageSpec, store: Store, tokenizer: Tokenizer, site: str) -> 
 
 
 def _answers(stage: StageSpec, store: Store, tokenizer: Tokenizer) -> Rows:
-    """Whole conversations; those with no answer in their first seq_len tokens are left out."""
+    """Whole conversations; those with no answer in their first seq_len tokens are left out, or all that are longer."""
     seq_len, lengths = stage.data.seq_len, np.diff(store.starts)
     before = np.concatenate([[0], np.cumsum(store.answers, dtype=np.int64)])
     begin, end = store.starts[:-1], np.minimum(store.starts[1:], store.starts[:-1] + seq_len)
     asked = before[end] - before[np.minimum(begin + 1, end)]  # the first token has nobody to ask for it
-    good = np.flatnonzero(asked > 0)
-    notes = []
-    if cut := int((lengths[good] > seq_len).sum()):
-        notes.append(f"{cut} of {len(store)} samples are longer than {seq_len} tokens and are cut")
-    if gone := len(store) - len(good):
-        notes.append(f"{gone} of {len(store)} samples have no answer in their first {seq_len} tokens and are left out")
+    long, drops = lengths > seq_len, stage.sft.long == "drop"
+    good = np.flatnonzero((asked > 0) & ~(long & drops))
+    counts = {
+        f"longer than {seq_len} tokens and are {'left out' if drops else 'cut'}": long if drops else long & (asked > 0),
+        f"without an answer in their first {seq_len} tokens and are left out": (asked == 0) & ~(long & drops),
+    }
+    notes = [f"{n} of {len(store)} samples are {what}" for what, those in counts.items() if (n := int(those.sum()))]
     members = [[int(good[i]) for i in row] for row in fit(lengths[good].tolist(), seq_len)]
     pad = special(tokenizer, PAD)
 

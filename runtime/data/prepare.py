@@ -91,20 +91,21 @@ def _nothing_held(stage: StageSpec, sources: list[Corpus]) -> str:
 
 def _store(stage: StageSpec, source: Corpus, digest: str, tokenizer: Tokenizer, cache: Path, held: bool) -> Store:
     """The tokens of the source's documents for validation or training."""
-    template = stage.template if stage.kind == "sft" else None
-    made_of = [VERSION, tokenizer.to_str(), template, digest, source.share, held]
+    chat = [stage.template, stage.sft.answers] if stage.kind == "sft" else None
+    made_of = [VERSION, tokenizer.to_str(), chat, digest, source.share, held]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
-    return stored(cache, key, lambda: _pieces(template, source.part(held), tokenizer))
+    return stored(cache, key, lambda: _pieces(stage, source.part(held), tokenizer))
 
 
-def _pieces(template: str | None, docs: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Piece]:
+def _pieces(stage: StageSpec, docs: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Piece]:
     """Tokens of each document: a conversation by its template, or a text and an end token."""
-    if template is not None:
+    if stage.kind == "sft":
         by = coder(tokenizer)
         for d in docs:
             if not d.messages:
                 raise RunError(CHATS)
-            yield conversation(template, [{"role": r, "content": c} for r, c in d.messages], by)
+            messages = [{"role": r, "content": c} for r, c in d.messages]
+            yield conversation(stage.template, messages, by, stage.sft.answers)
         return
     plain, end = literal(tokenizer), special(tokenizer, EOS)
     rest = iter(docs)
