@@ -199,11 +199,11 @@ COMMANDS: dict[str, Command] = {
             option("--cluster", metavar="NxDEVICE", help="the devices, such as 64xh100-sxm (default: plan.cluster)"),
             option(
                 "--pin",
-                metavar="NAME=N",
+                metavar="NAME=VALUE",
                 action="append",
                 default=[],
                 dest="pins",
-                help="only plans with this size of tp, cp, ep or pp, or this zero (may be repeated)",
+                help="only plans with this: tp=8, zero=1, microbatch=2, schedule=1f1b, recompute=full (repeatable)",
             ),
             option("--top", metavar="N", type=positive, default=5, help="plans to show (default: 5)"),
             option("--software", metavar="NAME", default="specc", help="what runs it (default: specc)"),

@@ -23,6 +23,7 @@ from specc.compiler.foresight.tell import plan_text
 from specc.compiler.hardware.tables import capacity, hardware
 from specc.compiler.placement.mesh import mesh_mistakes, mesh_of
 from specc.runtime import cli
+from specc.runtime.commands.plan import pins_of
 from specc.spec.errors import SpecError
 from specc.spec.plan import Cluster
 from specc.spec.spec import load
@@ -113,6 +114,9 @@ def test_zero_splits_over_the_ranks_that_the_software_has_it_split_over(question
 def test_pins_hold(question: Asked) -> None:
     pinned = replace(question, pins={"tp": 4, "pp": 2, "zero": 1})
     assert {(p.recipe.tp, p.recipe.pp, p.recipe.zero) for p in search(pinned).fit} == {(4, 2, 1)}
+    pinned = replace(question, pins={"pp": 2, "dp": 4, "microbatch": 2, "schedule": "1f1b", "recompute": "full"})
+    found = {(p.recipe.dp, p.recipe.microbatch, p.recipe.schedule, p.recipe.recompute) for p in search(pinned).fit}
+    assert found == {(4, 2, "1f1b", "full")}
 
 
 def test_reasons_name_every_choice_that_was_not_taken(question: Asked, found: Found) -> None:
@@ -173,6 +177,13 @@ def test_the_command_tells_plans_as_json(capsys: pytest.CaptureFixture[str]) -> 
     assert [plan["tp"] for plan in told["plans"]] == [2, 2]
     assert 0.2 < told["plans"][0]["mfu"]["causal"] < 0.8
     assert told["reasons"]
+
+
+def test_pins_are_read_by_their_names() -> None:
+    assert pins_of(["dp=8", "schedule=zb-v", "zero=0"]) == {"dp": 8, "schedule": "zb-v", "zero": 0}
+    for wrong in ("tp=0", "zero=4", "schedule=1f2b", "recompute=half", "model=2", "tp"):
+        with pytest.raises(SpecError, match=f"got '{wrong}'"):
+            pins_of([wrong])
 
 
 @pytest.mark.parametrize("words", [["--cluster", "many"], ["--cluster", "8xh100", "--pin", "tp=0"]])

@@ -25,7 +25,7 @@ def cluster(device: str, software: str, tables: Hardware) -> Cluster:
     return Cluster(row, near, far, row_of(tables.software, software, "software"), host)
 
 
-def question(found: Stated, devices: int, on: Cluster, pins: Mapping[str, int]) -> Asked:
+def question(found: Stated, devices: int, on: Cluster, pins: Mapping[str, int | str]) -> Asked:
     """What to search for: a step of the stage."""
     stage, plan = found.spec.stages[found.name], found.spec.plan
     form = plan.precision.compute
@@ -47,7 +47,7 @@ def none_fits(plans: Found, asked: Asked) -> SpecError:
         hint = "batch.sequences: a multiple of the devices, say"
         if plans.refused:
             text = f"no plan of {asked.devices} devices{pinned} divides the model's dims"
-            hint = "dims (heads, layers, sequence) that are multiples of the axes"
+            hint = f"dims (heads, sequence) that are multiples of the axes, and pp at most {len(asked.model.calls)}"
         elif pinned:
             hint = f"pins whose product divides the devices, {hint}"
         return SpecError(Diagnostic("S542", text, None, hint))

@@ -28,7 +28,7 @@ TRIED = 64  # plans that do not fit are tried with the host's memory
 
 @dataclass(frozen=True)
 class Asked:
-    """What to search for: a step of `sequences` of `tokens` on so many devices. `pins` hold axes and ZeRO fixed,
+    """What to search for: a step of `sequences` of `tokens` on so many devices. `pins` hold parts of recipes fixed,
     `offload` the share of saved values and whether moments are in the host's memory."""
 
     model: Model
@@ -37,7 +37,7 @@ class Asked:
     sequences: int
     tokens: int
     form: Format = "bf16"
-    pins: Mapping[str, int] = field(default_factory=dict)
+    pins: Mapping[str, int | str] = field(default_factory=dict)
     limit: float = math.inf
     offload: tuple[float, bool] | None = None
 
@@ -108,7 +108,11 @@ def _least(f: Forecast) -> float:
 
 
 def recipes(asked: Asked) -> Iterator[Recipe]:
-    """All plans that the devices and the sequences of a step divide into."""
+    """All plans that the devices and the sequences of a step divide into, and that have what is pinned."""
+    yield from (r for r in _recipes(asked) if all(getattr(r, name) == value for name, value in asked.pins.items()))
+
+
+def _recipes(asked: Asked) -> Iterator[Recipe]:
     share, moments = asked.offload or (0.0, False)
     for tp, cp, ep, pp in _axes(asked):
         dp, context = asked.devices // (tp * cp * pp), cp if asked.cluster.software.zero_over_context else 1
@@ -140,7 +144,9 @@ def _axes(asked: Asked) -> Iterator[tuple[int, int, int, int]]:
 
 def _microbatches(asked: Asked, dp: int) -> list[int]:
     """How many sequences a rank may take at a time: divisors of those that it has in a step."""
-    own = asked.sequences // dp
+    own, pinned = asked.sequences // dp, asked.pins.get("microbatch")
+    if isinstance(pinned, int):
+        return [pinned] if own % pinned == 0 else []
     most = max(MOST_SEQUENCES, MOST_TOKENS // asked.tokens)
     return [n for n in range(1, min(own, most) + 1) if own % n == 0]
 
@@ -153,16 +159,18 @@ def _experts(asked: Asked) -> int:
 
 def _sizes(asked: Asked, axis: str, devices: int, most: int) -> list[int]:
     """Divisors of the devices that are powers of two; stages of a pipeline may also be as many as divide the layers."""
-    if axis in asked.pins:
-        return [asked.pins[axis]] if devices % asked.pins[axis] == 0 else []
+    pinned = asked.pins.get(axis)
+    if isinstance(pinned, int):
+        return [pinned] if devices % pinned == 0 else []
     layers = asked.model.layers if axis == "pp" else 0
     sizes = range(1, min(devices, most) + 1)
     return [n for n in sizes if devices % n == 0 and (n & (n - 1) == 0 or (layers and layers % n == 0))]
 
 
 def _zero(asked: Asked, copies: int, pp: int) -> tuple[int, ...]:
-    if "zero" in asked.pins:
-        return (asked.pins["zero"],)
+    pinned = asked.pins.get("zero")
+    if isinstance(pinned, int):
+        return (pinned,)
     if copies == 1:
         return (0,)
     return (1, 3) if pp > 1 else (1, 2, 3)

@@ -18,13 +18,17 @@ from specc.compiler.foresight.search import Asked, Plan, search
 from specc.compiler.foresight.tell import details, mfu, plan_text, table, told
 from specc.compiler.hardware.tables import hardware
 from specc.compiler.placement.mesh import is_open, mesh_of
+from specc.compiler.schedule.schedules import SCHEDULES
 from specc.compiler.stated import stated
 from specc.compiler.units import count, size
 from specc.spec.errors import Diagnostic, SpecError
 from specc.spec.plan import Cluster as ClusterSpec
 from specc.spec.spec import load
 
-PIN = re.compile(r"(?=zero=[0-3]$|..=[1-9])(tp|cp|ep|pp|zero)=([0-9]+)")
+NUMBERS = ("tp", "cp", "ep", "pp", "dp", "microbatch", "chunks")
+PIN = re.compile(
+    rf"({'|'.join(NUMBERS)})=[1-9][0-9]*|zero=[0-3]|schedule=({'|'.join(SCHEDULES)})|recompute=(none|full)"
+)
 CLUSTER = re.compile(r"([1-9][0-9]*)x(.+)")
 
 
@@ -65,14 +69,18 @@ def cluster_of(text: str | None, said: ClusterSpec) -> tuple[int, str]:
     return int(match[1]), match[2]
 
 
-def pins_of(texts: Sequence[str]) -> dict[str, int]:
+def pins_of(texts: Sequence[str]) -> dict[str, int | str]:
     """What the user holds fixed."""
-    found = [(text, PIN.fullmatch(text)) for text in texts]
-    for text, match in found:
-        if match is None:
-            why = f"a pin reads NAME=N with tp, cp, ep, pp or zero, got '{text}'"
-            raise SpecError(Diagnostic("S541", why, None, "--pin tp=8, say"))
-    return {match[1]: int(match[2]) for _, match in found if match}
+    found: dict[str, int | str] = {}
+    for text in texts:
+        if not PIN.fullmatch(text):
+            why = f"a pin holds {', '.join(NUMBERS)}, zero, schedule or recompute, got '{text}'"
+            raise SpecError(
+                Diagnostic("S541", why, None, "--pin tp=8, --pin schedule=1f1b or --pin recompute=full, say")
+            )
+        name, _, value = text.partition("=")
+        found[name] = int(value) if value.isdigit() else value
+    return found
 
 
 def as_data(plans: list[Plan], why: list[Reason], asked: Asked) -> dict[str, Any]:
