@@ -28,6 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "positions": {"type": "string"},
     "value": {},
 }
+TIE = {"description": "an earlier call whose weights this one has", "type": "string"}
 WIRING: dict[str, Any] = {
     "from": {"description": "inputs by name; default: the previous output", "type": ["string", "array", "object"]},
     "as": {"description": "names for the results", "type": ["string", "array"]},
@@ -55,7 +56,7 @@ def step_schema() -> dict[str, Any]:
     return {
         "anyOf": [
             {"enum": sorted(calls)},
-            {"type": "object", "properties": {**calls, **WIRING}, "minProperties": 1},
+            {"type": "object", "properties": {**calls, **WIRING, "tie": TIE}, "minProperties": 1},
         ]
     }
 
@@ -93,14 +94,14 @@ def _block(name: str) -> dict[str, Any]:
     assert found is not None
     block = found[0]
     properties = {n: dict(KINDS.get(text.split("=")[0].strip(), {})) for n, text in block.args.items()}
-    return _call(block.doc, properties, [n for n, text in block.args.items() if "=" not in text])
+    return _call(block.doc, {**properties, "tie": TIE}, [n for n, text in block.args.items() if "=" not in text])
 
 
 def _repeat() -> dict[str, Any]:
     properties: dict[str, Any] = {
         "block": {"type": "string"}, "times": TEXT_OR_NUMBER, "args": {"type": "object"}, "start": TEXT_OR_NUMBER,
         "each": {"type": "object", "description": "arguments with an entry for each call: {out: [64, 128]}"},
-        "reverse": {"type": "boolean", "description": "the lists of `each` from the end"},
+        "reverse": {"type": "boolean", "description": "the lists of `each` from the end"}, "tie": TIE,
     }  # fmt: skip
     return _call("A block called `times` times, or once for each entry of lists; outputs are carried.", properties,
                  ["block"])  # fmt: skip

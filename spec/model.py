@@ -30,6 +30,9 @@ class Step(Node):
         if not isinstance(data, dict) or "op" in data:
             return data
         ops = [k for k in data if k not in WIRING_KEYS]
+        if len(ops) == 2 and "tie" in ops:
+            data = _with_tie(data, ops)
+            ops = [k for k in ops if k != "tie"]
         if len(ops) != 1:
             found = ", ".join(map(str, ops)) or "none"
             raise ValueError(f"a step names exactly one op or block (found: {found})")
@@ -45,6 +48,15 @@ class Step(Node):
         wiring = {"from": self.from_, "as": self.as_, "name": self.name, "when": self.when}
         given = {key: value for key, value in wiring.items() if value is not None}
         return {self.op: self.args, **given} if given or self.args is not None else self.op
+
+
+def _with_tie(data: dict[str, Any], ops: list[str]) -> dict[str, Any]:
+    """A step whose `tie:` stands beside its op: among its parameters."""
+    op = next(k for k in ops if k != "tie")
+    args = data[op]
+    if args is not None and not isinstance(args, dict):
+        raise ValueError(f"'tie' stands among parameters that have names: {op}: {{..., tie: {data['tie']}}}")
+    return {k: v for k, v in data.items() if k != "tie"} | {op: {**(args or {}), "tie": data["tie"]}}
 
 
 def step(

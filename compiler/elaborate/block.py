@@ -11,6 +11,7 @@ from specc.compiler.elaborate.args import block_value, declared, named_args
 from specc.compiler.elaborate.mismatch import mismatch
 from specc.compiler.elaborate.scope import Frame, Path, Poisoned, StepFailed, gather
 from specc.compiler.elaborate.step import apply_op
+from specc.compiler.elaborate.tie import note_call, note_tie, tie_to, without_tie
 from specc.compiler.elaborate.tiles import (
     Tile,
     Tiles,
@@ -30,7 +31,7 @@ from specc.spec.errors import Diagnostic, Mark, did_you_mean
 from specc.spec.model import Block, Step
 from specc.spec.repair import UNKNOWN
 
-REPEAT_KEYS = ["block", "times", "args", "start", "each", "reverse"]
+REPEAT_KEYS = ["block", "times", "args", "start", "each", "reverse", "tie"]
 MAX_TILES = 4096
 STEP = 10  # what a step costs, in parameters
 
@@ -74,6 +75,7 @@ def run_step(frame: Frame, step: Step, at: Path) -> list[Value]:
     if op is not None and not op.internal:
         return apply_op(frame, op, step, at)
     block, locate, where = find_block(frame, step.op, at)
+    note_call(frame, step.name or step.op, step.op)
     try:
         ins = wired(frame, block, step, at)
     except Poisoned:
@@ -147,13 +149,15 @@ def enter(
 def scope(frame: Frame, block: Block, locate: Locate, where: Path, name: str, at: Path, unit: Unit | None) -> Frame:
     """What the steps of a block see: blocks of the model see its dims and numbers, blocks of the library do not."""
     frame.ctx.count(STEP, frame.locate(at))
+    tie = frame.tie if unit is frame.own_unit else None  # paths in another unit start anew
     if frame.ctx.spec.blocks.get(name) is not block:
         called_at = frame.called_at or frame.locate((*at, name))
         return Frame(
-            frame.ctx, locate, where, unit, local_blocks=False, stack=(*frame.stack, name), called_at=called_at
-        )
+            frame.ctx, locate, where, unit, tie=tie, local_blocks=False, stack=(*frame.stack, name),
+            called_at=called_at,
+        )  # fmt: skip
     return Frame(
-        frame.ctx, locate, where, unit, stack=(*frame.stack, name), dims=dict(frame.ctx.model_dims),
+        frame.ctx, locate, where, unit, tie=tie, stack=(*frame.stack, name), dims=dict(frame.ctx.model_dims),
         args=dict(frame.ctx.spec.numbers), unknown=set(frame.ctx.unknown),
     )  # fmt: skip
 
@@ -176,6 +180,10 @@ def input_pattern(declared_dims: str | list[str | int]) -> list[str]:
 
 def set_args(frame: Frame, inner: Frame, block: Block, raw: Any, at: Path) -> None:
     """Block arguments from the caller, then defaults, which may name earlier arguments."""
+    raw, source = without_tie(frame, block, raw)
+    if source is not None:
+        inner.tie = tie_to(frame, source, inner.stack[-1], inner.prefix.removesuffix("."), (*at, "tie"))
+        note_tie(frame, inner)
     given = named_args(frame, raw, list(block.args), f"`{at[-1]}`", at)
     for name, text in block.args.items():
         kind, optional, default = declared(inner, text, (*inner.at, "args", name))
@@ -233,6 +241,11 @@ def repeat(frame: Frame, step: Step, at: Path) -> list[Value]:
         frame.fail("S103", f"'times' is 0 to {MAX_TILES}, got {times}", (*here, "times"))
     name = str(args["block"])
     block, locate, where = find_block(frame, name, (*here, "block"))
+    label, what = step.name or name, f"repeat of {name}"
+    if args.get("tie") is not None:
+        tie = tie_to(frame, args["tie"], what, f"{frame.prefix}{label}", (*here, "tie"))
+        frame = replace(frame, tie=tie)
+    note_call(frame, label, what)
     rows = entries(frame, block, args, here) if times is None else [args.get("args")] * times
     try:
         ins = wired(frame, block, Step(op=name, **{"from": step.from_}), at)
@@ -243,7 +256,7 @@ def repeat(frame: Frame, step: Step, at: Path) -> list[Value]:
         if times == 0:  # its mistakes are told all the same
             look_inside(frame, block, locate, where, name, args.get("args"), here)
         return list(ins.values())[:1]
-    tiles = Tiles(block, locate, where, name, step.name or name, start, rows, here)
+    tiles = Tiles(block, locate, where, name, label, start, rows, here)
     return tiled(frame, tiles, ins) if frame.own_unit is None else unrolled(frame, tiles, ins)
 
 
@@ -270,7 +283,9 @@ def unrolled(frame: Frame, tiles: Tiles, ins: dict[str, Value]) -> list[Value]:
     """In a block that is repeated itself: call after call in its body."""
     made: list[list[Value]] = []
     for i in range(len(tiles.rows)):
-        made.append(enter_tile(frame, tiles, i, ins, f"{tiles.label}.{tiles.start + i}", None, None))
+        label = f"{tiles.label}.{tiles.start + i}"
+        note_call(frame, label, tiles.name)
+        made.append(enter_tile(frame, tiles, i, ins, label, None, None))
         ins = ins | {spot: out for spot, out in zip(tiles.carried, made[-1], strict=True) if spot}
     return results(frame, tiles, made)
 
@@ -287,7 +302,7 @@ def tiled(frame: Frame, tiles: Tiles, ins: dict[str, Value]) -> list[Value]:
             found.append(tile_of(frame, tiles, i, given, found))
         body, outs = found[-1].body, found[-1].outs
         frame.ctx.count(1 + len(body.params) + len(outs), frame.locate(tiles.at))
-        paths.append(add_params(frame, tiles, i, body))
+        paths.append(add_params(frame, tiles, i, found[-1]))
         given = given | {spot: out for spot, out in zip(tiles.carried, outs, strict=True) if spot}
     own = [own_keys(frame, tiles, i, tile, ins) for i, tile in enumerate(found)]
     frame.ctx.model.close_segment()
@@ -323,4 +338,4 @@ def tile_of(frame: Frame, tiles: Tiles, i: int, ins: dict[str, Value], before: l
     same_body = next((other for name, other in known.items() if replace(other, name="") == body), None)
     taken = {*known, *(p.name for p in frame.ctx.model.planned)}
     captured = {local: value for value, local in unit.captured.items()}
-    return Tile(same_body or replace(body, name=free_name(tiles.label, taken)), captured, keys, outs)
+    return Tile(same_body or replace(body, name=free_name(tiles.label, taken)), captured, keys, outs, unit.called)

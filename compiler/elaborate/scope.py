@@ -78,6 +78,16 @@ class Context:
             raise SpecError(*in_order([*self.diagnostics, Diagnostic("S005", message, mark)]))
 
 
+@dataclass(frozen=True)
+class Tie:
+    """Parameters below the path `own` are those below `source`, of the whole model or of the repeated block alone."""
+
+    own: str
+    source: str
+    is_whole: bool
+    mark: Mark | None  # of the call
+
+
 @dataclass
 class Frame:
     """The scope of one block (or of the model itself) while its steps are elaborated."""
@@ -87,6 +97,7 @@ class Frame:
     at: Path
     own_unit: Unit | None = None  # None: the open segment of the model
     prefix: str = ""  # of parameter paths
+    tie: Tie | None = None  # in a call that has the parameters of an earlier one
     values: dict[str, Value | None] = field(default_factory=dict)
     dims: dict[str, Dim] = field(default_factory=dict)
     args: dict[str, Any] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from specc.compiler.elaborate import ambient
 from specc.compiler.elaborate.args import init_of, op_args, plain_attrs
 from specc.compiler.elaborate.mismatch import mismatch
 from specc.compiler.elaborate.scope import Frame, Path, StepFailed
-from specc.compiler.elaborate.tie import tied_weight
+from specc.compiler.elaborate.tie import ANOTHER_NAME, shared_weight, tied_weight
 from specc.compiler.elaborate.unit import Value
 from specc.compiler.masks import implies_causal
 from specc.compiler.ops import OPS
@@ -188,6 +188,8 @@ def conv_weight(binding: Binding, args: dict[str, Any]) -> tuple[Dim, ...]:
 
 
 def new_param(frame: Frame, local: str, type_: TensorType, init: Any, at: Path) -> str:
+    if frame.tie is not None:
+        return shared_weight(frame, local, type_, at)
     unit = frame.unit
     taken = (
         local in frame.ctx.model.params
@@ -195,7 +197,7 @@ def new_param(frame: Frame, local: str, type_: TensorType, init: Any, at: Path) 
         else any(p.local == local for p in unit.params.values())
     )
     if taken:
-        frame.fail("S109", f"two parameters are called '{local}'", at, "give one of the steps another 'name:'")
+        frame.fail("S109", f"two parameters are called '{local}'", at, ANOTHER_NAME)
     if any(d.size is None for d in type_.dims):
         frame.fail("S205", f"the parameter '{local}' has a dim without a size: {type_}", at)
     name = unit.add_param(local, type_, init)

@@ -8,7 +8,8 @@ from itertools import count
 from typing import Any
 
 from specc.compiler.elaborate.scope import Frame, Path
-from specc.compiler.elaborate.unit import Locate, Planned, Unit, Value, is_segment
+from specc.compiler.elaborate.tie import note_tile, shared_path
+from specc.compiler.elaborate.unit import Called, Locate, Planned, Unit, Value, is_segment
 from specc.compiler.program import Body, Call, Var
 from specc.compiler.types import TensorType, same
 from specc.spec.expr import parse
@@ -46,6 +47,7 @@ class Tile:
     captured: Mapping[str, str]  # values of the model by the operands that stand for them
     keys: tuple[str, ...]
     outs: list[Value]
+    called: Mapping[str, Called]  # the calls of blocks in it, by paths below its own
 
 
 def with_own_keys(unit: Unit, outs: list[Value]) -> tuple[Body, tuple[str, ...]]:
@@ -83,17 +85,22 @@ def _same_type(a: TensorType, b: TensorType) -> bool:
     return alike and all(same(x, y) for x, y in zip(a.dims, b.dims, strict=True))
 
 
-def add_params(frame: Frame, tiles: Tiles, i: int, body: Body) -> tuple[str, ...]:
-    """Add the parameters of a tile to the model; their paths, by place."""
-    model = frame.ctx.model
-    paths = tuple(p.tied or f"{frame.prefix}{tiles.label}.{tiles.start + i}.{p.local}" for p in body.params)
-    for path, p in zip(paths, body.params, strict=True):
-        if not p.tied and path in model.params:
-            hint = "give one of the repeats another 'name:'"
-            frame.fail("S109", f"two parameters are called '{path}'", tiles.at, hint)
-        if not p.tied:
-            model.add_param(path, p)
-    return paths
+def add_params(frame: Frame, tiles: Tiles, i: int, tile: Tile) -> tuple[str, ...]:
+    """Add the parameters of a tile to the model, or find those that it shares; their paths, by place."""
+    model, label = frame.ctx.model, f"{tiles.label}.{tiles.start + i}"
+    note_tile(frame, label, tiles.name, tile.called)
+    paths = list[str]()
+    for p in tile.body.params:
+        own = f"{frame.prefix}{label}.{p.local}"
+        if p.tied or frame.tie is not None:
+            paths.append(p.tied or shared_path(frame, own, p.type, tiles.at)[0])
+            continue
+        if own in model.params:
+            hint = "give one of the repeats another 'name:', or share its weights: 'tie: NAME'"
+            frame.fail("S109", f"two parameters are called '{own}'", tiles.at, hint)
+        model.add_param(own, p)
+        paths.append(own)
+    return tuple(paths)
 
 
 def plan_call(frame: Frame, tile: Tile, place: int, operands: list[str], paths: tuple[str, ...]) -> list[str]:

@@ -22,6 +22,15 @@ class Value:
     mark: Mark | None = None
 
 
+@dataclass(frozen=True)
+class Called:
+    """A call of a block (or a repeat of one): what it calls, and the path that its parameters stand below."""
+
+    what: str
+    path: str
+    is_whole: bool  # a path of the whole model, not of the repeated block alone
+
+
 @dataclass
 class Unit:
     """A body under construction."""
@@ -31,6 +40,7 @@ class Unit:
     params: dict[str, BodyParam] = field(default_factory=dict)
     eqns: list[Eqn] = field(default_factory=list)
     captured: dict[str, str] = field(default_factory=dict)  # value of the model -> operand of this body
+    called: dict[str, Called] = field(default_factory=dict)  # by path; of segments the model keeps them
     counter: int = 0
 
     def fresh(self) -> str:
@@ -84,6 +94,7 @@ class Model:
     bodies: dict[str, Body] = field(default_factory=dict)
     segment: Unit = field(default_factory=lambda: Unit("v"))
     types: dict[str, TensorType] = field(default_factory=dict)
+    called: dict[str, Called] = field(default_factory=dict)  # by path
 
     def close_segment(self) -> None:
         """Start a new segment behind what is planned so far."""

@@ -86,13 +86,17 @@ def _names(program: Program, body: Body) -> list[str]:
 
 
 def _params(program: Program, body: Body) -> dict[str, tuple[int, int, str]]:
-    """Elements of each parameter operand, and how many of them train, as a mean over the calls."""
+    """Elements of each parameter operand, and how many of them train, as a mean over the calls. What an earlier body
+    has too is tied to it."""
     calls = [c for c in program.calls if c.body == body.name]
+    bodies = list(dict.fromkeys(c.body for c in program.calls))
+    before = {p for c in program.calls for p in c.params if c.body in bodies[: bodies.index(body.name)]}
     found = {}
     for k, p in enumerate(body.params):
-        n = 0 if p.tied else p.type.numel({})
+        tied = p.tied or next((c.params[k] for c in calls if c.params[k] in before), "")
+        n = 0 if tied else p.type.numel({})
         trained = sum(program.params[c.params[k]].trainable for c in calls)
-        found[p.name] = (n, n * trained // max(len(calls), 1), p.tied)
+        found[p.name] = (n, n * trained // max(len(calls), 1), tied)
     return found
 
 
@@ -119,7 +123,7 @@ def _leaf(number: int, e: Eqn, depth: int, ctx: _Context) -> Step:
     used = [i for i in dict.fromkeys(e.ins) if i]
     tied = next((ctx.params[i][2] for i in used if i in ctx.params and ctx.params[i][2]), "")
     formula = str(e.attrs["formula"]) if "formula" in e.attrs else ""
-    owned = [ctx.params[i] for i in used if i in ctx.params]
+    owned = [ctx.params[i] for i in used if i in ctx.params and ctx.users[i][0] == number]  # by its first use
     cost = eqn_cost(e, [ctx.types[i] if i else None for i in e.ins], ctx.sizes, 4)
     return {
         "name": formula if formula and name == e.op else name,
