@@ -319,3 +319,26 @@ def test_a_key_that_comes_in_twice_is_own_both_times() -> None:
     )  # fmt: skip
     out = run_program(program, {"x": torch.ones(1, 512), "key": torch.tensor([3])}, {}, {"B": 1})["out"]
     assert 0.02 < (out > 0).float().mean() < 0.12, "a sixteenth is left by four masks"
+
+
+def test_concat_fits_dims_by_size() -> None:
+    """A skip past a convolution of stride 2 and an enlargement, whose space has numbers for names."""
+    steps = [
+        {"conv": {"out": "C", "stride": 2, "bias": False, "name": "down"}},
+        {"upsample": {}, "as": "u"},
+        {"concat": {"over": "C", "from": ["u", "x"]}},
+    ]
+    dims = {"C": 3, "Y": 4, "X": 4}
+    program = model(dims=dims, inputs={"x": "float[B C Y X]"}, steps=steps)
+    assert str(program.value_types()[program.outputs["out"]]) == "float[B C + C Y X]"
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(3, 3, 3, 3, generator=torch.Generator().manual_seed(1))
+    down = torch.nn.functional.conv2d(x, weight, stride=2, padding=1)
+    want = torch.cat([down.repeat_interleave(2, 2).repeat_interleave(2, 3), x], 1)
+    torch.testing.assert_close(run_program(program, {"x": x}, {"down.weight": weight}, {"B": 2})["out"], want)
+
+
+def test_concat_refuses_dims_of_another_size() -> None:
+    step = {"concat": {"over": ["C", "D"], "from": ["x", "y"]}}
+    with pytest.raises(SpecError, match="input 1 has dim 'Z=5', which float.B C=3 Y=4. has not"):
+        model(dims={"C": 3, "D": 2, "Y": 4, "Z": 5}, inputs={"x": "float[B C Y]", "y": "float[B D Z]"}, steps=[step])

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from specc.compiler.lower.local import Impl, Local, align
 from specc.compiler.lower.permute import copied, permuted
-from specc.compiler.ops.shape import groups, solve_letters
-from specc.compiler.types import Dim
+from specc.compiler.ops.shape import groups, joined, solve_letters
 
 
 def rearrange(e: Local, x: Tensor) -> Tensor:
@@ -22,18 +21,16 @@ def rearrange(e: Local, x: Tensor) -> Tensor:
 
 
 def concat(e: Local, *xs: Tensor) -> Tensor:
-    over: list[Dim] = e.attr("over")
-    names = over if len(over) == len(xs) else over * len(xs)
-    owner = max(range(len(xs)), key=lambda i: (names[i] in e.dims(i), len(e.dims(i))))
-    at = e.axis(owner, names[owner])
+    at, found = joined([t for t in e.ins if t is not None], e.attr("over"))
     parts = []
-    for i, x in enumerate(xs):
-        want = (*e.dims(owner)[:at], names[i], *e.dims(owner)[at + 1 :])
-        x = align(x, e.dims(i), want)
-        shape = [e.size(d) for d in want]
+    for i, (x, spots) in enumerate(zip(xs, found, strict=True)):
+        want = list(e.out.dims)
+        for d, spot in zip(e.dims(i), spots, strict=True):
+            assert spot is not None
+            want[spot] = d
+        x = align(x, e.dims(i), tuple(want))
         x = x.reshape([1] * (len(want) - x.ndim) + list(x.shape))
-        shape[at] = x.shape[at]
-        parts.append(x.expand(shape))
+        parts.append(x.expand([x.shape[n] if n == at else e.size(d) for n, d in enumerate(want)]))
     return torch.cat(parts, at)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from specc.compiler.ops.row import INIT, Applied, Arg, Op, OpError, Weight
-from specc.compiler.types import Dim, TensorType, derived, prod_size
+from specc.compiler.types import Dim, TensorType, derived, places, preferred, prod_size
 from specc.spec.expr import parse
 
 
@@ -89,10 +90,10 @@ def _called(dims: tuple[Dim, ...], names: tuple[Dim, ...] | None) -> tuple[Dim, 
     return names
 
 
-def _concat(a: Applied) -> tuple[TensorType, ...]:
-    over: list[Dim] = a.args["over"]
-    types = [t for t in a.ins if t is not None]
-    names = over if len(over) == len(types) else over * len(types)
+def joined(types: Sequence[TensorType], over: Sequence[Dim]) -> tuple[int, list[list[int | None]]]:
+    """Where a concat of these inputs joins, and for each input where its dims stand in the result; dims fit by name, or
+    by size. An input may lack dims of the result."""
+    names = over if len(over) == len(types) else [*over] * len(types)
     if len(names) != len(types):
         raise OpError("S103", f"'over' names one dim, or one for each of the {len(types)} inputs")
     owner = max(
@@ -100,16 +101,31 @@ def _concat(a: Applied) -> tuple[TensorType, ...]:
         key=lambda i: (names[i].name in [d.name for d in types[i].dims], len(types[i].dims)),
     )
     at = axis_of(types[owner], names[owner], owner)
-    parts = [names[i] if names[i] in t.dims else Dim("1", 1) for i, t in enumerate(types)]
-    letters = {f"p{i}": d for i, d in enumerate(parts)}
-    whole = a.args["as_dim"] or derived(parse(" + ".join(letters)), letters)
-    dims = list(types[owner].dims)
-    dims[at] = whole
-    for i, t in enumerate(types):
-        strange = [d for d in t.dims if d not in types[owner].dims and d != names[i]]
-        if strange:
-            raise OpError("S201", f"input {i} has dim '{strange[0].shown()}', which {types[owner]} has not", operand=i)
-    return (TensorType(tuple(dims), types[owner].dtype),)
+    others = types[owner].dims[:at] + types[owner].dims[at + 1 :]
+    found = list[list[int | None]]()
+    for t, name in zip(types, names, strict=True):
+        free = iter(places(tuple(d for d in t.dims if d.name != name.name), others))
+        spots = [at if d.name == name.name else next(free) for d in t.dims]
+        found.append(
+            [s if s is None or d.name == name.name else s + (s >= at) for s, d in zip(spots, t.dims, strict=True)]
+        )
+    return at, found
+
+
+def _concat(a: Applied) -> tuple[TensorType, ...]:
+    types = [t for t in a.ins if t is not None]
+    at, found = joined(types, a.args["over"])
+    owner = types[max(range(len(types)), key=lambda i: (at in found[i], len(found[i])))]
+    letters = dict[str, Dim]()
+    dims = list(owner.dims)
+    for i, (t, spots) in enumerate(zip(types, found, strict=True)):
+        letters[f"p{i}"] = t.dims[spots.index(at)] if at in spots else Dim("1", 1)
+        for d, spot in zip(t.dims, spots, strict=True):
+            if spot is None:
+                raise OpError("S201", f"input {i} has dim '{d.shown()}', which {owner.shown()} has not", operand=i)
+            dims[spot] = preferred(dims[spot], d)
+    dims[at] = a.args["as_dim"] or derived(parse(" + ".join(letters)), letters)
+    return (TensorType(tuple(dims), owner.dtype),)
 
 
 def _split(a: Applied) -> tuple[TensorType, ...]:

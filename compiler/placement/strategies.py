@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from specc.compiler.ops import OPS
 from specc.compiler.ops.declare import mixed_letters
 from specc.compiler.ops.row import Op
-from specc.compiler.ops.shape import groups, solve_letters
+from specc.compiler.ops.shape import groups, joined, solve_letters
 from specc.compiler.placement.case import Case
 from specc.compiler.placement.linearity import is_linear
 from specc.compiler.placement.placed import Strategy
@@ -194,12 +194,11 @@ def _rearrange(c: Case) -> Iterator[Strategy | None]:
 
 def _concat(c: Case) -> Iterator[Strategy | None]:
     """Dims other than the joined one; an input that lacks a dim is repeated along it."""
-    out = c.eqn.types[0]
-    over = {d.name for d in c.eqn.attrs["over"]}
-    for p, d in enumerate(out.dims):
-        at = {i: c.named(i, d.name) for i in range(len(c.ins))}
-        if d.name not in over and any(q is not None for q in at.values()):
-            yield c.cut({i: q for i, q in at.items() if q is not None}, {0: p})
+    joint, found = joined([c.at(i) for i in range(len(c.ins))], c.eqn.attrs["over"])
+    for p in range(len(c.eqn.types[0].dims)):
+        at = {i: spots.index(p) for i, spots in enumerate(found) if p in spots}
+        if p != joint:
+            yield c.cut(at, {0: p})
     yield c.linear(*c.floats())
 
 
