@@ -64,12 +64,21 @@ def test_unbind_needs_a_dim_of_known_size() -> None:
         model(inputs={"x": "float[B S D]"}, steps=[{"unbind": "S"}])
 
 
-def test_times_have_the_same_waves_in_every_precision() -> None:
-    program = model(inputs={"t": "float[B]"}, steps=[{"sinusoidal": {"out": 8, "cos_first": True}}])
+def test_times_have_the_same_waves_in_every_precision_if_asked() -> None:
+    step = {"sinusoidal": {"out": 8, "cos_first": True, "angles": "fp32"}}
+    program = model(inputs={"t": "float[B]"}, steps=[step])
     t = torch.tensor([0.0, 3.0, 999.0])
     narrow, broad = (run_program(program, {"t": x}, {}, {"B": 3})["out"] for x in (t, t.double()))
     assert torch.equal(narrow.double(), broad)
     assert narrow[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+
+
+def test_waves_of_an_fp64_model_are_fp64() -> None:
+    program = model(inputs={"t": "float[B]"}, steps=[{"sinusoidal": {"out": 8}}])
+    t = torch.tensor([0.3, 3.0, 999.7], dtype=torch.float64)
+    angle = t[:, None] * torch.exp(-math.log(1e4) * torch.arange(4, dtype=torch.float64) / 4)
+    want = torch.cat([angle.sin(), angle.cos()], -1)
+    torch.testing.assert_close(run_program(program, {"t": t}, {}, {"B": 3})["out"], want, rtol=1e-14, atol=1e-13)
 
 
 def test_a_position_table_knows_its_columns_and_rows() -> None:
@@ -340,5 +349,54 @@ def test_concat_fits_dims_by_size() -> None:
 
 def test_concat_refuses_dims_of_another_size() -> None:
     step = {"concat": {"over": ["C", "D"], "from": ["x", "y"]}}
-    with pytest.raises(SpecError, match="input 1 has dim 'Z=5', which float.B C=3 Y=4. has not"):
+    with pytest.raises(SpecError, match=r"input 1 has dim 'Z=5', which float.B C=3 Y=4. has not"):
         model(dims={"C": 3, "D": 2, "Y": 4, "Z": 5}, inputs={"x": "float[B C Y]", "y": "float[B D Z]"}, steps=[step])
+
+
+def test_take_along_the_dim_itself_sorts_it() -> None:
+    """The unshuffling of a masked autoencoder: each row has an order of its own."""
+    program = model(
+        dims={"N": 5, "D": 2}, inputs={"x": "float[B N D]", "at": "int[B N]"},
+        steps=[{"take": {"over": "N", "from": ["x", "at"]}}],
+    )  # fmt: skip
+    assert str(program.value_types()[program.outputs["out"]]) == "float[B N D]"
+    x = torch.randn(2, 5, 2, generator=torch.Generator().manual_seed(0))
+    at = torch.stack([torch.tensor([4, 2, 0, 1, 3]), torch.tensor([1, 1, 0, 3, 2])])
+    want = x.gather(1, at[..., None].expand(2, 5, 2))
+    assert torch.equal(run_program(program, {"x": x, "at": at}, {}, {"B": 2})["out"], want)
+
+
+def test_take_refuses_an_index_whose_dims_are_in_another_order() -> None:
+    with pytest.raises(SpecError, match="must begin with all dims"):
+        model(
+            dims={"N": 5, "K": 2}, inputs={"x": "float[B N]", "at": "int[K B]"},
+            steps=[{"take": {"over": "N", "from": ["x", "at"]}}],
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "torch_op"), [("max", torch.amax), ("min", torch.amin)])
+@pytest.mark.parametrize("over", [["N"], ["B", "D"], None])
+def test_the_largest_and_smallest_have_the_gradients_of_torch(op: str, torch_op: Any, over: list[str] | None) -> None:
+    program = model(
+        dims={"B": 2, "N": 3, "D": 4}, inputs={"y": "float[N]"},
+        steps=[
+            {"param": {"shape": ["B", "N", "D"], "name": "x"}, "as": "x"},
+            {op: {"over": over} if over else {}},
+            {"expr": "square(_)"}, {"sum": {}, "as": "loss"},
+        ],
+        loss="loss",
+    )  # fmt: skip
+    x = torch.randint(0, 4, (2, 3, 4), generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+    axes = [["B", "N", "D"].index(d) for d in over or ["B", "N", "D"]]
+    (want,) = torch.autograd.grad(torch_op(x, axes).square().sum(), x)
+    graphs, calls = lower(program, {}, torch.float64)
+    bodies = {n: body_as_it_is(g) for n, g in graphs.items()}
+    actions = one_rank(len(calls), 1, set(range(len(calls))))
+    run = Executor(calls, bodies, actions, program.loss or "", {}, frozenset({"x"}), torch.float64)
+    grad = run.step({"x": x.detach()}, [{"y": torch.ones(3, dtype=torch.float64)}], [1.0]).grads["x"]
+    torch.testing.assert_close(grad, want)
+
+
+def test_a_dim_that_stands_twice_as_a_number_is_told_what_to_write() -> None:
+    with pytest.raises(SpecError, match=r"'dims: \{Y: 16, X: 16\}' and \[B 3 Y X\]"):
+        model(inputs={"x": "float[B 3 16 16]"}, steps=[{"expr": "x"}])

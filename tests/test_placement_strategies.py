@@ -116,6 +116,11 @@ def test_a_mean_over_a_split_dim_gives_parts() -> None:
     ]  # fmt: skip
 
 
+def test_the_largest_of_a_split_dim_is_of_it_gathered() -> None:
+    every = found("max", [f(B, SEQ)], [f(B)], over=[SEQ])
+    assert every == ["split:B: S0 -> S0"]
+
+
 def test_concat_repeats_what_lacks_a_dim_and_keeps_the_joined_one() -> None:
     every = found("concat", [f(B, H, D), f(B, E)], [f(B, H, Dim("D + E", 12))], over=[D, E])
     assert every == ["split:B: S0 S0 -> S0", "split:H: S1 V -> S1", "linear: P P -> P"]

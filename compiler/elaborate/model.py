@@ -166,8 +166,19 @@ def parse_type(frame: Frame, text: str, at: Path) -> TensorType:
             frame.dims[word] = Dim(word)
         dims.append(frame.dim(int(word) if word.isdigit() else word, at))
     if len({d.name for d in dims}) < len(dims):
-        frame.fail("S110", f"a dim stands twice in '{text}'", at, "give one of them another name")
+        frame.fail("S110", f"a dim stands twice in '{text}'", at, another_name(dims, found[2].split()))
     return TensorType(tuple(dims), dtype)
+
+
+def another_name(dims: list[Dim], words: list[str]) -> str:
+    """What to write where a dim stands twice; two numbers that are the same need names."""
+    names = [d.name for d in dims]
+    if not any(names.count(n) > 1 and n.isdigit() for n in names):
+        return "give one of them another name"
+    free = iter(n for n in ("Y", "X", "Z", *(f"N{i}" for i in range(len(names)))) if n not in words)
+    called = {i: next(free) for i, n in enumerate(names) if names.count(n) > 1 and n.isdigit()}
+    sizes = ", ".join(f"{name}: {names[i]}" for i, name in called.items())
+    return f"give them names: 'dims: {{{sizes}}}' and [{' '.join(called.get(i, w) for i, w in enumerate(words))}]"
 
 
 def find_outputs(frame: Frame, found: dict[str, str]) -> None:

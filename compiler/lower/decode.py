@@ -19,7 +19,7 @@ from specc.compiler.types import Dim, TensorType
 from specc.spec.expr import parse
 
 # Ops that let entries of these dims see each other: those that `over` names, the last one, those of space.
-OVER = ("linear", "take", "slice", "pick", "split", "unbind", "concat", "argmax", "mean", "sum")
+OVER = ("linear", "take", "slice", "pick", "split", "unbind", "concat", "argmax", "mean", "sum", "max", "min")
 LAST = ("softmax", "rms_norm", "layer_norm", "topk")
 SPACE = ("conv", "upsample", "group_norm")
 
@@ -89,7 +89,7 @@ def _mixed(e: Eqn, ins: Sequence[TensorType]) -> list[Dim]:
     if e.op in OVER:
         over = e.attrs.get("over")
         named = list(over) if isinstance(over, tuple | list) else [over] if over is not None else []
-        return named or (list(ins[0].dims) if e.op in ("mean", "sum") else [ins[0].dims[-1]])
+        return named or (list(ins[0].dims) if e.op in ("mean", "sum", "max", "min") else [ins[0].dims[-1]])
     if e.op in LAST:
         return [ins[0].dims[-1]]
     if e.op in SPACE:

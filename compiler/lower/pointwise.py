@@ -95,6 +95,16 @@ def total(e: Local, x: Tensor) -> Tensor:
     return wide(x).sum(axes).to(x.dtype) if axes else x
 
 
+def largest(e: Local, x: Tensor) -> Tensor:
+    axes = _axes(e)
+    return x.amax(axes) if axes else x
+
+
+def smallest(e: Local, x: Tensor) -> Tensor:
+    axes = _axes(e)
+    return x.amin(axes) if axes else x
+
+
 def argmax(e: Local, x: Tensor) -> Tensor:
     return (x.long() if x.dtype == torch.bool else x).argmax(e.axis(0, e.attr("over")))
 
@@ -107,14 +117,16 @@ def one_hot(e: Local, index: Tensor) -> Tensor:
 def sinusoidal(e: Local, x: Tensor) -> Tensor:
     """[...] -> [... D]: sines then cosines (or the other way) of x * period^(-i / (D/2 - shift)).
 
-    Angles are fp32 in every model, also in fp64 ones: this is how published diffusion models compute them."""
-    half = e.size(e.out.dims[-1]) // 2
-    i = torch.arange(half, device=x.device, dtype=torch.float32)
-    angle = x[..., None].float() * torch.exp(-math.log(e.attr("period")) * i / (half - e.attr("shift")))
+    Angles are fp32 or wider; with `angles: fp32` they are fp32 in fp64 models too, as in published diffusion models."""
+    half, is_fp64 = e.size(e.out.dims[-1]) // 2, torch.float64 in (x.dtype, e.attr("dtype"))
+    exact = torch.float64 if is_fp64 and e.attr("angles") is None else torch.float32
+    i = torch.arange(half, device=x.device, dtype=exact)
+    angle = x[..., None].to(exact) * torch.exp(-math.log(e.attr("period")) * i / (half - e.attr("shift")))
     parts = [angle.cos(), angle.sin()] if e.attr("cos_first") else [angle.sin(), angle.cos()]
     return torch.cat(parts, -1).to(x.dtype if x.is_floating_point() else e.attr("dtype") or torch.get_default_dtype())
 
 
 IMPLS: dict[str, Impl] = {
-    "expr": expr, "mean": mean, "sum": total, "argmax": argmax, "one_hot": one_hot, "sinusoidal": sinusoidal,
+    "expr": expr, "mean": mean, "sum": total, "max": largest, "min": smallest, "argmax": argmax, "one_hot": one_hot,
+    "sinusoidal": sinusoidal,
 }  # fmt: skip

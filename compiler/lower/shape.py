@@ -54,8 +54,7 @@ def unbind(e: Local, x: Tensor) -> tuple[Tensor, ...]:
 
 def take(e: Local, x: Tensor, index: Tensor) -> Tensor:
     at = e.axis(0, e.attr("over"))
-    shared = sum(d in e.dims(0) for d in e.dims(1))
-    if shared == 0:
+    if at == 0 or e.dims(1)[:at] != e.dims(0)[:at]:
         return x.index_select(at, index.reshape(-1)).reshape(e.shape())
     batch, rest = x.shape[:at], x.shape[at + 1 :]
     flat = index.reshape(*batch, -1)

@@ -7,6 +7,8 @@ from specc.compiler.types import Dim, TensorType
 
 
 def _attend(a: Applied) -> None:
+    if a.args["scale"] == 0:
+        raise OpError("S103", "'scale' is 0: all scores would be alike")
     heads, kv_heads = a.binding["h"][0], a.binding["k"][0]
     if heads.size is not None and kv_heads.size is not None and heads.size % kv_heads.size:
         raise OpError("S203", f"{heads.shown()} query heads do not share {kv_heads.shown()} key-value heads evenly")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from specc.compiler.ops.row import Applied, Arg, Op, OpError
 from specc.compiler.types import Dim, DType, TensorType, places
@@ -14,8 +15,14 @@ FUNCTIONS = {
     "gelu": 1, "gelu_tanh": 1, "quick_gelu": 1, "silu": 1, "softplus": 1, "square": 1, "float": 1, "detach": 1,
     "min": 2, "max": 2, "where": 3, "clamp": 3,
 }  # fmt: skip
-
-
+MEANINGS = {
+    "rsqrt": "1 / sqrt(x)", "gelu": "by the error function", "gelu_tanh": "gelu by its approximation with tanh",
+    "quick_gelu": "x * sigmoid(1.702 * x)", "silu": "x * sigmoid(x)", "softplus": "log(1 + exp(x))",
+    "square": "x * x", "float": "an integer or a condition as a number", "detach": "x, with no gradient",
+    "min": "the smaller of two; of a dim's entries: the op `min`", "max": "the larger of two; see the op `max`",
+    "where": "where(condition, a, b): a where it holds, else b", "clamp": "clamp(x, low, high)",
+}  # fmt: skip
+OPERATORS = "+ - * / // % **, comparisons, and or not"
 FLOATING = {
     "exp", "log", "sqrt", "rsqrt", "sin", "cos", "sigmoid", "tanh", "gelu", "gelu_tanh", "quick_gelu", "silu",
     "softplus", "float",
@@ -40,12 +47,24 @@ def check_formula(e: Expr) -> None:
     for node in e.walk():
         if node.op == "attr":
             raise OpError("S104", f"'{node.value}' only makes sense in a mask")
+        if node.op in ("/", "//", "%") and _is_zero(node.args[1]):
+            raise OpError("S104", f"'{node}' divides by zero")
         if node.op != "call":
             continue
         if node.value not in FUNCTIONS:
             raise OpError("S104", f"unknown function '{node.value}'", hint=f"known: {', '.join(FUNCTIONS)}")
         if FUNCTIONS[str(node.value)] != len(node.args):
             raise OpError("S104", f"'{node.value}' takes {FUNCTIONS[str(node.value)]} arguments, got {len(node.args)}")
+
+
+def _is_zero(e: Expr) -> bool:
+    """Whether an expression is the number 0, whatever the values are."""
+    if e.names() or any(n.op == "call" for n in e.walk()):
+        return False
+    try:
+        return evaluate(e, {}) == 0
+    except ExprError:
+        return False
 
 
 def _dtype(e: Expr, named: Mapping[str, DType]) -> DType:
@@ -114,9 +133,9 @@ def _one_hot(a: Applied) -> tuple[TensorType, ...]:
     return (TensorType((*a.type(0).dims, a.args["of"])),)
 
 
-def _reduction(name: str, doc: str) -> Op:
+def _reduction(name: str, doc: str, takes: Literal["any", "float"] = "any") -> Op:
     args = {"over": Arg("dims", None, "dims that go; default: all")}
-    return Op(name, "-> ", doc, args=args, takes=("any",), infer=_reduce)
+    return Op(name, "-> ", doc, args=args, takes=(takes,), infer=_reduce)
 
 
 ROWS = (
@@ -124,12 +143,16 @@ ROWS = (
        inputs=("*values",), args={"formula": Arg("expr")}, takes=("any",) * 16, infer=_expr),
     _reduction("mean", "Mean over dims, in fp32."),
     _reduction("sum", "Sum over dims, in fp32."),
+    _reduction("max", "Largest entry over dims; entries that are equal share its gradient.", "float"),
+    _reduction("min", "Smallest entry over dims; entries that are equal share its gradient.", "float"),
     Op("argmax", "-> ", "Index of the (first) largest entry along a dim.", takes=("any",),
        args={"over": Arg("dim")}, gives=("int",), infer=_argmax, flops="none"),
     Op("one_hot", "-> ", "1 at the index, 0 elsewhere, along a new last dim.", inputs=("index",), takes=("int",),
        args={"of": Arg("dim")}, infer=_one_hot, flops="none"),
     Op("sinusoidal", "-> ", "Sines and cosines of numbers at geometric frequencies (arXiv:1706.03762 sec. 3.5).",
        takes=("any",), args={"out": Arg("dim"), "period": Arg("float", 1e4, within="(0, inf)"),
-                             "cos_first": Arg("bool", False), "shift": Arg("float", 0.0, "frequencies i/(half-shift)")},
+                             "cos_first": Arg("bool", False), "shift": Arg("float", 0.0, "frequencies i/(half-shift)"),
+                             "angles": Arg("choice", None, "`fp32`: in fp32 even where the model computes in fp64",
+                                           ("fp32",))},
        infer=_sinusoidal),
 )  # fmt: skip

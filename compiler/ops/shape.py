@@ -166,13 +166,16 @@ def _unbind(a: Applied) -> tuple[TensorType, ...]:
 
 
 def _take(a: Applied) -> tuple[TensorType, ...]:
-    x, index = a.type(0), a.type(1)
-    at = axis_of(x, a.args["over"])
-    new = tuple(d for d in index.dims if d not in x.dims)
-    shared = tuple(d for d in index.dims if d in x.dims)
-    if shared != x.dims[: len(shared)] or len(shared) not in (0, at):
-        raise OpError("S201", f"the index {index} must share the dims of {x} before '{a.args['over'].name}'")
-    return (TensorType((*x.dims[:at], *new, *x.dims[at + 1 :]), x.dtype),)
+    """The index has the dims before `over`, then its own: new ones, or `over` itself (entries in another order)."""
+    x, index, over = a.type(0), a.type(1), a.args["over"]
+    at = axis_of(x, over)
+    shared = tuple(d for d in index.dims if d in x.dims and d.name != over.name)
+    if shared != index.dims[: len(shared)] or shared != x.dims[: len(shared)] or len(shared) not in (0, at):
+        before = " ".join(d.name for d in x.dims[:at])
+        raise OpError(
+            "S201", f"the index {index} must begin with all dims of {x} before '{over.name}' ([{before}]) or none"
+        )
+    return (TensorType((*x.dims[:at], *index.dims[len(shared) :], *x.dims[at + 1 :]), x.dtype),)
 
 
 def _rename(a: Applied) -> tuple[TensorType, ...]:
@@ -201,6 +204,9 @@ def _expand(a: Applied) -> tuple[TensorType, ...]:
 
 def _upsample(a: Applied) -> tuple[TensorType, ...]:
     x, factor = a.type(0), a.args["factor"]
+    if len(x.dims) < 3 or x.dims[1].size is None:
+        hint = "take images or sound apart: [B channels *space], with a known number of channels"
+        raise OpError("S201", f"it enlarges the space of [batch channels *space], got {x.shown()}", hint)
     big = [derived(parse(f"n * {factor}"), {"n": d}) for d in x.dims[2:]]
     return (TensorType((*x.dims[:2], *(Dim(str(d.size), d.size) if d.size else d for d in big)), x.dtype),)
 
@@ -224,7 +230,8 @@ ROWS = (
        args={"over": Arg("dim"), "at": Arg("int", 0)}, takes=ANY, infer=_pick, flops="none"),
     Op("unbind", "-> ", "All entries of a dim, each a result of its own: `as: [scale, shift]`.",
        args={"over": Arg("dim")}, takes=ANY, infer=_unbind, flops="none"),
-    Op("take", "-> ", "Entries of a dim by an integer tensor, per batch.", inputs=("x", "index"),
+    Op("take", "-> ", "Entries of a dim by an integer tensor, per batch; an index along the dim itself sorts it.",
+       inputs=("x", "index"),
        args={"over": Arg("dim")}, takes=("any", "int"), infer=_take, flops="none"),
     Op("rename", "-> ", "Give dims other names: {B: N}.", args={"dims": Arg("pattern")}, takes=ANY, infer=_rename,
        flops="none"),

@@ -166,6 +166,11 @@ def _argmax(c: Case) -> Iterator[Strategy | None]:
     yield from _through(c, [(p, p - (p > at)) for p in range(len(c.at(0).dims)) if p != at])
 
 
+def _extreme(c: Case) -> Iterator[Strategy | None]:
+    """The dims that stay; those that go are gathered first, since gradients are of ties in the whole."""
+    yield from (s for s in _reduce(c) if s is not None and s.name.startswith("split:"))
+
+
 def _reduce(c: Case) -> Iterator[Strategy | None]:
     over = c.eqn.attrs.get("over")
     dims = c.at(0).dims
@@ -319,8 +324,9 @@ FAMILIES: Mapping[str, Family] = {
     "linear": _linear, "routed_linear": _routed, "embedding": _embedding, "conv": _conv, "einsum": _einsum,
     "grouped_linear": _grouped, "rms_norm": _all_but_last, "layer_norm": _all_but_last, "softmax": _all_but_last,
     "group_norm": _first(1), "dropout": _every, "attend": _attend, "mask": _mask, "rope": _rope,
-    "relative_bucket": _source, "index": _source, "expr": _expr, "mean": _reduce, "sum": _reduce, "argmax": _argmax,
-    "one_hot": _every, "sinusoidal": _every, "rearrange": _rearrange, "concat": _concat, "split": _beside,
+    "relative_bucket": _source, "index": _source, "expr": _expr, "mean": _reduce, "sum": _reduce,
+    "max": _extreme, "min": _extreme, "argmax": _argmax, "one_hot": _every, "sinusoidal": _every,
+    "rearrange": _rearrange, "concat": _concat, "split": _beside,
     "slice": _beside, "pick": _without, "unbind": _without, "take": _take, "rename": _rename, "expand": _expand,
     "upsample": _first(2), "param": _param, "topk": _all_but_last, "dispatch": _dispatch, "row_gates": _row_gates,
     "combine": _combine, "stack": _stack, "cross_entropy": _cross_entropy,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from specc.compiler.ops import OPS, Op
+from specc.compiler.ops.pointwise import FUNCTIONS, MEANINGS, OPERATORS
 from specc.spec.errors import Diagnostic, SpecError, did_you_mean
 
 
@@ -31,14 +32,25 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(op: Op) -> str:
     """A row as a page: rule, operands, weights, arguments."""
-    lines = [f"{op.name}: {op.doc}", "", f"  rule     {op.rule}", f"  inputs   {', '.join(op.inputs)}"]
+    lines = [f"{op.name}: {op.doc}", ""]
+    if op.rule.strip() != "->":
+        lines.append(f"  rule     {op.rule}")
+    lines.append(f"  inputs   {', '.join(op.inputs)}")
     if op.weights:
         lines.append(f"  weights  {', '.join(w.name + (f' (when {w.when})' if w.when else '') for w in op.weights)}")
     if op.args:
         width = max(map(len, op.args))
         lines += ["", "  arguments"]
         lines += [f"    {name:{width}}  {_kind(data)}  {data['doc']}".rstrip() for name, data in _args(op).items()]
+    if op.name == "expr":
+        lines += ["", f"  operators  {OPERATORS}", "  functions"]
+        lines += [f"    {name}  {meaning}".rstrip() for name, meaning in _functions().items()]
     return "\n".join(lines)
+
+
+def _functions() -> dict[str, str]:
+    """The functions of formulas, and what they are where the name does not say it."""
+    return {name: MEANINGS.get(name, "") for name in sorted(FUNCTIONS)}
 
 
 MARKDOWN = """\
@@ -62,6 +74,9 @@ def as_markdown(rows: Mapping[str, Op]) -> str:
             lines.append(f"- weights: {', '.join(f'`{w.name}`' if w.name else 'itself' for w in op.weights)}")
         for arg, data in _args(op).items():
             lines.append(f"- `{arg}`: {_kind(data)}{': ' if data['doc'] else ''}{data['doc']}")
+        if name == "expr":
+            lines += [f"- operators: `{OPERATORS}`", "- functions:"]
+            lines += [f"    - `{f}`{': ' if meaning else ''}{meaning}" for f, meaning in _functions().items()]
         lines.append("")
     return "\n".join(lines)
 
