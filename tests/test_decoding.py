@@ -87,6 +87,8 @@ def test_a_bias_by_distance_decodes_what_it_gives_all_at_once(tmp_path: Path) ->
     [
         "- mean: {over: S, as: m}\n    - expr: x + m",
         "- mean: {as: m}\n    - expr: x + m",
+        "- max: {over: S, as: m}\n    - expr: x + m",
+        "- min: {as: m}\n    - expr: x + m",
         "- sum: {over: S, as: m}\n    - expr: x + m",
         "- rearrange: b s d -> b d s\n    - softmax\n    - rearrange: b d s -> b s d",
         "- rearrange: b s d -> b d s\n    - rms_norm: {scale: false}\n    - rearrange: b d s -> b s d",
