@@ -11,17 +11,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from specc.compiler.ops import OPS
 from specc.compiler.ops.declare import mixed_letters
 from specc.compiler.ops.row import Op
 from specc.compiler.program import Body, Eqn
 from specc.compiler.rules import Binding, match
 from specc.compiler.types import Dim, TensorType
 from specc.spec.expr import parse
-
-# Ops that let entries of these dims see each other: those that `over` names, the last one, those of space.
-OVER = ("linear", "take", "slice", "pick", "split", "unbind", "concat", "argmax", "mean", "sum", "max", "min")
-LAST = ("softmax", "rms_norm", "layer_norm", "topk")
-SPACE = ("conv", "upsample", "group_norm")
 
 
 @dataclass
@@ -83,20 +79,22 @@ def refusal(bodies: Sequence[Body], seq: str, own: Mapping[str, Op] | None = Non
     return ""
 
 
-def _mixed(e: Eqn, ins: Sequence[TensorType]) -> list[Dim]:
+def _mixed(e: Eqn, ins: Sequence[TensorType]) -> Sequence[Dim]:
     """Dims along which an op lets tokens see each other. Attention to its own sequence has caches; of one under another
     name there are none."""
-    if e.op in OVER:
-        over = e.attrs.get("over")
-        named = list(over) if isinstance(over, tuple | list) else [over] if over is not None else []
-        return named or (list(ins[0].dims) if e.op in ("mean", "sum", "max", "min") else [ins[0].dims[-1]])
-    if e.op in LAST:
-        return [ins[0].dims[-1]]
-    if e.op in SPACE:
-        return list(ins[0].dims[1 if e.op == "group_norm" else 2 :])
-    if e.op == "einsum":
-        return [d for t in ins for d in t.dims if d not in e.types[0].dims]
-    return [d for d in (ins[1].dims[-3],) if d.of] if e.op == "attend" else []
+    match OPS[e.op].mixes if e.op in OPS else "":
+        case "over":
+            over = e.attrs.get("over")
+            return [ins[0].dims[-1]] if over is None else over if isinstance(over, list | tuple) else [over]
+        case "summed":
+            return [d for t in ins for d in t.dims if d not in e.types[0].dims]
+        case "last":
+            return [ins[0].dims[-1]]
+        case "space":
+            return ins[0].dims[1:]
+        case "keys":
+            return [d for d in (ins[1].dims[-3],) if d.of]
+    return []
 
 
 def _is_along(d: Dim, seq: str) -> bool:

@@ -65,7 +65,7 @@ ROWS = (
              "scale": Arg("float", None, "factor of the scores; default: 1/sqrt(head dim)"),
              "bias": Arg("value", None, "a [queries keys heads] term of the scores"),
              "softmax": Arg("choice", None, "`fp32`: in fp32 even where the model computes in fp64", ("fp32",))},
-       check=_attend, flops="contract", mixes=("s", "t")),
+       check=_attend, flops="contract", mixes="keys"),
     Op("mask", "-> ", "Dense mask of a predicate over token attributes; true where a query sees a key.",
        inputs=("*attributes",), takes=("int",) * 16, gives=("bool",),
        args={"predicate": Arg("expr"), "q": Arg("dim"), "k": Arg("dim"), "names": Arg("value")},
@@ -82,5 +82,5 @@ ROWS = (
     Op("relative_bucket", "-> ", "Buckets of key minus query position, as T5 (arXiv:1910.10683).", inputs=(),
        args={"q": Arg("dim"), "k": Arg("dim"), "buckets": Arg("int", 32, within="[2, inf)"),
              "max_distance": Arg("int", 128, within="[1, inf)"), "bidirectional": Arg("bool", True)},
-       gives=("int",), infer=_buckets, flops="none", mixes=("s",)),
+       gives=("int",), infer=_buckets, flops="none"),
 )  # fmt: skip

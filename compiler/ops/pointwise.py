@@ -135,7 +135,7 @@ def _one_hot(a: Applied) -> tuple[TensorType, ...]:
 
 def _reduction(name: str, doc: str, takes: Literal["any", "float"] = "any") -> Op:
     args = {"over": Arg("dims", None, "dims that go; default: all")}
-    return Op(name, "-> ", doc, args=args, takes=(takes,), infer=_reduce)
+    return Op(name, "-> ", doc, args=args, takes=(takes,), infer=_reduce, mixes="summed")
 
 
 ROWS = (
@@ -146,7 +146,7 @@ ROWS = (
     _reduction("max", "Largest entry over dims; entries that are equal share its gradient.", "float"),
     _reduction("min", "Smallest entry over dims; entries that are equal share its gradient.", "float"),
     Op("argmax", "-> ", "Index of the (first) largest entry along a dim.", takes=("any",),
-       args={"over": Arg("dim")}, gives=("int",), infer=_argmax, flops="none"),
+       args={"over": Arg("dim")}, gives=("int",), infer=_argmax, flops="none", mixes="summed"),
     Op("one_hot", "-> ", "1 at the index, 0 elsewhere, along a new last dim.", inputs=("index",), takes=("int",),
        args={"of": Arg("dim")}, infer=_one_hot, flops="none"),
     Op("sinusoidal", "-> ", "Sines and cosines of numbers at geometric frequencies (arXiv:1706.03762 sec. 3.5).",

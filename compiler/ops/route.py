@@ -37,7 +37,7 @@ def _combine(a: Applied) -> tuple[TensorType, ...]:
 
 ROWS = (
     Op("topk", "-> ", "The k largest entries of the last dim and their indices.", args={"k": Arg("dim")},
-       gives=("float", "int"), infer=_topk, flops="none"),
+       gives=("float", "int"), infer=_topk, flops="none", mixes="last"),
     Op("dispatch", "-> ", "Copies of the tokens sorted by expert: rows, their order, and each expert's end.",
        inputs=("x", "index"), takes=("float", "int"), args={"experts": Arg("dim")}, gives=("float", "int", "int"),
        infer=_dispatch, flops="none"),

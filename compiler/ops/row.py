@@ -79,6 +79,8 @@ class OpError(Exception):
 
 Infer = Callable[[Applied], tuple[TensorType, ...]]
 Flops = Literal["contract", "pointwise", "none"]
+# The dims that `over` names, those that the result lacks, the last one, all but the batch, or those of keys.
+Mixes = Literal["", "over", "summed", "last", "space", "keys"]
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Op:
     """One row. `inputs` name the value operands (a `?` marks an optional one); weights follow them in the rule.
 
     `binds` says which argument gives a letter its dims. `infer` overrides the rule for what a rule cannot say.
-    `mixes` names the letters along which tokens see each other (for incremental decoding and splitting)."""
+    `mixes` says along which dims entries see each other, for incremental decoding."""
 
     name: str
     rule: str
@@ -100,7 +102,7 @@ class Op:
     infer: Infer | None = None
     check: Callable[[Applied], None] | None = None
     flops: Flops = "pointwise"
-    mixes: tuple[str, ...] = ()
+    mixes: Mixes = ""
     internal: bool = False
     source: str = ""  # the file of an op of the user's own
 
