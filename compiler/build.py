@@ -173,6 +173,8 @@ def hash_of(described: Mapping[str, Any], program: Program, parent: str) -> str:
     """What a stage computes, and from what; not on which mesh, by which microbatches, and how it is watched."""
     spec, plan = _without(described["spec"], WATCH_WORDS), _without(described["plan"], MESH_WORDS)
     spec["batch"] = _without(spec["batch"], ("microbatch",))
+    if spec["weights"] is None:  # as in builds of before there were any
+        spec = _without(spec, ("weights",))
     kept = {**_without(described, DERIVED), "spec": spec, "plan": plan}
     text = json.dumps(kept, sort_keys=True) + str(program) + parent
     return hashlib.sha256(text.encode()).hexdigest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
@@ -148,11 +148,13 @@ def layout_of(words: list[str]) -> Layout:
     return tuple(map(place_named, words))
 
 
-def first_values(stage: Stage, seat: Seat, dtype: torch.dtype) -> dict[str, Tensor]:
-    """This rank's parts of the first values of all parameters, on its device; they depend on no mesh."""
+def first_values(
+    stage: Stage, seat: Seat, dtype: torch.dtype, only: Collection[str] | None = None
+) -> dict[str, Tensor]:  # fmt: skip
+    """This rank's parts of the first values of all parameters (or of some), on its device; they depend on no mesh."""
     found: dict[str, Tensor] = {}
     for p in stage.params:
-        if not seat.sharding.holds(p["path"]):
+        if not seat.sharding.holds(p["path"]) or (only is not None and p["path"] not in only):
             continue
         region = seat.sharding.region(p["path"], p["shape"])
         init = p["init"]

@@ -20,6 +20,8 @@ from specc.runtime.ahead import Ahead, Later
 from specc.runtime.allocator import keep_memory
 from specc.runtime.built import Build, Stage
 from specc.runtime.compile import decided
+from specc.runtime.convert.folder import CONFIG
+from specc.runtime.convert.start import check_origin, origin, origin_weights
 from specc.runtime.data import tokenizer as tokenizers
 from specc.runtime.data.batches import unigram_entropy
 from specc.runtime.data.corpus import CHATS, Corpus
@@ -39,6 +41,7 @@ from specc.runtime.team import ALONE, Team, first
 from specc.runtime.team import say as say_all
 
 DIGITS = 12  # of a stage's hash in the name of its folder
+ORIGIN = "origin.json"  # which published checkpoint a run started from
 NOT_RUN = "'{}' starts from '{}', which has not run"
 
 
@@ -89,7 +92,7 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
         if others := _others(stage, folder):
             more = f" (and {len(others) - 1} more)" if others[1:] else ""
             say(f"{stage.name}: {others[-1].name}{more} was trained with other settings; this begins anew")
-        params, step = parent_weights(build, stage, seat) or first_values(stage, seat, master(stage)), 0
+        params, step = first_weights(build, stage, folder, base, seat), 0
         entropy = unigram_entropy(data.validation)
         say(
             f"{stage.name}: {len(data.train)} rows, {len(data.validation)} held out; unigram entropy {entropy:.3f} nats"
@@ -160,6 +163,9 @@ def look_at_data(build: Build, stage: Stage, base: Path) -> None:
     file = stage.spec.tokenizer.file if stage.spec.tokenizer else None
     if file and not (base / file).is_file():
         raise RunError(f"'{stage.name}': there is no {base / file}")
+    started = any((stage_folder(build, stage) / "checkpoints").glob("step_*"))
+    if stage.spec.weights and not started:
+        check_origin(build, stage, stage.spec.weights, base)
 
 
 def read_data(build: Build, stage: Stage, folder: Path, base: Path) -> tuple[Tokenizer, Prepared]:
@@ -255,10 +261,29 @@ def _sha256(file: Path) -> str:
         raise RunError(f"{file} is not a tokenizer: {e.strerror}") from None
 
 
-def parent_weights(build: Build, stage: Stage, seat: Seat) -> dict[str, Tensor] | None:
-    """This rank's parts of the weights that the stage starts from, if it names a stage."""
-    if stage.spec.from_ is None:
-        return None
+def first_weights(build: Build, stage: Stage, folder: Path, base: Path, seat: Seat) -> dict[str, Tensor]:
+    """This rank's parts of what the stage starts from: another stage, a published checkpoint, or its first values.
+
+    Of a published checkpoint the run keeps the config, and which one it was."""
+    start = stage.spec.weights
+    if stage.spec.from_ is not None:
+        return parent_weights(build, stage, seat)
+    if start is None:
+        return first_values(stage, seat, master(stage))
+
+    def read() -> dict[str, Tensor]:
+        found = origin(build, stage, start, base)
+        if seat.leads:
+            (folder / ORIGIN).write_text(json.dumps(found.facts()) + "\n")
+            (folder / CONFIG).write_bytes((found.path / CONFIG).read_bytes())
+        return origin_weights(stage, found, seat, master(stage))
+
+    return checkpoint.agreed(seat.team, folder, read)
+
+
+def parent_weights(build: Build, stage: Stage, seat: Seat) -> dict[str, Tensor]:
+    """This rank's parts of the weights of the stage that this one starts from."""
+    assert stage.spec.from_ is not None
     parent = build.stages[stage.spec.from_]
     root, only = stage_folder(build, parent) / "checkpoints", ("weights", "ema")
     loaded = checkpoint.load_newest(root, parent.hash, seat.sharding, seat.team, only)

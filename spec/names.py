@@ -42,10 +42,11 @@ class NameRule(Node):
 
 
 class Variant(Node):
-    """Settings for checkpoints whose config says so."""
+    """Settings for checkpoints whose config says so; `config` is what a config that is made then says."""
 
     when: str
     set: dict[str, Any]
+    config: dict[str, Any] = {}
 
 
 class NameTable(Node):
@@ -57,14 +58,26 @@ class NameTable(Node):
     dims: dict[str, str | int] = {}  # dim of the model: expression over the config
     numbers: dict[str, str | float] = {}  # the same for the model's constants
     assumes: dict[str, Any] = {}  # config keys that must have this value (or one of these): the model is written for it
+    defaults: dict[str, Any] = {}  # config keys that files may leave out
+    derived: dict[str, str] = {}  # keys that they may leave out or have as null: expressions over the others
+    config: dict[str, Any] = {}  # what a config that is made says beside all this: `model_type` and `architectures`
     variants: list[Variant] = []
     names: list[NameRule]
+    prefix: str = ""  # of all names, which a file of the model without its head may leave out
     ignore: list[str] = []  # tensors of the checkpoint that are not parameters
     initial: list[str] = []  # parameters that are in no checkpoint: they stay as they are initialised
 
+    def known(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """All that a config says, inner keys joined by `_`, with what it leaves out."""
+        found = {**self.defaults, **flat(standard(config))}
+        for key, text in self.derived.items():
+            if found.get(key) is None:
+                found[key] = looked_up(text, found)
+        return found
+
     def overrides(self, config: Mapping[str, Any]) -> list[str]:
         """Overrides `a.b=value` that turn the model into the checkpoint's; raises SpecError if it cannot be that."""
-        known = flat(config)
+        known = self.known(config)
         allowed = {k: v if isinstance(v, list) else [v] for k, v in self.assumes.items()}
         wrong = [
             f"{k} is {known.get(k)!r}, not {self.assumes[k]!r}" for k, v in allowed.items() if known.get(k) not in v
@@ -79,19 +92,43 @@ class NameTable(Node):
 
     def rules(self, config: Mapping[str, Any]) -> list[NameRule]:
         """The rules for a checkpoint with this config."""
-        known = flat(config)
+        known = self.known(config)
         used = (r for r in self.names if r.when is None or looked_up(r.when, known))
         return [rule for r in used for rule in r.chosen()]
 
 
 def load_names(name: str) -> NameTable:
     """The table called `name`."""
-    folder = files("specc.spec.models.names")
-    known = sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
-    if name not in known:
+    if name not in (known := name_tables()):
         raise SpecError(Diagnostic("S001", f"there is no name table '{name}'", None, did_you_mean(name, known)))
-    text = (folder / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (files("specc.spec.models.names") / f"{name}.yaml").read_text(encoding="utf-8")
     return validate(load_text(text, f"specc:models/names/{name}.yaml"), NameTable)
+
+
+def name_tables() -> list[str]:
+    """What the tables are called."""
+    found = files("specc.spec.models.names").iterdir()
+    return sorted(p.name.removesuffix(".yaml") for p in found if p.name.endswith(".yaml"))
+
+
+def table_for(config: Mapping[str, Any]) -> str:
+    """The table of checkpoints with this config, by its `model_type`; raises SpecError if not just one is."""
+    kinds = {name: load_names(name).config.get("model_type") for name in name_tables()}
+    found = [name for name, kind in kinds.items() if kind is not None and kind == config.get("model_type")]
+    if len(found) != 1:
+        text = f"no name table is known for the model_type {config.get('model_type')!r} of the checkpoint"
+        hint = f"say which one with 'names': {', '.join(kinds)}"
+        raise SpecError(Diagnostic("S308", text, None, hint))
+    return found[0]
+
+
+def standard(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config with its rotary settings in `rope_parameters`: older files say `rope_theta` and `rope_scaling`."""
+    if config.get("rope_parameters") or not {"rope_theta", "rope_scaling"} & set(config):
+        return config
+    scaling, theta = config.get("rope_scaling") or {}, config.get("rope_theta")
+    found = {"rope_type": scaling.get("type", "default"), **({} if theta is None else {"rope_theta": theta}), **scaling}
+    return {**config, "rope_parameters": found}
 
 
 def filled(pattern: str, words: Mapping[str, str]) -> str:

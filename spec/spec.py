@@ -12,6 +12,7 @@ from specc.spec.dump import dump
 from specc.spec.errors import Diagnostic, Mark, SpecError, did_you_mean, in_order
 from specc.spec.loader import Document, KeyPath, attempt, load_document, load_text, put
 from specc.spec.model import ModelSpec
+from specc.spec.names import name_tables
 from specc.spec.node import Node
 from specc.spec.plan import PlanSpec
 from specc.spec.stage import StageSpec
@@ -132,7 +133,8 @@ def _examined(document: Document, file: str) -> tuple[Spec | None, list[Diagnost
 
 
 def stage_mistakes(spec: Spec) -> list[Diagnostic]:
-    """`model:` names a model, `from:` an earlier stage; the first stage of a chain has a tokenizer."""
+    """`model:` names a model, `from:` an earlier stage, `weights.names:` a table; the first stage of a chain has a
+    tokenizer."""
     found: list[Diagnostic] = []
     for i, (name, stage) in enumerate(spec.stages.items()):
         earlier = list(spec.stages)[:i]
@@ -148,6 +150,10 @@ def stage_mistakes(spec: Spec) -> list[Diagnostic]:
             found.append(Diagnostic("S310", text, spec.mark((*at, "tokenizer")), hint))
         if stage.from_ is None and stage.tokenizer is None:
             found.append(Diagnostic("S303", f"the stage '{name}' has no tokenizer", spec.mark(at), "add 'tokenizer:'"))
+        table = stage.weights.names if stage.weights else None
+        if table is not None and table not in (known := name_tables()):
+            mark = spec.mark((*at, "weights", "names"))
+            found.append(Diagnostic("S001", f"there is no name table '{table}'", mark, did_you_mean(table, known)))
         models = [spec.name, *spec.models] if spec.model is not None else list(spec.models)
         if stage.model is not None and stage.model not in models:
             hint = did_you_mean(stage.model, models)

@@ -113,11 +113,19 @@ class Checkpoint(Node):
     keep_every: int | None = Field(None, ge=1)
 
 
+class Weights(Node):
+    """A published checkpoint to start from: a folder with config.json and model.safetensors (or shards with an index)."""
+
+    path: str = Field(min_length=1, description="the folder, in Hugging Face's layout")
+    names: str | None = Field(None, description="a name table, such as 'llama'; default: by the config's model_type")
+
+
 class StageSpec(Node):
     """One stage of training."""
 
     kind: Literal["pretrain", "sft"] = "pretrain"
     from_: str | None = Field(None, alias="from")
+    weights: Weights | None = None
     model: str | None = None
     objective: Objective = "causal_lm"
     masked_lm: MaskedLM = MaskedLM()
@@ -136,6 +144,14 @@ class StageSpec(Node):
     ema: float | None = Field(None, gt=0, lt=1)
     template: str = CHATML
     seed: int = Field(0, ge=0, lt=1 << 32)
+
+    @model_validator(mode="after")
+    def _one_start(self) -> StageSpec:
+        if self.from_ is not None and self.weights is not None:
+            raise ValueError(
+                "a stage starts from another stage ('from') or from a checkpoint ('weights'), not from both"
+            )
+        return self
 
     @model_validator(mode="after")
     def _objective(self) -> StageSpec:

@@ -62,6 +62,14 @@ def elaborate_model(
     return check(Program(name, inputs, ctx.model.params, bodies, calls, outputs, loss[0] if loss else None))
 
 
+def sizes_of(spec: ModelSpec) -> dict[str, int]:
+    """The sizes of a model's dims."""
+    frame = Frame(Context(spec, Model(), OPS, {}, library_block, library_names), lambda _: None, ("model",))
+    declare_dims(frame)
+    stop_on_mistakes(frame.ctx)
+    return {n: d.size for n, d in frame.dims.items() if d.size is not None}
+
+
 def guarded(ctx: Context, work: Callable[[], None]) -> bool:
     """Do a part of the model; whether it went well."""
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -15,6 +15,7 @@ from specc.runtime.errors import RunError
 from specc.spec.names import NameRule
 
 NUMBER = re.compile(r"\{(\w+)\}")
+DIFFERS = "'{}' differs from another tensor for '{}'"
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,23 @@ class Link:
     concat: int
     stacked: bool
 
-    def to_ours(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        whole = torch.stack(list(tensors)) if self.stacked else tensors[0]
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of each of the checkpoint's tensors."""
         shape = list(self.layouts[0].theirs)
         if len(self.ours) > 1:
             shape[self.concat] = sum(x.theirs[self.concat] for x in self.layouts)
-        if list(whole.shape) != shape:
-            raise RunError(f"'{self.theirs[0]}' is {list(whole.shape)}, the model needs {shape}")
+        return tuple(shape[1:] if self.stacked else shape)
+
+    def check(self, name: str, shape: Sequence[int]) -> None:
+        """Raises RunError if one of the tensors has another shape than the model needs."""
+        if tuple(shape) != self.shape:
+            raise RunError(f"'{name}' is {list(shape)}, the model needs {list(self.shape)}")
+
+    def to_ours(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        for name, t in zip(self.theirs, tensors, strict=True):
+            self.check(name, t.shape)
+        whole = torch.stack(list(tensors)) if self.stacked else tensors[0]
         parts = [whole]
         if len(self.ours) > 1:
             parts = list(torch.split_with_sizes(whole, [x.theirs[self.concat] for x in self.layouts], self.concat))
@@ -80,20 +91,28 @@ def from_checkpoint(
 ) -> dict[str, Tensor]:
     """Every parameter from the checkpoint; raises RunError if one is missing or a tensor is left over."""
     params: dict[str, Tensor] = {}
-    for link in found:
-        if not all(n in tensors for n in link.theirs):
-            continue
+    for link in usable(found, tensors, shapes, ignore):
         for path, t in link.to_ours([tensors[n] for n in link.theirs]).items():
             if path in params and not torch.equal(params[path], t):
-                raise RunError(f"'{link.theirs[0]}' differs from another tensor for '{path}'")
+                raise RunError(DIFFERS.format(link.theirs[0], path))
             params[path] = t.contiguous()
-    missing = [p for p in shapes if p not in params]
+    return params
+
+
+def usable(
+    found: Sequence[Link], names: Collection[str], wanted: Collection[str], ignore: Sequence[str]
+) -> list[Link]:  # fmt: skip
+    """The links whose tensors are all in the checkpoint; raises RunError if they do not make all that is wanted, or if
+    it has a tensor that no rule names."""
+    used = [link for link in found if all(n in names for n in link.theirs)]
+    made = {p for link in used for p in link.ours}
     known = {n for link in found for n in link.theirs}
-    extra = [n for n in tensors if n not in known and not any(fnmatchcase(n, p) for p in ignore)]
+    missing = [p for p in wanted if p not in made]
+    extra = [n for n in names if n not in known and not any(fnmatchcase(n, p) for p in ignore)]
     if missing or extra:
         what = f"nothing for '{missing[0]}'" if missing else f"'{extra[0]}', which no rule names"
         raise RunError(f"the checkpoint has {what} (parameters missing: {len(missing)}, tensors left: {len(extra)})")
-    return params
+    return used
 
 
 def to_checkpoint(found: Sequence[Link], params: Mapping[str, Tensor]) -> dict[str, Tensor]:
