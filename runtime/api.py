@@ -1,5 +1,5 @@
-"""specc from Python: run a build and sample from it, as the commands of these names do; `make` has building, which
-imports the compiler."""
+"""specc from Python: run a build, sample from it and export it, as the commands of these names do; `make` has
+building, which imports the compiler."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TextIO
 
 from specc.runtime import checkpoint
 from specc.runtime.built import Build, Stage, open_build
+from specc.runtime.convert.export import DTYPES, write_folder
 from specc.runtime.data import tokenizer as tokenizers
 from specc.runtime.errors import RunError
 from specc.runtime.sample import Choice, write_text
@@ -43,6 +44,20 @@ def sample(
     return write_behind(opened, source, loaded, given, tokens, choice or Choice(), raw)
 
 
+def export(
+    target: BuildLike, folder: str | Path, stage: str | None = None, dtype: str = "fp32", names: str | None = None
+) -> tuple[str, int]:  # fmt: skip
+    """Write a trained stage's weights (their moving average, if there is one) as a folder that transformers loads;
+    which stage that was, and its step. `names` is a name table, if none or several could be the model's."""
+    if dtype not in DTYPES:
+        raise RunError(f"no dtype '{dtype}' is exported: {did_you_mean(dtype, DTYPES)}")
+    opened = target if isinstance(target, Build) else open_build(Path(target))
+    source, loaded = trained(opened, stage)
+    weights = loaded.tensors.get("ema", loaded.tensors["weights"])
+    write_folder(opened, source, weights, Path(folder), dtype, names)
+    return source.name, loaded.step
+
+
 def write_behind(
     build: Build, stage: Stage, loaded: checkpoint.Loaded, prompts: Sequence[str], tokens: int, choice: Choice,
     raw: bool,
@@ -59,7 +74,7 @@ def trained(build: Build, name: str | None) -> tuple[Stage, checkpoint.Loaded]:
         raise RunError(f"the build has no stage '{name}': {did_you_mean(name, build.stages)}")
     for stage in reversed(build.stages.values()):
         if name in (None, stage.name):
-            loaded = checkpoint.load_newest(stage_folder(build, stage) / "checkpoints")
+            loaded = checkpoint.load_newest(stage_folder(build, stage) / "checkpoints", only=("weights", "ema"))
             if loaded:
                 return stage, loaded
     raise RunError(f"no checkpoint of {name or 'any stage'} yet; say `specc run {build.path}` first")

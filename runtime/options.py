@@ -170,6 +170,17 @@ COMMANDS: dict[str, Command] = {
             JSON,
         ),
     ),
+    "export": Command(
+        "write a trained model as a folder that transformers loads: model.safetensors, config.json, tokenizer.json",
+        "specc.runtime.commands.export:run",
+        (
+            option("target", metavar="BUILD", help="a build directory whose stage was run"),
+            option("-o", "--out", metavar="DIR", required=True, help="the folder to write"),
+            option("--stage", metavar="NAME", help="the stage whose weights to take (default: the last)"),
+            option("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the weights (default: fp32)"),
+            option("--names", metavar="TABLE", help="the name table (default: the one that fits the model)"),
+        ),
+    ),
     "report": Command(
         "write one self-contained HTML page about a build and its runs",
         "specc.runtime.commands.report:run",
@@ -285,7 +296,8 @@ COMMANDS: dict[str, Command] = {
         "specc.runtime.commands.new:run",
         (
             option("name", metavar="NAME", nargs="?", help="name of the spec; NAME.yaml is written"),
-            option("--from", metavar="MODEL", dest="model", default="llama", help="a model (default: llama)"),
+            option("--from", metavar="MODEL", dest="model", help="a model (default: llama, or that of the checkpoint)"),
+            option("--checkpoint", metavar="DIR", help="start from this folder, in Hugging Face's layout"),
             option("-o", "--out", metavar="FILE", help="where the spec goes (default: NAME.yaml)"),
             option("--list", action="store_true", help="list the models that --from knows"),
         ),

@@ -30,10 +30,12 @@ class NotATensorFile(ValueError):
     """The file does not parse as safetensors."""
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[str, int]:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> tuple[str, int]:  # fmt: skip
     """Write and fsync; the SHA-256 of what was meant to be written, and its bytes. Equal tensors give equal files."""
     names = sorted(tensors, key=lambda n: (-tensors[n].element_size(), n))  # wide first: all stay aligned
-    header: dict[str, object] = {}
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
     for name in names:
         t = tensors[name]

@@ -20,7 +20,7 @@ from specc.runtime.ahead import Ahead, Later
 from specc.runtime.allocator import keep_memory
 from specc.runtime.built import Build, Stage
 from specc.runtime.compile import decided
-from specc.runtime.convert.folder import CONFIG
+from specc.runtime.convert.config import CONFIG
 from specc.runtime.convert.start import check_origin, origin, origin_weights
 from specc.runtime.data import tokenizer as tokenizers
 from specc.runtime.data.batches import unigram_entropy

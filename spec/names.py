@@ -42,11 +42,12 @@ class NameRule(Node):
 
 
 class Variant(Node):
-    """Settings for checkpoints whose config says so; `config` is what a config that is made then says."""
+    """Settings for checkpoints whose config says so; `config` is what a config says then that is made."""
 
     when: str
     set: dict[str, Any]
     config: dict[str, Any] = {}
+    unused: list[str] = []  # dims that the model then has not
 
 
 class NameTable(Node):
@@ -87,7 +88,9 @@ class NameTable(Node):
         sizes = {f"model.dims.{dim}": looked_up(text, known) for dim, text in self.dims.items()}
         sizes |= {f"model.numbers.{name}": looked_up(text, known) for name, text in self.numbers.items()}
         for variant in self.variants:
-            sizes |= variant.set if looked_up(variant.when, known) else {}
+            if looked_up(variant.when, known):
+                sizes = {k: v for k, v in sizes.items() if k not in {f"model.dims.{n}" for n in variant.unused}}
+                sizes |= variant.set
         return [f"{path}={shown(value)}" for path, value in sizes.items()]
 
     def rules(self, config: Mapping[str, Any]) -> list[NameRule]:

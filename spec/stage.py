@@ -114,7 +114,7 @@ class Checkpoint(Node):
 
 
 class Weights(Node):
-    """A published checkpoint to start from: a folder with config.json and model.safetensors (or shards with an index)."""
+    """A published checkpoint to start from: a folder with config.json and model.safetensors (or its shards)."""
 
     path: str = Field(min_length=1, description="the folder, in Hugging Face's layout")
     names: str | None = Field(None, description="a name table, such as 'llama'; default: by the config's model_type")
@@ -148,9 +148,7 @@ class StageSpec(Node):
     @model_validator(mode="after")
     def _one_start(self) -> StageSpec:
         if self.from_ is not None and self.weights is not None:
-            raise ValueError(
-                "a stage starts from another stage ('from') or from a checkpoint ('weights'), not from both"
-            )
+            raise ValueError("a stage starts either from another stage ('from') or from a checkpoint ('weights')")
         return self
 
     @model_validator(mode="after")

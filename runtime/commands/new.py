@@ -1,4 +1,4 @@
-"""`specc new`: a commented starter spec over a model of the library."""
+"""`specc new`: a commented starter spec over a model of the library, or for a published checkpoint."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from importlib.resources import files
 from pathlib import Path
 
+from specc.runtime.commands.starter import checkpoint_starter, table_of
 from specc.runtime.errors import RunError
 from specc.spec.errors import Diagnostic, SpecError, did_you_mean
 from specc.spec.model import ModelSpec
@@ -58,13 +59,20 @@ def run(args: argparse.Namespace) -> int:
         width = max(map(len, models))
         print("\n".join(f"{name:{width}}  {m.doc}" for name, m in models.items()))
         return 0
-    if args.model not in models:
-        hint = did_you_mean(args.model, models)
-        raise SpecError(Diagnostic("S301", f"the library has no model '{args.model}'", hint=hint))
+    model = args.model or "llama"
+    if model not in models:
+        raise SpecError(Diagnostic("S301", f"the library has no model '{model}'", hint=did_you_mean(model, models)))
     path = Path(args.out or f"{args.name}.yaml")
     if path.exists():
         raise RunError(f"{path} exists; name another file with --out")
-    text = starter(args.name, args.model, models[args.model], path)
+    if args.checkpoint:
+        folder = Path(args.checkpoint)
+        names, table, config = table_of(folder, args.model)
+        text = checkpoint_starter(
+            args.name, folder, names, table, config, models[table.model], path, objective_of(table.model)
+        )  # fmt: skip
+    else:
+        text = starter(args.name, model, models[model], path)
     path.write_text(text, encoding="utf-8")
     build = f"; specc build {path}" if "\nstages:" in text else ""
     print(f"{path}: written\nnext: specc check {path}; specc show {path}{build}")
@@ -82,12 +90,17 @@ def library() -> dict[str, ModelSpec]:
     return found
 
 
+def objective_of(model: str) -> str:
+    """What a model of the library is trained for."""
+    return next((o for word, o in OBJECTIVES.items() if word in model), "causal_lm")
+
+
 def starter(name: str, model: str, section: ModelSpec, path: Path) -> str:
     """The text of the new spec; a model that reads no tokens has no stage to start with."""
     dims = "\n".join(SMALL.format(name=n, value=v) for n, v in section.dims.items()) or "  {}"
     text = TEMPLATE.format(name=name, model=model, file=path, dims=dims)
     if "tokens" not in section.inputs or "labels" not in section.inputs:
         return text
-    objective = next((o for word, o in OBJECTIVES.items() if word in model), "causal_lm")
+    objective = objective_of(model)
     text += STAGE.format(objective=objective, vocab=section.dims.get("V", 8192))
     return text + (SAMPLE if objective == "causal_lm" else "")  # the others write no text from left to right

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,31 +12,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from specc.runtime.convert.config import INDEX, TENSORS, read_json
 from specc.runtime.errors import RunError
 
-CONFIG, TENSORS, INDEX, TOKENIZER = "config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The mapping that a file of a checkpoint holds."""
-    try:
-        found = json.loads(file.read_bytes())
-    except OSError as e:
-        raise RunError(f"cannot read {file}: {e.strerror or e}") from None
-    except (ValueError, RecursionError):
-        raise RunError(f"{file} is not JSON") from None
-    if not isinstance(found, dict):
-        raise RunError(f"{file} does not hold a mapping")
-    return found
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The config of a checkpoint."""
-    if not path.is_dir():
-        raise RunError(f"there is no folder {path}")
-    return read_json(path / CONFIG)
 
 
 @dataclass(frozen=True)

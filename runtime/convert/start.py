@@ -13,7 +13,8 @@ from torch import Tensor
 
 from specc.compiler.elaborate import elaborate
 from specc.runtime.built import Build, Stage
-from specc.runtime.convert.folder import CONFIG, Folder, read_config
+from specc.runtime.convert.config import CONFIG, read_config
+from specc.runtime.convert.folder import Folder
 from specc.runtime.convert.names import DIFFERS, Link, links, usable
 from specc.runtime.errors import RunError
 from specc.runtime.seat import Seat, first_values
@@ -60,17 +61,17 @@ def told(error: SpecError) -> str:
 
 
 def difference(spec: Spec, model: str | None, overrides: Sequence[str]) -> str:
-    """The first of some values, written for `model`, that the spec's model does not have; nothing if it has them all."""
+    """The first of some values, written for `model`, that the spec's model does not have; nothing if it has all."""
     _, section, at = spec.model_section(model)
-    put = [".".join(at) + text.removeprefix("model") for text in overrides]
+    put = [".".join(map(str, at)) + text.removeprefix("model") for text in overrides]
     now = str(elaborate(spec, model))
     if _is(spec, model, now, put):
         return ""
     for text, there in zip(overrides, put, strict=True):
         if not _is(spec, model, now, [there]):
             path, _, value = text.partition("=")
-            key = path.rpartition(".")[2]
-            known = {"model.dims": section.dims, "model.numbers": section.numbers}.get(path.rpartition(".")[0], {})
+            part, _, key = path.rpartition(".")
+            known = section.model_dump().get(part.removeprefix("model."), {})
             return f"it needs {path}={value}" + (f", and here it is {known[key]}" if key in known else "")
     return "it needs " + ", ".join(overrides)
 
@@ -83,7 +84,7 @@ def _is(spec: Spec, model: str | None, now: str, overrides: Sequence[str]) -> bo
 
 
 def matched(stage: Stage, found: Origin, folder: Folder) -> list[Link]:
-    """How the folder's tensors make the stage's parameters; raises RunError if they do not, by their names and shapes."""
+    """How the folder's tensors make the stage's parameters; raises RunError if their names or shapes do not."""
     shapes = {path: tuple(shape) for path, shape in stage.shapes().items()}
     wanted = [p for p in shapes if p not in found.table.initial]
     try:

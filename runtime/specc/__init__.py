@@ -1,7 +1,7 @@
 """specc: a declarative compiler for training language and multimodal models.
 
-`load` or write a `Spec`, `build` it, `run` the build, `sample` from it. Names are imported when they are used, so that
-`import specc` costs nothing and torch is imported by what builds and runs alone."""
+`load` or write a `Spec`, `build` it, `run` the build, `sample` from it, `export` it. Names are imported when they are
+used, so that `import specc` costs nothing and torch is imported by what builds and runs alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from specc.compiler.ops.user import op
-    from specc.runtime.api import run, sample
+    from specc.runtime.api import export, run, sample
     from specc.runtime.built import Build
     from specc.runtime.errors import RunError
     from specc.runtime.make import build
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from specc.spec.model import Attribute, Block, ModelSpec, NameRule, Step, step
     from specc.spec.plan import Cluster, PlanSpec, Precision
     from specc.spec.spec import Spec, library_model, load
-    from specc.spec.stage import Batch, Budget, Checkpoint, Eval, Optimizer, Sample, Schedule, StageSpec
+    from specc.spec.stage import Batch, Budget, Checkpoint, Eval, Optimizer, Sample, Schedule, StageSpec, Weights
 
 _WHERE = {
     "specc.compiler.ops.user": ("op",),
-    "specc.runtime.api": ("run", "sample"),
+    "specc.runtime.api": ("export", "run", "sample"),
     "specc.runtime.built": ("Build",),
     "specc.runtime.errors": ("RunError",),
     "specc.runtime.make": ("build",),
@@ -32,15 +32,17 @@ _WHERE = {
     "specc.spec.model": ("Attribute", "Block", "ModelSpec", "NameRule", "Step", "step"),
     "specc.spec.plan": ("Cluster", "PlanSpec", "Precision"),
     "specc.spec.spec": ("Spec", "library_model", "load"),
-    "specc.spec.stage": ("Batch", "Budget", "Checkpoint", "Eval", "Optimizer", "Sample", "Schedule", "StageSpec"),
-}
+    "specc.spec.stage": (
+        "Batch", "Budget", "Checkpoint", "Eval", "Optimizer", "Sample", "Schedule", "StageSpec", "Weights",
+    ),
+}  # fmt: skip
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
     "Attribute", "Batch", "Block", "Budget", "Build", "Checkpoint", "Cluster", "DataSpec", "Diagnostic", "Eval",
     "ModelSpec", "NameRule", "Optimizer", "PlanSpec", "Precision", "RunError", "Sample", "Schedule", "Source", "Spec",
-    "SpecError", "StageSpec", "Step", "TokenizerSpec", "build", "library_model", "load", "op",
-    "run", "sample", "step",
+    "SpecError", "StageSpec", "Step", "TokenizerSpec", "Weights", "build", "export", "library_model", "load",
+    "op", "run", "sample", "step",
 ]  # fmt: skip
 
 

@@ -1,0 +1,212 @@
+"""A trained stage as a folder in Hugging Face's layout: model.safetensors, config.json, tokenizer.json."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from specc.compiler.elaborate import elaborate, sizes_of
+from specc.compiler.passes.prune import prune
+from specc.runtime.built import Build, Stage
+from specc.runtime.convert.config import CONFIG, INDEX, TENSORS, TOKENIZER, TOKENIZER_CONFIG, read_json
+from specc.runtime.convert.names import Link, links, to_checkpoint
+from specc.runtime.convert.start import difference, told
+from specc.runtime.data import tokenizer as tokenizers
+from specc.runtime.data.tokenizer import END, EOS, PAD
+from specc.runtime.errors import RunError
+from specc.runtime.tensorfile import bytes_of, write_tensors
+from specc.runtime.train import ORIGIN, stage_folder
+from specc.spec.configs import made_configs
+from specc.spec.errors import SpecError
+from specc.spec.names import NameTable, load_names, name_tables
+from specc.spec.spec import Spec, load
+from specc.spec.use import library
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # as configs call them
+SHARD = "model-{:05d}-of-{:05d}.safetensors"
+SHARD_BYTES = 5 * 10**9
+METADATA = {"format": "pt"}
+INIT = re.compile(r" \([^()]*\)$", re.MULTILINE)  # of a parameter, in a program's text
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a stage's weights are written: the table that names them, and the config that says the model's sizes."""
+
+    table: NameTable
+    links: Sequence[Link]
+    config: Mapping[str, Any]
+
+
+def write_folder(
+    build: Build, stage: Stage, weights: Mapping[str, Tensor], out: Path, dtype: str, names: str | None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:  # fmt: skip
+    """Write the folder, which appears whole; raises RunError if there is something in its place."""
+    out = out.resolve()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} exists; name another folder, or remove it")
+    form = form_of(build, stage, names)
+    work = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    named = to_checkpoint(form.links, weights)
+    write_shards(work, {name: t.to(DTYPES[dtype]) for name, t in named.items()}, shard_bytes)
+    tokenizer = stage_folder(build, stage) / TOKENIZER
+    known = tokenizers.load(tokenizer)
+    shutil.copyfile(tokenizer, work / TOKENIZER)
+    write_json(work / TOKENIZER_CONFIG, tokenizer_config(stage, known))
+    # `torch_dtype` is what readers of all ages understand
+    config = {k: v for k, v in form.config.items() if k != "dtype"} | {"torch_dtype": NAMES[dtype]}
+    write_json(work / CONFIG, config)
+    if out.exists():
+        out.rmdir()
+    work.rename(out)
+
+
+def write_shards(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:
+    """One file, or several with an index where it would be longer than `shard_bytes`."""
+    shards: list[dict[str, Tensor]] = [{}]
+    for name, t in tensors.items():
+        if shards[-1] and bytes_of({**shards[-1], name: t}) > shard_bytes:
+            shards.append({})
+        shards[-1][name] = t
+    if len(shards) == 1:
+        write_tensors(folder / TENSORS, tensors, METADATA)
+        return
+    where: dict[str, str] = {}
+    for i, shard in enumerate(shards, 1):
+        file = SHARD.format(i, len(shards))
+        write_tensors(folder / file, shard, METADATA)
+        where |= dict.fromkeys(shard, file)
+    write_json(folder / INDEX, {"metadata": {"total_size": bytes_of(tensors)}, "weight_map": where})
+
+
+def write_json(file: Path, data: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def form_of(build: Build, stage: Stage, names: str | None) -> Form:
+    """The table and the config: those of the checkpoint that the stage goes back to, or made of its model."""
+    spec = load(build.path / "spec.yaml")
+    kept = origin_folder(build, stage)
+    if kept is not None:
+        config = read_json(kept / CONFIG)
+        found = load_names(names or str(read_json(kept / ORIGIN)["names"]))
+        return Form(found, exported(found, config, stage), config)
+    name = names or table_of(spec, stage)
+    table = load_names(name)
+    config = made_config(spec, stage, name, table)
+    if names is None and (why := otherwise(spec, stage, table, config)):
+        hint = f"with --names {name} it is written all the same"
+        raise RunError(f"'{stage.name}': {why}, so that transformers would compute something else; {hint}")
+    with_tokens = {**config, **ends(stage, tokenizers.load(stage_folder(build, stage) / TOKENIZER))}
+    return Form(table, exported(table, config, stage), with_tokens)
+
+
+def origin_folder(build: Build, stage: Stage) -> Path | None:
+    """The run of the stage, or of the one that it goes back to, that has the config of a published checkpoint."""
+    folder = stage_folder(build, stage)
+    if (folder / CONFIG).is_file() and (folder / ORIGIN).is_file():
+        return folder
+    return None if stage.spec.from_ is None else origin_folder(build, build.stages[stage.spec.from_])
+
+
+def exported(table: NameTable, config: Mapping[str, Any], stage: Stage) -> list[Link]:
+    """The links that write every parameter once: the first that a table has for it. Raises RunError if one has none."""
+    shapes = {path: tuple(shape) for path, shape in stage.shapes().items() if path not in table.initial}
+    found: list[Link] = []
+    done: set[str] = set()
+    for link in links(table.rules(config), shapes):
+        if not set(link.ours) <= done:
+            found.append(link)
+            done |= set(link.ours)
+    if missing := [p for p in shapes if p not in done]:
+        raise RunError(f"'{stage.name}': the table for '{table.model}' has no name for '{missing[0]}'")
+    return found
+
+
+def table_of(spec: Spec, stage: Stage) -> str:
+    """The one table that names all parameters of the stage and says how its configs are made."""
+    fits = [n for n in name_tables() if _names_all(load_names(n), spec, stage)]
+    if len(fits) != 1:
+        known = ", ".join(n for n in name_tables() if load_names(n).config)
+        raise RunError(f"'{stage.name}': no name table is known to be its model's; say one with --names ({known})")
+    return fits[0]
+
+
+def _names_all(table: NameTable, spec: Spec, stage: Stage) -> bool:
+    if not table.config:
+        return False
+    try:
+        return bool(exported(table, _made(table, spec, stage)[0], stage))
+    except (RunError, SpecError):
+        return False
+
+
+def _made(table: NameTable, spec: Spec, stage: Stage) -> list[dict[str, Any]]:
+    """Configs that the stage's model may have."""
+    _, section, _ = spec.model_section(stage.spec.model)
+    sizes = {**sizes_of(section), **section.numbers}
+    return list(made_configs(table, sizes, stage.spec.data.seq_len))
+
+
+def made_config(spec: Spec, stage: Stage, name: str, table: NameTable) -> dict[str, Any]:
+    """The config of the stage's model: of those that may be, the one that gives back the model."""
+    if not table.config:
+        raise RunError(f"the name table '{name}' does not say what a config of its own has (no 'config:')")
+    why = ""
+    try:
+        for config in _made(table, spec, stage):
+            found = difference(spec, stage.spec.model, table.overrides(config))
+            if not found:
+                return config
+            why = why or found
+    except SpecError as e:
+        why = told(e)
+    raise RunError(f"'{stage.name}': no config of '{table.model}' says its model: {why}")
+
+
+def otherwise(spec: Spec, stage: Stage, table: NameTable, config: Mapping[str, Any]) -> str:
+    """Why the stage's model computes other logits than the published one of these sizes; nothing if it does not."""
+    published = load(Path(str(library("models")[table.model])), table.overrides(config))
+    pairs = [(spec, stage.spec.model), (published, None)]
+    texts = [_computed(s, model, stage.spec.objective) for s, model in pairs]
+    return "" if texts[0] == texts[1] else f"its model is not the library's '{table.model}'"
+
+
+def _computed(spec: Spec, model: str | None, objective: str) -> str:
+    """What the logits are made by, without first values."""
+    program = prune(elaborate(spec, model, objective), ["logits"], loss=False)
+    return INIT.sub("", "\n".join(map(str, [*program.bodies.values(), *program.calls])))
+
+
+def ends(stage: Stage, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The tokens that a config names: a chat ends with the end of an answer too."""
+    stops = [i for i in map(tokenizer.token_to_id, _stops(stage)) if i is not None]
+    first = tokenizer.token_to_id(EOS)
+    found = {"bos_token_id": first, "eos_token_id": stops if len(stops) > 1 else first}
+    return found | {"pad_token_id": tokenizer.token_to_id(PAD)}
+
+
+def _stops(stage: Stage) -> Iterable[str]:
+    return (EOS, END) if stage.spec.kind == "sft" else (EOS,)
+
+
+def tokenizer_config(stage: Stage, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What transformers reads beside tokenizer.json: the special tokens, and the template of chats."""
+    special = {"eos_token": [*_stops(stage)][-1], "bos_token": EOS, "pad_token": PAD}
+    found: dict[str, Any] = {k: t for k, t in special.items() if tokenizer.token_to_id(t) is not None}
+    if stage.spec.kind == "sft":
+        found["chat_template"] = stage.spec.template
+    return {**found, "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
