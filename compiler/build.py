@@ -17,7 +17,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from specc.compiler.elaborate import elaborate
+from specc.compiler.elaborate import elaborate, sizes_of
 from specc.compiler.facts import StageFacts, facts_of
 from specc.compiler.graphs import Graphs, to_json, to_text, verify
 from specc.compiler.kernels.coverage import coverage
@@ -47,6 +47,7 @@ from specc.compiler.training import NO_LOSS, pairs, parent_mistakes, stage_sizes
 from specc.compiler.vocabulary import vocabulary
 from specc.compiler.work import graph_work
 from specc.spec.errors import Diagnostic, SpecError, in_order
+from specc.spec.model import ModelSpec
 from specc.spec.plan import PlanSpec
 from specc.spec.spec import Spec
 from specc.spec.stage import StageSpec
@@ -145,7 +146,8 @@ def build_stage(
         "ops": {f.name: f.sha256 for f in op_files(spec)},
         "parent": stage.from_, "decodes": not decoding, "flops_per_token": result.flops_per_token,
     }  # fmt: skip
-    hashes[name] = hash_of(described, program, hashes.get(stage.from_ or "", ""))
+    dims = dims_of(spec.model_section(stage.model)[1])
+    hashes[name] = hash_of(described, program, dims, hashes.get(stage.from_ or "", ""))
     room = vocabulary(program)
     more = {"vocabulary": room and room.size, "pairs": pairs(program), "hash": hashes[name]}
     write_json(out / "stage.json", {**described, **mesh_facts(mesh, program, placed), **more})
@@ -169,13 +171,18 @@ def work_facts(facts: StageFacts, lowered: Mapping[str, Graphs]) -> dict[str, An
     return {**whole, "parts": parts}
 
 
-def hash_of(described: Mapping[str, Any], program: Program, parent: str) -> str:
+def dims_of(model: ModelSpec) -> dict[str, Any]:
+    """The sizes of a model's dims: a program's text has their names alone."""
+    return {**{n: raw for n, raw in model.dims.items() if isinstance(raw, list)}, **sizes_of(model)}
+
+
+def hash_of(described: Mapping[str, Any], program: Program, dims: Mapping[str, Any], parent: str) -> str:
     """What a stage computes, and from what; not on which mesh, by which microbatches, and how it is watched."""
     spec, plan = _without(described["spec"], WATCH_WORDS), _without(described["plan"], MESH_WORDS)
     spec["batch"] = _without(spec["batch"], ("microbatch",))
     if spec["weights"] is None:  # as in builds of before there were any
         spec = _without(spec, ("weights",))
-    kept = {**_without(described, DERIVED), "spec": spec, "plan": plan}
+    kept = {**_without(described, DERIVED), "spec": spec, "plan": plan, "dims": dict(dims)}
     text = json.dumps(kept, sort_keys=True) + str(program) + parent
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -112,6 +112,11 @@ def test_build_run_and_sample(tmp_path: Path) -> None:
         specc.sample(build, stage="sft")
 
 
+def test_a_model_of_another_size_is_another_run(tmp_path: Path) -> None:
+    builds = [specc.build(small().changed(f"model.dims.D={d}"), tmp_path / str(d)) for d in (16, 32)]
+    assert builds[0].stages["pretrain"].hash != builds[1].stages["pretrain"].hash
+
+
 def test_the_sweep_of_the_examples_writes_specs_that_check(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "examples" / "programmatic.py"), "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
