@@ -16,15 +16,16 @@ LENGTH = "max_position_embeddings"  # no part of what a model with rotary positi
 
 
 def made_configs(table: NameTable, sizes: Mapping[str, int | float], length: int) -> Iterator[dict[str, Any]]:
-    """Configs that a model with these dims and numbers may have, one for each set of variants; which is its own, only
-    `table.overrides` can tell. `length` is that of the rows that it was trained on."""
+    """Configs that a model with these dims and numbers may have, one for each set of variants, large sets first: the
+    first whose `table.overrides` change nothing of the model is its own. `length` is that of the rows that it was
+    trained on."""
     assumed = {k: v[0] if isinstance(v, list) else v for k, v in table.assumes.items()}
     texts = {**table.dims, **table.numbers}
     given = {m[1] or m[2]: sizes[n] for n, text in texts.items() if n in sizes and (m := KEY.fullmatch(str(text)))}
     base = {**table.defaults, **assumed, **given, **table.config}
     if LENGTH in base:
         base[LENGTH] = length
-    for n in range(len(table.variants) + 1):
+    for n in reversed(range(len(table.variants) + 1)):
         for chosen in combinations(table.variants, n):
             config = dict(base)
             for variant in chosen:

@@ -149,8 +149,15 @@ def _names_all(table: NameTable, spec: Spec, stage: Stage) -> bool:
     if not table.config:
         return False
     try:
-        return bool(exported(table, _made(table, spec, stage)[0], stage))
-    except (RunError, SpecError):
+        return any(_fits(table, config, stage) for config in _made(table, spec, stage))
+    except SpecError:
+        return False
+
+
+def _fits(table: NameTable, config: Mapping[str, Any], stage: Stage) -> bool:
+    try:
+        return bool(exported(table, config, stage))
+    except RunError:
         return False
 
 
@@ -171,7 +178,7 @@ def made_config(spec: Spec, stage: Stage, name: str, table: NameTable) -> dict[s
             found = difference(spec, stage.spec.model, table.overrides(config))
             if not found:
                 return config
-            why = why or found
+            why = found
     except SpecError as e:
         why = told(e)
     raise RunError(f"'{stage.name}': no config of '{table.model}' says its model: {why}")

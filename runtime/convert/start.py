@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specc.compiler.elaborate import elaborate
+from specc.compiler.elaborate import elaborate, sizes_of
 from specc.runtime.built import Build, Stage
 from specc.runtime.convert.config import CONFIG, read_config
 from specc.runtime.convert.folder import Folder
@@ -64,7 +64,7 @@ def difference(spec: Spec, model: str | None, overrides: Sequence[str]) -> str:
     """The first of some values, written for `model`, that the spec's model does not have; nothing if it has all."""
     _, section, at = spec.model_section(model)
     put = [".".join(map(str, at)) + text.removeprefix("model") for text in overrides]
-    now = str(elaborate(spec, model))
+    now = meaning(spec, model)
     if _is(spec, model, now, put):
         return ""
     for text, there in zip(overrides, put, strict=True):
@@ -76,11 +76,18 @@ def difference(spec: Spec, model: str | None, overrides: Sequence[str]) -> str:
     return "it needs " + ", ".join(overrides)
 
 
-def _is(spec: Spec, model: str | None, now: str, overrides: Sequence[str]) -> bool:
+def meaning(spec: Spec, model: str | None) -> tuple[str, dict[str, int]]:
+    """What a model is: its program, and the sizes of the dims in it."""
+    return str(elaborate(spec, model)), sizes_of(spec.model_section(model)[1])
+
+
+def _is(spec: Spec, model: str | None, now: tuple[str, dict[str, int]], overrides: Sequence[str]) -> bool:
+    """Whether the overrides change nothing; dims that the model has not are none of its affair."""
     try:
-        return str(elaborate(spec.changed(*overrides), model)) == now
+        program, sizes = meaning(spec.changed(*overrides), model)
     except SpecError:  # a value alone may not fit the others
         return False
+    return (program, {n: sizes.get(n) for n in now[1]}) == now
 
 
 def matched(stage: Stage, found: Origin, folder: Folder) -> list[Link]:
