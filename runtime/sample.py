@@ -16,7 +16,7 @@ from specc.runtime.built import Stage
 from specc.runtime.data.chat import coder
 from specc.runtime.data.files import well_formed
 from specc.runtime.data.template import render
-from specc.runtime.data.tokenizer import END, EOS, special
+from specc.runtime.data.tokenizer import END, end_id
 from specc.runtime.errors import RunError
 
 GREEDY = 1e-6  # temperatures below are as good as 0: logits over them leave the range of fp32
@@ -121,12 +121,12 @@ def write_text(
         ids = by.encode(render(stage.spec.template, [{"role": "user", "content": by.hide(text)}], ask=True))
     else:
         ids = tokenizer.encode(text, add_special_tokens=False).ids
-    ids = ids or [special(tokenizer, EOS)]
+    ids = ids or [end_id(tokenizer)]
     decoder = Decoder(stage, params)
     if len(ids) >= decoder.room:
         raise RunError(f"the prompt has {len(ids)} tokens, the model holds {decoder.room}")
     generator = torch.Generator().manual_seed(choice.seed)
-    ends = {tokenizer.token_to_id(EOS), tokenizer.token_to_id(END)}
+    ends = {end_id(tokenizer), tokenizer.token_to_id(END)}
     logits, written = decoder.feed(ids), list[int]()
     while len(written) < tokens and decoder.room > 0:
         token = draw(logits, choice, generator)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -185,6 +186,26 @@ def test_older_files_leave_out_what_their_time_took_for_granted(here: Path) -> N
     assert {"model.dims.E=16", "model.dims.K=4", "model.numbers.theta=500000.0"} <= set(overrides)
     with pytest.raises(SpecError, match="rope_parameters_rope_type is 'linear'"):
         load_names("llama").overrides({**config, "rope_scaling": {"type": "linear", "factor": 2.0}})
+
+
+def test_a_tokenizer_that_fills_the_model_needs_no_more_tokens(here: Path) -> None:
+    """Llama's has `</s>` for what ends a text, and nothing to fill up rows; all rows of its table are taken."""
+    path = starter("llama", here)
+    own = Tokenizer(models.BPE())
+    own.pre_tokenizer, own.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False, min_frequency=1,
+    )  # fmt: skip
+    own.train_from_iterator([f"{n} {n * 7919 % 10007}" for n in range(3000)], trainer)
+    assert own.get_vocab_size() == 512
+    own.save(str(here / "llama" / "tokenizer.json"))
+    build = built(path)
+    specc.run(build, say=quiet)
+    kept = tokenizers.load(stage_folder(build, build.stages["tune"]) / "tokenizer.json")
+    assert (kept.get_vocab_size(), tokenizers.end_id(kept), tokenizers.padding(kept)) == (512, 1, 1)
+    specc.export(build, "out")
+    assert json.loads((here / "out" / "tokenizer_config.json").read_text())["eos_token"] == "</s>"
 
 
 def refused(build: Build) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,19 +200,21 @@ def _computed(spec: Spec, model: str | None, objective: str) -> str:
 
 def ends(stage: Stage, tokenizer: Tokenizer) -> dict[str, Any]:
     """The tokens that a config names: a chat ends with the end of an answer too."""
-    stops = [i for i in map(tokenizer.token_to_id, _stops(stage)) if i is not None]
-    first = tokenizer.token_to_id(EOS)
+    stops = [i for i in map(tokenizer.token_to_id, _stops(stage, tokenizer)) if i is not None]
+    first = tokenizers.end_id(tokenizer)
     found = {"bos_token_id": first, "eos_token_id": stops if len(stops) > 1 else first}
     return found | {"pad_token_id": tokenizer.token_to_id(PAD)}
 
 
-def _stops(stage: Stage) -> Iterable[str]:
-    return (EOS, END) if stage.spec.kind == "sft" else (EOS,)
+def _stops(stage: Stage, tokenizer: Tokenizer) -> list[str]:
+    own = [tokenizers.end_of(tokenizer) or EOS]
+    return [*own, END] if stage.spec.kind == "sft" and tokenizer.token_to_id(END) is not None else own
 
 
 def tokenizer_config(stage: Stage, tokenizer: Tokenizer) -> dict[str, Any]:
     """What transformers reads beside tokenizer.json: the special tokens, and the template of chats."""
-    special = {"eos_token": [*_stops(stage)][-1], "bos_token": EOS, "pad_token": PAD}
+    stops = _stops(stage, tokenizer)
+    special = {"eos_token": stops[-1], "pad_token": PAD}
     found: dict[str, Any] = {k: t for k, t in special.items() if tokenizer.token_to_id(t) is not None}
     if stage.spec.kind == "sft":
         found["chat_template"] = stage.spec.template

@@ -17,12 +17,13 @@ from specc.runtime.data.pack import Fields, fit, packed, restarts, stream
 from specc.runtime.data.spans import corrupt
 from specc.runtime.data.store import Store
 from specc.runtime.data.tokenizer import (
-    EOS,
     LONG_MASK,
     MASK,
     PAD,
     PIECE,
     PIECE_END,
+    end_id,
+    padding,
     sentinels,
     special,
     words,
@@ -85,7 +86,7 @@ def _answers(stage: StageSpec, store: Store, tokenizer: Tokenizer) -> Rows:
     }
     notes = [f"{n} of {len(store)} samples are {what}" for what, those in counts.items() if (n := int(those.sum()))]
     members = [[int(good[i]) for i in row] for row in fit(lengths[good].tolist(), seq_len)]
-    pad = special(tokenizer, PAD)
+    pad = padding(tokenizer)
 
     def make(rows: Ints, samples: Ints) -> Fields:
         return packed(store, [members[r] for r in rows], seq_len, pad)
@@ -110,7 +111,7 @@ def _spans(stage: StageSpec, store: Store, tokenizer: Tokenizer, site: str) -> C
     n, target = spec.piece(seq_len), spec.decoder_len(seq_len)
     noise, spans = spec.spans(n)
     marks = np.asarray([special(tokenizer, t) for t in sentinels(spans)])
-    pad, end = special(tokenizer, PAD), special(tokenizer, EOS)
+    pad, end = special(tokenizer, PAD), end_id(tokenizer)
 
     def make(rows: Ints, samples: Ints) -> Fields:
         drawn = uniforms(stage.seed, site, samples, (n,))

@@ -16,7 +16,7 @@ from specc.runtime.data.chat import coder, conversation
 from specc.runtime.data.corpus import CHATS, Corpus, Document
 from specc.runtime.data.objectives import Rows, rows_of
 from specc.runtime.data.store import Piece, Store, stored
-from specc.runtime.data.tokenizer import EOS, literal, special
+from specc.runtime.data.tokenizer import end_id, literal
 from specc.runtime.errors import RunError
 from specc.spec.stage import StageSpec
 
@@ -107,7 +107,7 @@ def _pieces(stage: StageSpec, docs: Iterable[Document], tokenizer: Tokenizer) ->
             messages = [{"role": r, "content": c} for r, c in d.messages]
             yield conversation(stage.template, messages, by, stage.sft.answers)
         return
-    plain, end = literal(tokenizer), special(tokenizer, EOS)
+    plain, end = literal(tokenizer), end_id(tokenizer)
     rest = iter(docs)
     while group := [d.content for d in islice(rest, AT_ONCE)]:
         for e in plain.encode_batch(group, add_special_tokens=False):

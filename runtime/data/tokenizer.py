@@ -12,6 +12,7 @@ from specc.spec.stage import CHATML, StageSpec
 
 PAD, EOS, START, END, MASK = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "[MASK]"
 LONG_MASK, PIECE, PIECE_END = "[gMASK]", "<|startofpiece|>", "<|endofpiece|>"
+ENDS = (EOS, "</s>", "<|end_of_text|>", "<eos>")  # what ends a text, in ours and in published tokenizers
 SPECIAL = (PAD, EOS, START, END, MASK, LONG_MASK, PIECE, PIECE_END)
 
 
@@ -21,8 +22,11 @@ def sentinels(n: int) -> list[str]:
 
 
 def needed(stage: StageSpec) -> list[str]:
-    """The special tokens that a stage's data are made with."""
-    found = [PAD, EOS]
+    """The special tokens that a stage's data are made with. Rows of chats are filled up with what ends a text, if there
+    is no token for that: nothing sees it."""
+    found = [EOS]
+    if stage.objective in ("span_corruption", "blank_infilling"):
+        found += [PAD]
     if stage.kind == "sft" and stage.template == CHATML:
         found += [START, END]
     if stage.objective == "masked_lm":
@@ -63,8 +67,10 @@ def load(path: Path) -> Tokenizer:
 
 
 def complete(tokenizer: Tokenizer, tokens: Iterable[str]) -> list[str]:
-    """Add the special tokens that it does not have, behind all others; which these were."""
-    missing = [t for t in tokens if tokenizer.token_to_id(t) is None]
+    """Add the special tokens that it does not have, behind all others; which these were. What ends a text may be
+    called otherwise."""
+    ends = end_of(tokenizer) is not None
+    missing = [t for t in tokens if tokenizer.token_to_id(t) is None and not (t == EOS and ends)]
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in missing])
     return missing
 
@@ -74,6 +80,22 @@ def special(tokenizer: Tokenizer, token: str) -> int:
     if found is None:
         raise RunError(f"the tokenizer has no token {token}")
     return int(found)
+
+
+def end_of(tokenizer: Tokenizer) -> str | None:
+    """Its token that ends a text."""
+    own = special_tokens(tokenizer)
+    return next((t for t in ENDS if t in own), None)
+
+
+def end_id(tokenizer: Tokenizer) -> int:
+    return special(tokenizer, end_of(tokenizer) or EOS)
+
+
+def padding(tokenizer: Tokenizer) -> int:
+    """What fills up rows of chats, where no token sees it."""
+    found = tokenizer.token_to_id(PAD)
+    return end_id(tokenizer) if found is None else int(found)
 
 
 def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
