@@ -261,6 +261,31 @@ def test_a_config_of_no_known_kind_asks_for_a_table(here: Path) -> None:
     assert path.read_text().count("names: llama") == 1
 
 
+def test_a_stage_of_another_model_than_its_checkpoint_is_not_exported_as_that(here: Path) -> None:
+    build = built(starter("llama", here), "model.blocks.decoder_layer.steps.4.glu.act=gelu")
+    specc.run(build, say=quiet)
+    with pytest.raises(specc.RunError, match="transformers would compute something else; with --names llama"):
+        specc.export(build, "out")
+
+
+def test_a_stage_that_goes_back_to_a_checkpoint_is_exported_with_its_config(here: Path) -> None:
+    path = starter("llama", here)
+    text = path.read_text()
+    stage = text[text.index("  tune:") :].replace("  tune:", "  wider:").replace("corpus: python-stdlib", "path: texts")
+    wider = [line for line in stage.split("\n") if not line.strip().startswith(("weights:", "tokenizer:"))]
+    wider.insert(1, "    from: tune")
+    path.write_text(text + "\n".join(wider))
+    small = ("data.seq_len=32", "data.validation=0.2", "budget.steps=1", "batch.sequences=4")
+    build = built(path, *(f"stages.wider.{text}" for text in small))
+    specc.run(build, say=quiet)
+    assert specc.export(build, "out", dtype="bf16") == ("wider", 1)
+    written, published = (json.loads((here / d / "config.json").read_text()) for d in ("out", "llama"))
+    assert written.pop("torch_dtype") == "bfloat16"
+    assert published.pop("dtype") == "float32"
+    assert written == published
+    reference(here / "out")
+
+
 def test_an_export_that_would_compute_something_else_is_refused(here: Path) -> None:
     path = starter("llama", here)
     lines = [line for line in path.read_text().split("\n") if not line.strip().startswith("weights:")]

@@ -98,20 +98,19 @@ def write_json(file: Path, data: Mapping[str, Any]) -> None:
 
 def form_of(build: Build, stage: Stage, names: str | None) -> Form:
     """The table and the config: those of the checkpoint that the stage goes back to, or made of its model."""
-    spec = load(build.path / "spec.yaml")
-    kept = origin_folder(build, stage)
+    spec, kept = load(build.path / "spec.yaml"), origin_folder(build, stage)
     if kept is not None:
-        config = read_json(kept / CONFIG)
-        found = load_names(names or str(read_json(kept / ORIGIN)["names"]))
-        return Form(found, exported(found, config, stage), config)
-    name = names or table_of(spec, stage)
-    table = load_names(name)
-    config = made_config(spec, stage, name, table)
+        config, name = read_json(kept / CONFIG), names or str(read_json(kept / ORIGIN)["names"])
+        table = load_names(name)
+    else:
+        name = names or table_of(spec, stage)
+        table = load_names(name)
+        made = made_config(spec, stage, name, table)
+        config = {**made, **ends(stage, tokenizers.load(stage_folder(build, stage) / TOKENIZER))}
     if names is None and (why := otherwise(spec, stage, table, config)):
         hint = f"with --names {name} it is written all the same"
         raise RunError(f"'{stage.name}': {why}, so that transformers would compute something else; {hint}")
-    with_tokens = {**config, **ends(stage, tokenizers.load(stage_folder(build, stage) / TOKENIZER))}
-    return Form(table, exported(table, config, stage), with_tokens)
+    return Form(table, exported(table, config, stage), config)
 
 
 def origin_folder(build: Build, stage: Stage) -> Path | None:
