@@ -180,8 +180,6 @@ def hash_of(described: Mapping[str, Any], program: Program, dims: Mapping[str, A
     """What a stage computes, and from what; not on which mesh, by which microbatches, and how it is watched."""
     spec, plan = _without(described["spec"], WATCH_WORDS), _without(described["plan"], MESH_WORDS)
     spec["batch"] = _without(spec["batch"], ("microbatch",))
-    if spec["weights"] is None:  # as in builds of before there were any
-        spec = _without(spec, ("weights",))
     kept = {**_without(described, DERIVED), "spec": spec, "plan": plan, "dims": dict(dims)}
     text = json.dumps(kept, sort_keys=True) + str(program) + parent
     return hashlib.sha256(text.encode()).hexdigest()
