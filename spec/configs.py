@@ -20,24 +20,30 @@ def made_configs(table: NameTable, sizes: Mapping[str, int | float], length: int
     first whose `table.overrides` change nothing of the model is its own. `length` is that of the rows that it was
     trained on."""
     assumed = {k: v[0] if isinstance(v, list) else v for k, v in table.assumes.items()}
-    texts = {**table.dims, **table.numbers}
-    given = {m[1] or m[2]: sizes[n] for n, text in texts.items() if n in sizes and (m := KEY.fullmatch(str(text)))}
-    base = {**table.defaults, **assumed, **given, **table.config}
+    base = {**table.defaults, **assumed, **_given({**table.dims, **table.numbers}, sizes), **table.config}
     if LENGTH in base:
         base[LENGTH] = length
     for n in reversed(range(len(table.variants) + 1)):
         for chosen in combinations(table.variants, n):
             config = dict(base)
             for variant in chosen:
-                config |= variant.config
+                config |= _given(variant.numbers, sizes) | variant.config
             for key, text in table.derived.items():
                 if config.get(key) is None:
                     config[key] = looked_up(text, config)
-            yield unfolded(config)
+            found = unfolded(config)
+            if all(looked_up(variant.when, table.known(found)) for variant in chosen):
+                yield found
+
+
+def _given(texts: Mapping[str, str | float], sizes: Mapping[str, int | float]) -> dict[str, int | float]:
+    """The keys that expressions give back as they are, with what the model has for them."""
+    return {m[1] or m[2]: sizes[n] for n, text in texts.items() if n in sizes and (m := KEY.fullmatch(str(text)))}
 
 
 def unfolded(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with its rotary settings as a mapping, and the base of the rotation also where older readers look."""
-    inner = {k.removeprefix(f"{ROTARY}_"): v for k, v in config.items() if k.startswith(f"{ROTARY}_")}
+    rotary = {k.removeprefix(f"{ROTARY}_"): v for k, v in config.items() if k.startswith(f"{ROTARY}_")}
+    inner = {k: v for k, v in rotary.items() if v is not None}
     outer = {k: v for k, v in config.items() if not k.startswith(f"{ROTARY}_")}
     return {**outer, ROTARY: inner, "rope_theta": inner.get("rope_theta")} if inner else outer

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from specc.spec.errors import Diagnostic, SpecError, did_you_mean
 from specc.spec.expr import ExprError, evaluate, parse
-from specc.spec.loader import load_text, validate
+from specc.spec.loader import Document, load_text, validate
 from specc.spec.node import Node
 
 BRACED = re.compile(r"\{(\w+)\}")
@@ -45,13 +45,14 @@ class Variant(Node):
     """Settings for checkpoints whose config says so; `config` is what a config says then that is made."""
 
     when: str
-    set: dict[str, Any]
+    set: dict[str, Any] = {}
+    numbers: dict[str, str] = {}  # further constants of the model
     config: dict[str, Any] = {}
     unused: list[str] = []  # dims that the model then has not
 
 
 class NameTable(Node):
-    """How checkpoints of one family map to one model."""
+    """How checkpoints of one family map to one model. A file may say `like: NAME`, and what it adds to that table."""
 
     specc: Literal[1]
     doc: str = ""
@@ -90,6 +91,7 @@ class NameTable(Node):
         for variant in self.variants:
             if looked_up(variant.when, known):
                 sizes = {k: v for k, v in sizes.items() if k not in {f"model.dims.{n}" for n in variant.unused}}
+                sizes |= {f"model.numbers.{name}": looked_up(text, known) for name, text in variant.numbers.items()}
                 sizes |= variant.set
         return [f"{path}={shown(value)}" for path, value in sizes.items()]
 
@@ -104,8 +106,26 @@ def load_names(name: str) -> NameTable:
     """The table called `name`."""
     if name not in (known := name_tables()):
         raise SpecError(Diagnostic("S001", f"there is no name table '{name}'", None, did_you_mean(name, known)))
+    document = _document(name)
+    while (like := document.data.pop("like", None)) is not None:
+        document = Document(_over(_document(like).data, document.data), document.marks)
+    return validate(document, NameTable)
+
+
+def _document(name: str) -> Document:
     text = (files("specc.spec.models.names") / f"{name}.yaml").read_text(encoding="utf-8")
-    return validate(load_text(text, f"specc:models/names/{name}.yaml"), NameTable)
+    return load_text(text, f"specc:models/names/{name}.yaml")
+
+
+def _over(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A table with what another adds to it: entries of mappings and lists, other values instead of its own."""
+    found = {**base, **own}
+    for key in base.keys() & own.keys():
+        if isinstance(base[key], dict):
+            found[key] = {**base[key], **own[key]}
+        elif isinstance(base[key], list):
+            found[key] = [*base[key], *own[key]]
+    return found
 
 
 def name_tables() -> list[str]:
@@ -159,4 +179,4 @@ def looked_up(text: str | float, known: Mapping[str, Any]) -> Any:
 
 
 def shown(value: Any) -> str:
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool | dict) else str(value)

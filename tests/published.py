@@ -21,6 +21,16 @@ SIZES: dict[str, dict[str, Any]] = {
               "num_key_value_heads": 2, "rms_norm_eps": 1e-5},
     "tied": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
              "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "llama3": {"hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+               "num_key_value_heads": 1, "rope_parameters": {
+                   "rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0,
+                   "high_freq_factor": 4.0, "original_max_position_embeddings": 32}},
+    "mistral": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "num_key_value_heads": 2, "sliding_window": None, "head_dim": 16},
+    "qwen2": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "qwen3": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "head_dim": 16},
     "gpt2": {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4},
     "mixtral": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
                 "num_key_value_heads": 2, "num_local_experts": 4},
@@ -30,7 +40,7 @@ SIZES: dict[str, dict[str, Any]] = {
                     "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_shared_experts": 1, "n_group": 2,
                     "topk_group": 1, "topk_method": "group_limited_greedy", "norm_topk_prob": False},
 }  # fmt: skip
-KINDS = {"tied": "llama"}  # the others are called as they are
+KINDS = {"tied": "llama", "llama3": "llama"}  # the others are called as they are
 
 
 def publish(name: str, folder: Path, dtype: torch.dtype = torch.float32, **more: Any) -> Path:

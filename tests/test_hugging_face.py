@@ -114,7 +114,7 @@ def test_what_is_exported_comes_back_with_the_same_bits(name: str, here: Path) -
     assert all(torch.equal(second[n], t) for n, t in first.items())
 
 
-@pytest.mark.parametrize("name", ["tied", "gpt2", "deepseek_v2"])
+@pytest.mark.parametrize("name", ["tied", "llama3", "qwen2", "qwen3", "gpt2", "deepseek_v2"])
 def test_a_model_of_the_library_is_exported_with_a_config_that_is_made(name: str, here: Path) -> None:
     path = starter(name, here)
     spec = path.read_text().split("\n")
@@ -250,11 +250,11 @@ def test_a_later_stage_that_finds_no_checkpoint_is_told_before_the_first_one_tra
 
 
 def test_a_config_of_no_known_kind_asks_for_a_table(here: Path) -> None:
-    with pytest.raises(SpecError, match="no name table is known for the model_type 'mistral'"):
-        table_for({"model_type": "mistral"})
+    with pytest.raises(SpecError, match="no name table is known for the model_type 'mamba'"):
+        table_for({"model_type": "mamba"})
     path = starter("llama", here)
     config = json.loads((here / "llama" / "config.json").read_text())
-    (here / "llama" / "config.json").write_text(json.dumps({**config, "model_type": "mistral"}))
+    (here / "llama" / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
     assert main(["new", "mine", "--checkpoint", "llama"]) == 2
     assert main(["new", "mine", "--checkpoint", "llama", "--from", "llama"]) == 0
     assert main(["check", "mine.yaml"]) == 0

@@ -117,8 +117,11 @@ def rope(e: Local, x: Tensor, positions: Tensor) -> Tensor:
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     pairs = torch.arange(0, rotated, 2, device=x.device, dtype=exact)
     frequency = e.attr("theta") ** (-pairs / rotated)
-    at = align(positions, e.dims(1), e.dims(0)[:-1]).to(exact)
-    angle = at[..., None] / e.attr("scaling") * frequency
+    at = align(positions, e.dims(1), e.dims(0)[:-1]).to(exact)[..., None]
+    if e.attr("original") is None:
+        angle = at / e.attr("scaling") * frequency
+    else:
+        angle = at * stretched(frequency, e.attr("scaling"), e.attr("original"), e.attr("low"), e.attr("high"))
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     turned, kept = x[..., :rotated], x[..., rotated:]
     if e.attr("layout") == "half":
@@ -128,6 +131,13 @@ def rope(e: Local, x: Tensor, positions: Tensor) -> Tensor:
         a, b = turned[..., 0::2], turned[..., 1::2]
         y = torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
     return torch.cat([y, kept], -1) if rotated < x.shape[-1] else y
+
+
+def stretched(frequency: Tensor, scaling: float, original: float, low: float, high: float) -> Tensor:
+    """Frequencies for longer texts: waves that the `original` length has less than `low` times are slower by `scaling`,
+    those that it has more than `high` times stay, the others lie between (Llama 3.1, arXiv:2407.21783)."""
+    stays = ((frequency * (original / (2 * math.pi)) - low) / (high - low)).clamp(0, 1)
+    return frequency * (stays + (1 - stays) / scaling)
 
 
 def relative_bucket(e: Local) -> Tensor:

@@ -25,6 +25,8 @@ def _rope(a: Applied) -> None:
     strange = [d.name for d in positions.dims if d not in x.dims]
     if strange:
         raise OpError("S201", f"the positions have dim '{strange[0]}', which {x} has not", operand=1)
+    if a.args["original"] is not None and a.args["low"] >= a.args["high"]:
+        raise OpError("S103", f"'low' ({a.args['low']:g}) is below 'high' ({a.args['high']:g})")
     width = x.dims[-1].size
     if width is not None and int(width * a.args["fraction"]) % 2:
         raise OpError("S203", f"the rotated part of {x.dims[-1].shown()} is odd")
@@ -77,7 +79,10 @@ ROWS = (
              "theta": Arg("float", 1e4, within="(0, inf)"),
              "layout": Arg("choice", "half", choices=("half", "interleaved")),
              "fraction": Arg("float", 1.0, "part of the head dim that is rotated", within="(0, 1]"),
-             "scaling": Arg("float", 1.0, "positions are divided by it", within="(0, inf)")},
+             "scaling": Arg("float", 1.0, "positions are divided by it", within="(0, inf)"),
+             "original": Arg("float", None, "tokens of texts before; `scaling` is for waves that they have less than "
+                             "`low` times, and for none that they have `high` times (Llama 3.1)", within="(0, inf)"),
+             "low": Arg("float", 1.0, within="[0, inf)"), "high": Arg("float", 4.0, within="(0, inf)")},
        infer=_positions, check=_rope),
     Op("relative_bucket", "-> ", "Buckets of key minus query position, as T5 (arXiv:1910.10683).", inputs=(),
        args={"q": Arg("dim"), "k": Arg("dim"), "buckets": Arg("int", 32, within="[2, inf)"),

@@ -138,6 +138,7 @@ def exported(table: NameTable, config: Mapping[str, Any], stage: Stage) -> list[
 def table_of(spec: Spec, stage: Stage) -> str:
     """The one table that names all parameters of the stage and says how its configs are made."""
     fits = [n for n in name_tables() if _names_all(load_names(n), spec, stage)]
+    fits = [n for n in fits if n == load_names(n).model] or fits  # others are families with the same tensors
     if len(fits) != 1:
         known = ", ".join(n for n in name_tables() if load_names(n).config)
         raise RunError(f"'{stage.name}': no name table is known to be its model's; say one with --names ({known})")
@@ -172,14 +173,14 @@ def made_config(spec: Spec, stage: Stage, name: str, table: NameTable) -> dict[s
     if not table.config:
         raise RunError(f"the name table '{name}' does not say what a config of its own has (no 'config:')")
     why = ""
-    try:
-        for config in _made(table, spec, stage):
+    for config in _made(table, spec, stage):
+        try:
             found = difference(spec, stage.spec.model, table.overrides(config))
-            if not found:
-                return config
-            why = found
-    except SpecError as e:
-        why = told(e)
+        except SpecError as e:
+            found = told(e)
+        if not found:
+            return config
+        why = found
     raise RunError(f"'{stage.name}': no config of '{table.model}' says its model: {why}")
 
 
