@@ -55,7 +55,7 @@ from specc.spec.stage import StageSpec
 MANIFEST = "manifest.json"
 CHUNK = 32  # tokens of a prompt that are decoded at once
 WATCH_WORDS = ("eval", "sample", "checkpoint")  # what of a stage looks at its steps and does not change them
-DERIVED = ("sizes", "shapes", "flops_per_token")  # what of a stage follows from its spec and its program
+DERIVED = ("sizes", "shapes", "decodes", "flops_per_token")  # what of a stage follows from its spec and its program
 # What of a plan says where and when things are computed, and not what: a run goes on under another mesh.
 MESH_WORDS = ("cluster", "mesh", "schedule", "zero", "sequence_parallel", "context", "pins", "recompute", "offload")
 
@@ -147,9 +147,11 @@ def build_stage(
         "parent": stage.from_, "decodes": not decoding, "flops_per_token": result.flops_per_token,
     }  # fmt: skip
     dims = dims_of(spec.model_section(stage.model)[1])
-    hashes[name] = hash_of(described, program, dims, hashes.get(stage.from_ or "", ""))
+    beside, moves = pairs(program), {"dims": dims, "trained": sorted(program.trainable)}
+    loose = () if beside else ("microbatch",)
+    hashes[name] = hash_of({**described, **moves}, program, loose, hashes.get(stage.from_ or "", ""))
     room = vocabulary(program)
-    more = {"vocabulary": room and room.size, "pairs": pairs(program), "hash": hashes[name]}
+    more = {"vocabulary": room and room.size, "pairs": beside, "hash": hashes[name]}
     write_json(out / "stage.json", {**described, **mesh_facts(mesh, program, placed), **more})
     return result
 
@@ -176,11 +178,11 @@ def dims_of(model: ModelSpec) -> dict[str, Any]:
     return {**{n: raw for n, raw in model.dims.items() if isinstance(raw, list)}, **sizes_of(model)}
 
 
-def hash_of(described: Mapping[str, Any], program: Program, dims: Mapping[str, Any], parent: str) -> str:
-    """What a stage computes, and from what; not on which mesh, by which microbatches, and how it is watched."""
+def hash_of(described: Mapping[str, Any], program: Program, loose: Sequence[str], parent: str) -> str:
+    """What a stage computes, and from what; not on which mesh, how it is watched, and what of its batch is `loose`."""
     spec, plan = _without(described["spec"], WATCH_WORDS), _without(described["plan"], MESH_WORDS)
-    spec["batch"] = _without(spec["batch"], ("microbatch",))
-    kept = {**_without(described, DERIVED), "spec": spec, "plan": plan, "dims": dict(dims)}
+    spec["batch"] = _without(spec["batch"], loose)
+    kept = {**_without(described, DERIVED), "spec": spec, "plan": plan}
     text = json.dumps(kept, sort_keys=True) + str(program) + parent
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -64,6 +64,10 @@ def training_mistakes(spec: Spec, name: str, program: Program) -> Iterator[Diagn
         hint = "a later step must take the value that they make ('_' is the last one made), or remove their steps"
         yield Diagnostic("S114", f"nothing comes of {shown}: neither the loss nor an output", mark, hint)
     room, own = vocabulary(program), stage.tokenizer
+    if room and stage.weights and own is not None and own.file is None:
+        text = f"'{name}' starts from weights that know the tokens of another tokenizer"
+        mark = spec.mark(("stages", name, "tokenizer"))
+        yield Diagnostic("S310", text, mark, f"tokenizer: {{file: {stage.weights.path}/tokenizer.json}}")
     if own is not None and own.file is None and room and room.size and own.vocab > room.size:
         mark = spec.mark(("stages", name, "tokenizer", "vocab"))
         text = f"a tokenizer of {own.vocab:,} tokens, and a model that takes {room.size:,}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
 import torch
 
+from specc.runtime import checkpoint
 from specc.runtime.built import Build, Stage, open_build
 from specc.runtime.errors import RunError
 from specc.runtime.heartbeat import Pulse
@@ -36,9 +38,8 @@ def run_build(
     for found in wanted:
         with told(found):
             check_inputs(found)
-    for found in wanted[1:]:  # the first reads its own at once
-        with told(found):
-            look_at_data(build, found, base or Path.cwd())
+    for found in wanted:
+        checkpoint.agreed(team, path, partial(look_at_data, build, found, base or Path.cwd()))
     for found in wanted:
         threads = found.plan["threads"]
         if isinstance(threads, int):

@@ -27,6 +27,7 @@ from specc.runtime.data.batches import unigram_entropy
 from specc.runtime.data.corpus import CHATS, Corpus
 from specc.runtime.data.objectives import fields_given
 from specc.runtime.data.prepare import Prepared, corpora, first_texts, prepare
+from specc.runtime.data.template import check_template
 from specc.runtime.errors import RunError
 from specc.runtime.health import Guard
 from specc.runtime.heartbeat import STARTING, Pulse
@@ -156,6 +157,8 @@ def look_at_data(build: Build, stage: Stage, base: Path) -> None:
     """See that a stage that has not run finds its data: what a later one lacks is told before the first one trains."""
     if (stage_folder(build, stage) / "done.json").is_file():
         return
+    if stage.spec.kind == "sft":
+        check_template(stage.spec.template)
     for source in corpora(stage.spec, base):
         document = next(iter(source), None)
         if document is not None and stage.spec.kind == "sft" and not document.messages:

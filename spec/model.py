@@ -101,7 +101,7 @@ class ModelSpec(Node):
 
     doc: str = ""
     dims: dict[str, StrictInt | str | list[StrictInt | str]] = {}
-    numbers: dict[str, StrictInt | float] = {}  # named constants of the architecture that are not sizes
+    numbers: dict[str, bool | StrictInt | float] = {}  # named constants of the architecture that are not sizes
     inputs: dict[str, str]
     attributes: dict[str, str | Attribute] = {}
     masks: dict[str, str] = Field({}, max_length=100)

@@ -86,7 +86,7 @@ class NameTable(Node):
         ]
         if wrong:
             raise SpecError(Diagnostic("S308", f"the model '{self.model}' is not this checkpoint's: {wrong[0]}"))
-        sizes = {f"model.dims.{dim}": looked_up(text, known) for dim, text in self.dims.items()}
+        sizes = {f"model.dims.{dim}": _whole(text, looked_up(text, known)) for dim, text in self.dims.items()}
         sizes |= {f"model.numbers.{name}": looked_up(text, known) for name, text in self.numbers.items()}
         for variant in self.variants:
             if looked_up(variant.when, known):
@@ -147,9 +147,13 @@ def table_for(config: Mapping[str, Any]) -> str:
 
 def standard(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The config with its rotary settings in `rope_parameters`: older files say `rope_theta` and `rope_scaling`."""
+    if not isinstance(config.get("rope_parameters") or {}, Mapping):
+        raise SpecError(Diagnostic("S308", f"the checkpoint's rope_parameters are {config['rope_parameters']!r:.80}"))
     if config.get("rope_parameters") or not {"rope_theta", "rope_scaling"} & set(config):
         return config
     scaling, theta = config.get("rope_scaling") or {}, config.get("rope_theta")
+    if not isinstance(scaling, Mapping) or (scaling and not {"type", "rope_type"} & set(scaling)):
+        raise SpecError(Diagnostic("S308", f"the checkpoint's rope_scaling has no type: {scaling!r:.80}"))
     found = {"rope_type": scaling.get("type", "default"), **({} if theta is None else {"rope_theta": theta}), **scaling}
     return {**config, "rope_parameters": found}
 
@@ -165,6 +169,13 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         out |= flat(value, f"{prefix}{key}_") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return out
+
+
+def _whole(text: str | int, value: Any) -> Any:
+    """A size, or a list of them."""
+    if any(type(n) is not int for n in (value if isinstance(value, list) else [value])):
+        raise SpecError(Diagnostic("S308", f"the checkpoint's '{text}' is {value!r:.80}, not a whole number"))
+    return value
 
 
 def looked_up(text: str | float, known: Mapping[str, Any]) -> Any:

@@ -109,6 +109,17 @@ def test_a_model_that_mixes_tokens_otherwise_does_not_decode(steps: str, tmp_pat
     assert "mixes tokens along 'S' and has no incremental rule" in (stage.path / "decode.txt").read_text()
 
 
+def test_a_product_along_the_sequence_does_not_decode(tmp_path: Path) -> None:
+    """Its result has the dim that it mixes, as in an MLP-Mixer."""
+    mixer = "- rearrange: b s d -> b d s\n    - linear: {out: S, name: mixer}\n    - rearrange: b d s -> b s d"
+    text = SPEC.replace("V: 400}", "V: 400, S: 40}", 1).replace(
+        "    - linear: {out: V", f"    {mixer}\n    - linear: {{out: V"
+    )
+    (tmp_path / "x.yaml").write_text(text)
+    stage = specc.build(tmp_path / "x.yaml", tmp_path / "b").stages["a"]
+    assert "`linear` (mixer) mixes tokens along 'S'" in stage.refusal
+
+
 @pytest.mark.parametrize("with_dropout", [False, True])
 def test_latent_attention_decodes_what_it_gives_all_at_once(with_dropout: bool, tmp_path: Path) -> None:
     """Its keys are joined from two parts; what dropout leaves out in training stays."""

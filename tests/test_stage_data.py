@@ -114,6 +114,16 @@ def test_a_run_that_is_watched_otherwise_or_cut_into_other_microbatches_goes_on(
     assert len(list(tmp_path.glob("b.runs/*/checkpoints"))) == 1
 
 
+def test_what_a_run_is_of_counts_sizes_and_what_is_trained(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path)
+    changes = ["model.dims.D=32", "model.freeze=['head.*']", "stages.pretrain.optimizer.lr=1e-5", "model.dims.H=1"]
+    hashes = {
+        build(spec, tmp_path / "b", [each]).stages["pretrain"].hash
+        for each in ["stages.pretrain.eval.every=7", *changes]
+    }
+    assert len(hashes) == 1 + len(changes)
+
+
 @pytest.mark.parametrize(("warmup", "is_told"), [(9, True), (2, False), (0.5, False)])
 def test_a_warmup_that_takes_longer_than_the_run_is_told(warmup: float, is_told: bool, tmp_path: Path) -> None:
     sets = ["stages.pretrain.budget.steps=2", f"stages.pretrain.schedule.warmup={warmup}"]
@@ -244,3 +254,4 @@ stages:
     )
     assert "among the 2 of a microbatch, not among the 4 of a step" in "".join(notes(halves))
     assert "compares samples" not in "".join(notes(whole))
+    assert halves.hash != whole.hash, "another loss"

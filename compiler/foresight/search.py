@@ -18,6 +18,7 @@ from specc.spec.errors import SpecError
 from specc.spec.hardware import Format
 
 MOST_SEQUENCES, MOST_TOKENS = 8, 98_304  # of a rank at a time: the larger of both bounds
+SEARCHED = tuple(n for n in SCHEDULES if n in IDLE and n != "gpipe")  # which 1f1b is never slower than
 MOST_CHUNKS = 8  # stages of a pipeline rank
 MOST_STAGES = 128
 LEAST_TOKENS = 1024  # of a sequence on a rank of context parallelism
@@ -181,7 +182,7 @@ def _schedules(asked: Asked, pp: int, microbatches: int) -> Iterator[tuple[str, 
     if pp == 1:
         yield "1f1b", 1
         return
-    for name in (n for n in SCHEDULES if n in IDLE and n != "gpipe"):
+    for name in SEARCHED:
         row = SCHEDULES[name]
         for chunks in range(1, MOST_CHUNKS + 1):
             if chunks & (chunks - 1) and asked.model.layers % (pp * chunks):

@@ -69,7 +69,7 @@ ROWS = (
              "over": Arg("dims", None, "contracted dims; default: the last one"),
              "bias": Arg("bool", False), "init": INIT, "per": PER,
              "tie": Arg("str", None, "path of a weight to share, its dims in any order")},
-       binds={"i": "over", "o": "out"}, flops="contract", mixes="summed"),
+       binds={"i": "over", "o": "out"}, flops="contract", mixes="over"),
     Op("embedding", "..., v d* -> ... d*", "Rows of a table by number.", inputs=("index",),
        weights=(Weight("weight"),), takes=("int",),
        args={"rows": Arg("dim", doc="how many rows"), "out": Arg("dims", doc="dims of a row"), "init": INIT,

@@ -111,6 +111,8 @@ def _reduce(a: Applied) -> tuple[TensorType, ...]:
     x, over = a.type(0), a.args["over"]
     names = {d.name for d in over} if over else {d.name for d in x.dims}
     strange = names - {d.name for d in x.dims}
+    if over and len(names) < len(over):
+        raise OpError("S103", "'over' names a dim twice")
     if strange:
         raise OpError("S202", f"{x} has no dim '{sorted(strange)[0]}'")
     return (TensorType(tuple(d for d in x.dims if d.name not in names)),)

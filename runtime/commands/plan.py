@@ -14,11 +14,10 @@ from specc.compiler.cost import n_params
 from specc.compiler.foresight.ask import cluster, none_fits, question
 from specc.compiler.foresight.planned import own_plan
 from specc.compiler.foresight.reasons import Reason, mesh_text, reasons
-from specc.compiler.foresight.search import Asked, Plan, search
+from specc.compiler.foresight.search import SEARCHED, Asked, Plan, search
 from specc.compiler.foresight.tell import details, mfu, plan_text, table, told
 from specc.compiler.hardware.tables import hardware
 from specc.compiler.placement.mesh import is_open, mesh_of
-from specc.compiler.schedule.schedules import SCHEDULES
 from specc.compiler.stated import stated
 from specc.compiler.units import count, size
 from specc.spec.errors import Diagnostic, SpecError
@@ -26,9 +25,7 @@ from specc.spec.plan import Cluster as ClusterSpec
 from specc.spec.spec import load
 
 NUMBERS = ("tp", "cp", "ep", "pp", "dp", "microbatch", "chunks")
-PIN = re.compile(
-    rf"({'|'.join(NUMBERS)})=[1-9][0-9]*|zero=[0-3]|schedule=({'|'.join(SCHEDULES)})|recompute=(none|full)"
-)
+PIN = re.compile(rf"({'|'.join(NUMBERS)})=[1-9][0-9]*|zero=[0-3]|schedule=({'|'.join(SEARCHED)})|recompute=(none|full)")
 CLUSTER = re.compile(r"([1-9][0-9]*)x(.+)")
 
 
@@ -79,6 +76,8 @@ def pins_of(texts: Sequence[str]) -> dict[str, int | str]:
                 Diagnostic("S541", why, None, "--pin tp=8, --pin schedule=1f1b or --pin recompute=full, say")
             )
         name, _, value = text.partition("=")
+        if name in found:
+            raise SpecError(Diagnostic("S541", f"two pins hold '{name}'", None, "give one of them"))
         found[name] = int(value) if value.isdigit() else value
     return found
 

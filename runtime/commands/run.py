@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"build": str(path), "report": str(page), "stages": read_runs(build)}, indent=1))
     else:
-        talks = any(s.facts["decodes"] for s in build.stages.values())
+        talks = any(not s.refusal for s in build.stages.values())
         print(f"\nlook: {page}" + (f"        talk: specc sample {path} --prompt TEXT" if talks else ""))
     return 0
 

@@ -68,11 +68,12 @@ def checkpoint_starter(
     text = HEAD.format(name=name, folder=folder, model=table.model, file=file, sizes=lines)
     if "tokens" not in section.inputs or "labels" not in section.inputs:
         return text
-    vocab = min(8192, int(sizes.get("model.dims.V", 8192)))
-    tokenizer = {"file": str(folder / TOKENIZER)} if (folder / TOKENIZER).is_file() else {"vocab": vocab}
+    tokenizer = flow({"file": str(folder / TOKENIZER)})
+    if not (folder / TOKENIZER).is_file():
+        tokenizer += "   # which the folder lacks: put it there, or name the file of these weights' tokenizer"
     longest = int(sizes.get("model.dims.CTX", LENGTH))
     return text + STAGE.format(
-        name=name, objective=objective, weights=flow({"path": str(folder), "names": names}), tokenizer=flow(tokenizer),
+        name=name, objective=objective, weights=flow({"path": str(folder), "names": names}), tokenizer=tokenizer,
         length=min(LENGTH, longest),
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -32,7 +33,6 @@ from specc.spec.spec import Spec, load
 from specc.spec.use import library
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # as configs call them
 SHARD = "model-{:05d}-of-{:05d}.safetensors"
 SHARD_BYTES = 5 * 10**9
 METADATA = {"format": "pt"}
@@ -57,21 +57,39 @@ def write_folder(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} exists; name another folder, or remove it")
     form = form_of(build, stage, names)
-    work = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
+        work = Path(temporary) / out.name
+        work.mkdir()
+        fill(work, build, stage, weights, form, dtype, shard_bytes)
+        if out.exists():
+            out.rmdir()
+        work.rename(out)
+
+
+def fill(
+    work: Path, build: Build, stage: Stage, weights: Mapping[str, Tensor], form: Form, dtype: str, shard_bytes: int
+) -> None:  # fmt: skip
+    """Write all files of the folder."""
     named = to_checkpoint(form.links, weights)
-    write_shards(work, {name: t.to(DTYPES[dtype]) for name, t in named.items()}, shard_bytes)
+    write_shards(work, {name: narrowed(name, t, DTYPES[dtype]) for name, t in named.items()}, shard_bytes)
     tokenizer = stage_folder(build, stage) / TOKENIZER
     known = tokenizers.load(tokenizer)
     shutil.copyfile(tokenizer, work / TOKENIZER)
     write_json(work / TOKENIZER_CONFIG, tokenizer_config(stage, known))
     # `torch_dtype` is what readers of all ages understand
-    config = {k: v for k, v in form.config.items() if k != "dtype"} | {"torch_dtype": NAMES[dtype]}
+    config = {k: v for k, v in form.config.items() if k != "dtype"} | {
+        "torch_dtype": str(DTYPES[dtype]).removeprefix("torch.")
+    }
     write_json(work / CONFIG, config)
-    if out.exists():
-        out.rmdir()
-    work.rename(out)
+
+
+def narrowed(name: str, t: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in another dtype; raises RunError if that does not hold its numbers."""
+    made = t.to(dtype)
+    if bool(t.isfinite().all()) and not bool(made.isfinite().all()):
+        raise RunError(f"'{name}' has numbers that are too large for {str(dtype).removeprefix('torch.')}")
+    return made
 
 
 def write_shards(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:
@@ -99,14 +117,19 @@ def write_json(file: Path, data: Mapping[str, Any]) -> None:
 def form_of(build: Build, stage: Stage, names: str | None) -> Form:
     """The table and the config: those of the checkpoint that the stage goes back to, or made of its model."""
     spec, kept = load(build.path / "spec.yaml"), origin_folder(build, stage)
+    tokenizer = tokenizers.load(stage_folder(build, stage) / TOKENIZER)
     if kept is not None:
         config, name = read_json(kept / CONFIG), names or str(read_json(kept / ORIGIN)["names"])
         table = load_names(name)
+        if stage.spec.kind == "sft":  # an answer's end ends what is written, too
+            known = config.get("eos_token_id")
+            stops = [*(known if isinstance(known, list) else [known]), *_ids(stage, tokenizer)]
+            config["eos_token_id"] = [i for i in dict.fromkeys(stops) if i is not None]
     else:
         name = names or table_of(spec, stage)
         table = load_names(name)
         made = made_config(spec, stage, name, table)
-        config = {**made, **ends(stage, tokenizers.load(stage_folder(build, stage) / TOKENIZER))}
+        config = {**made, **ends(stage, tokenizer)}
     if names is None and (why := otherwise(spec, stage, table, config)):
         hint = f"with --names {name} it is written all the same"
         raise RunError(f"'{stage.name}': {why}, so that transformers would compute something else; {hint}")
@@ -189,6 +212,9 @@ def otherwise(spec: Spec, stage: Stage, table: NameTable, config: Mapping[str, A
     published = load(Path(str(library("models")[table.model])), table.overrides(config))
     pairs = [(spec, stage.spec.model), (published, None)]
     texts = [_computed(s, model, stage.spec.objective) for s, model in pairs]
+    own, theirs = (sizes_of(s.model_section(model)[1]) for s, model in pairs)
+    if other := [n for n, size in theirs.items() if own.get(n) != size]:
+        return f"its dim '{other[0]}' is {own.get(other[0])}, the checkpoint's {theirs[other[0]]}"
     return "" if texts[0] == texts[1] else f"its model is not the library's '{table.model}'"
 
 
@@ -200,10 +226,14 @@ def _computed(spec: Spec, model: str | None, objective: str) -> str:
 
 def ends(stage: Stage, tokenizer: Tokenizer) -> dict[str, Any]:
     """The tokens that a config names: a chat ends with the end of an answer too."""
-    stops = [i for i in map(tokenizer.token_to_id, _stops(stage, tokenizer)) if i is not None]
+    stops = _ids(stage, tokenizer)
     first = tokenizers.end_id(tokenizer)
     found = {"bos_token_id": first, "eos_token_id": stops if len(stops) > 1 else first}
     return found | {"pad_token_id": tokenizer.token_to_id(PAD)}
+
+
+def _ids(stage: Stage, tokenizer: Tokenizer) -> list[int]:
+    return [i for i in map(tokenizer.token_to_id, _stops(stage, tokenizer)) if i is not None]
 
 
 def _stops(stage: Stage, tokenizer: Tokenizer) -> list[str]:

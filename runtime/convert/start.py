@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,8 @@ from specc.spec.names import NameTable, load_names, table_for
 from specc.spec.spec import Spec, load
 from specc.spec.stage import Weights
 
+NAMED = ("model.dims", "model.numbers")  # a name here that a model has not would change nothing of it
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -35,8 +36,7 @@ class Origin:
 
     def facts(self) -> dict[str, str]:
         """What a run keeps of it."""
-        digest = hashlib.sha256((self.path / CONFIG).read_bytes()).hexdigest()
-        return {"path": str(self.path), "names": self.names, "config_sha256": digest}
+        return {"path": str(self.path), "names": self.names}
 
 
 def origin(build: Build, stage: Stage, start: Weights, base: Path) -> Origin:
@@ -63,6 +63,10 @@ def told(error: SpecError) -> str:
 def difference(spec: Spec, model: str | None, overrides: Sequence[str]) -> str:
     """The first of some values, written for `model`, that the spec's model does not have; nothing if it has all."""
     _, section, at = spec.model_section(model)
+    for path, _, value in (text.partition("=") for text in overrides):
+        part, _, key = path.rpartition(".")
+        if part in NAMED and key not in getattr(section, part.removeprefix("model.")):
+            return f"it needs {path}={value}, and the model has no '{key}'"
     put = [".".join(map(str, at)) + text.removeprefix("model") for text in overrides]
     now = meaning(spec, model)
     if _is(spec, model, now, put):

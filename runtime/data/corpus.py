@@ -102,7 +102,7 @@ class Corpus:
         for n, d in enumerate(self, 1):  # noqa: B007
             total.update(d.digest())
         if not n:
-            raise RunError(f"{self.source.corpus or self.base / str(self.source.path)} has no documents")
+            raise RunError(f"{self.source.corpus or self.base / self.name} has no documents")
         self.known = total.hexdigest()
         return self.known
 

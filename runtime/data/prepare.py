@@ -62,6 +62,9 @@ def prepare(stage: StageSpec, sources: list[Corpus], tokenizer: Tokenizer, cache
             raise RunError(f"the documents of {source.name} give nothing to train on: {why}")
         train += [(made, weight)] if source.share < 1 else []
         held += [(kept, weight)] if len(kept) else []
+    known = {source.digest(): source.name for source in sources if source.share < 1}
+    if both := [known[d] for d in (s.digest() for s in sources if s.share == 1) if d in known]:
+        raise RunError(f"{both[0]} is trained on, and stands in data.held_out")
     if not held:
         raise RunError(_nothing_held(stage, sources))
     notes = tuple(note for rows, _ in train for note in rows.notes)

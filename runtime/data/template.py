@@ -13,22 +13,29 @@ from specc.spec.errors import Diagnostic
 from specc.spec.spec import Spec
 
 Messages = Sequence[Mapping[str, str]]
+HINT = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}, say"
 EXAMPLE: Messages = ({"role": "user", "content": "a question"}, {"role": "assistant", "content": "an answer"})
 
 
 def template_mistakes(spec: Spec) -> Iterator[Diagnostic]:
-    """Templates of sft stages that cannot be read, or leave out what the assistant says."""
+    """Templates of sft stages that cannot be read; none is run, which may take for ever."""
     for name, stage in spec.stages.items():
         if stage.kind != "sft":
             continue
-        mark, why = spec.mark(("stages", name, "template")) or spec.mark(("stages", name)), ""
         try:
-            if EXAMPLE[1]["content"] not in render(stage.template, EXAMPLE):
-                why = "the chat template does not write what the assistant says"
+            _read(stage.template)
         except RunError as e:
-            why = str(e) if "does not parse" in str(e) else ""  # others may be its word on this conversation
-        if why:
-            yield Diagnostic("S103", why, mark, "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}, say")
+            yield Diagnostic("S103", str(e), spec.mark(("stages", name, "template")), HINT)
+
+
+def check_template(template: str) -> None:
+    """Raises RunError for one that leaves out what the assistant says."""
+    try:
+        text = render(template, EXAMPLE)
+    except RunError:
+        return  # its word on this conversation, maybe
+    if EXAMPLE[1]["content"] not in text:
+        raise RunError(f"the chat template does not write what the assistant says; {HINT}")
 
 
 @lru_cache(16)
@@ -44,12 +51,20 @@ def _compiled(template: str) -> jinja2.Template:
     return environment.from_string(template)
 
 
-def render(template: str, messages: Messages, ask: bool = False) -> str:
-    """A conversation as text by its jinja2 template; with `ask` the answer's head follows."""
+def _read(template: str) -> jinja2.Template:
     try:
-        text = _compiled(template).render(messages=list(messages), add_generation_prompt=ask)
+        return _compiled(template)
     except jinja2.TemplateSyntaxError as e:
         raise RunError(f"the chat template does not parse: {e.message} (line {e.lineno})") from None
+    except (RecursionError, MemoryError):
+        raise RunError("the chat template does not parse: it goes too deep") from None
+
+
+def render(template: str, messages: Messages, ask: bool = False) -> str:
+    """A conversation as text by its jinja2 template; with `ask` the answer's head follows."""
+    read = _read(template)
+    try:
+        text = read.render(messages=list(messages), add_generation_prompt=ask)
     except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as e:
         raise RunError(f"the chat template fails: {e}") from None
     except (RecursionError, MemoryError):
