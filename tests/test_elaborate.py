@@ -115,6 +115,8 @@ def test_per_gives_each_modality_its_own_weights() -> None:
         ("  - attention: {heads: H, head_dim: E, mask: window(S)}", "S206"),
         ("  - attention: {heads: H, head_dim: E, mask: window(H - 2)}", "S206"),
         ("  - attention: {heads: H, head_dim: E, mask: causal & q.doc}", "S206"),
+        ("  - linear: {out: [H, E]}\n  - rope: {low: 2}", "S103"),
+        ("  - linear: {out: [H, E]}\n  - rope: {original: 64, low: 5}", "S103"),
         ("  - attention: {heads: H, head_dim: E, mask: q.doc}", "S206"),
         ("  - attention: {heads: H, head_dim: E, mask: (q.doc == k.doc) * 2 > 1}", "S206"),
         ("  - rms_norm: {eps: -1e-5}", "S103"),

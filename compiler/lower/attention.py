@@ -12,6 +12,7 @@ from specc.compiler.lower.attend import attention
 from specc.compiler.lower.decode import Decoding
 from specc.compiler.lower.local import Impl, Local, align
 from specc.compiler.lower.pointwise import formula
+from specc.compiler.ops.attention import between
 
 
 def attend(e: Local, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
@@ -121,7 +122,7 @@ def rope(e: Local, x: Tensor, positions: Tensor) -> Tensor:
     if e.attr("original") is None:
         angle = at / e.attr("scaling") * frequency
     else:
-        angle = at * stretched(frequency, e.attr("scaling"), e.attr("original"), e.attr("low"), e.attr("high"))
+        angle = at * stretched(frequency, e.attr("scaling"), e.attr("original"), *between(e.eqn.attrs))
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     turned, kept = x[..., :rotated], x[..., rotated:]
     if e.attr("layout") == "half":

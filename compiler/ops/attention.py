@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from specc.compiler.ops.row import Applied, Arg, Op, OpError
 from specc.compiler.types import Dim, TensorType
 
@@ -25,11 +28,20 @@ def _rope(a: Applied) -> None:
     strange = [d.name for d in positions.dims if d not in x.dims]
     if strange:
         raise OpError("S201", f"the positions have dim '{strange[0]}', which {x} has not", operand=1)
-    if a.args["original"] is not None and a.args["low"] >= a.args["high"]:
-        raise OpError("S103", f"'low' ({a.args['low']:g}) is below 'high' ({a.args['high']:g})")
+    low, high = between(a.args)
+    if low >= high:
+        raise OpError("S103", f"'low' ({low:g}) is below 'high' ({high:g})")
+    if a.args["original"] is None and not (a.args["low"] is a.args["high"] is None):
+        raise OpError("S103", "'low' and 'high' are for 'original'")
     width = x.dims[-1].size
     if width is not None and int(width * a.args["fraction"]) % 2:
         raise OpError("S203", f"the rotated part of {x.dims[-1].shown()} is odd")
+
+
+def between(args: Mapping[str, Any]) -> tuple[float, float]:
+    """How often an original text has the waves that are stretched wholly, and those that are not."""
+    low, high = args.get("low"), args.get("high")
+    return 1.0 if low is None else float(low), 4.0 if high is None else float(high)
 
 
 def _positions(a: Applied) -> tuple[TensorType, ...]:
@@ -82,7 +94,8 @@ ROWS = (
              "scaling": Arg("float", 1.0, "positions are divided by it", within="(0, inf)"),
              "original": Arg("float", None, "tokens of texts before; `scaling` is for waves that they have less than "
                              "`low` times, and for none that they have `high` times (Llama 3.1)", within="(0, inf)"),
-             "low": Arg("float", 1.0, within="[0, inf)"), "high": Arg("float", 4.0, within="(0, inf)")},
+             "low": Arg("float", None, "default: 1", within="[0, inf)"),
+             "high": Arg("float", None, "default: 4", within="(0, inf)")},
        infer=_positions, check=_rope),
     Op("relative_bucket", "-> ", "Buckets of key minus query position, as T5 (arXiv:1910.10683).", inputs=(),
        args={"q": Arg("dim"), "k": Arg("dim"), "buckets": Arg("int", 32, within="[2, inf)"),
