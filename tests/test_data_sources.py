@@ -18,7 +18,7 @@ from specc.runtime.data import tokenizer as tokenizers
 from specc.runtime.data.chat import coder, conversation
 from specc.runtime.data.corpus import Corpus, Document, documents
 from specc.runtime.data.prepare import Prepared, corpora, first_texts, prepare
-from specc.runtime.data.template import render
+from specc.runtime.data.template import check_template, render
 from specc.runtime.errors import RunError
 from specc.spec.data import Source
 from specc.spec.stage import CHATML, StageSpec
@@ -185,6 +185,13 @@ def test_a_template_that_trims_still_marks_the_answer(tokenizer: Tokenizer) -> N
 def test_a_template_that_fails_is_told(template: str, message: str, tokenizer: Tokenizer) -> None:
     with pytest.raises(RunError, match=message):
         said(template, [("user", "what"), ("assistant", "yes")], tokenizer)
+
+
+def test_a_template_without_the_answer_is_told() -> None:
+    check_template(CHATML)
+    check_template("{{ raise_exception('a system message comes first') }}")  # its word on the example
+    with pytest.raises(RunError, match="does not write what the assistant says"):
+        check_template("hello {{ messages[0].content }}")
 
 
 def sft(folder: Path, docs: list[Document], tokenizer: Tokenizer, seq_len: int, **settings: str) -> Prepared:
