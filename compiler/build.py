@@ -147,11 +147,11 @@ def build_stage(
         "parent": stage.from_, "decodes": not decoding, "flops_per_token": result.flops_per_token,
     }  # fmt: skip
     dims = dims_of(spec.model_section(stage.model)[1])
-    beside, moves = pairs(program), {"dims": dims, "trained": sorted(program.trainable)}
-    loose = () if beside else ("microbatch",)
-    hashes[name] = hash_of({**described, **moves}, program, loose, hashes.get(stage.from_ or "", ""))
+    counted = {**described, "dims": dims, "trained": sorted(program.trainable)}
+    loose = () if (compared := pairs(program)) else ("microbatch",)
+    hashes[name] = hash_of(counted, program, loose, hashes.get(stage.from_ or "", ""))
     room = vocabulary(program)
-    more = {"vocabulary": room and room.size, "pairs": beside, "hash": hashes[name]}
+    more = {"vocabulary": room and room.size, "pairs": compared, "hash": hashes[name]}
     write_json(out / "stage.json", {**described, **mesh_facts(mesh, program, placed), **more})
     return result
 

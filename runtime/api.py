@@ -53,8 +53,7 @@ def export(
         raise RunError(f"no dtype '{dtype}' is exported: {did_you_mean(dtype, DTYPES)}")
     opened = target if isinstance(target, Build) else open_build(Path(target))
     source, loaded = trained(opened, stage)
-    weights = loaded.tensors.get("ema", loaded.tensors["weights"])
-    write_folder(opened, source, weights, Path(folder), dtype, names)
+    write_folder(opened, source, loaded.best, Path(folder), dtype, names)
     return source.name, loaded.step
 
 
@@ -63,7 +62,7 @@ def write_behind(
     raw: bool,
 ) -> list[str]:  # fmt: skip
     """What a checkpoint's weights write behind each prompt."""
-    params = loaded.tensors.get("ema", loaded.tensors["weights"])
+    params = loaded.best
     tokenizer = tokenizers.load(stage_folder(build, stage) / "tokenizer.json")
     return [write_text(stage, params, tokenizer, prompt, tokens, choice, raw) for prompt in prompts]
 

@@ -48,6 +48,11 @@ class Loaded:
     facts: dict[str, Any]
     skipped: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def best(self) -> dict[str, Tensor]:
+        """The weights that are sampled and handed on: the moving average where there is one."""
+        return self.tensors.get("ema", self.tensors["weights"])
+
 
 def folder_of(root: Path, step: int) -> Path:
     return root / f"step_{step:08d}"

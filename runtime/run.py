@@ -39,7 +39,8 @@ def run_build(
         with told(found):
             check_inputs(found)
     for found in wanted:
-        checkpoint.agreed(team, path, partial(look_at_data, build, found, base or Path.cwd()))
+        is_first = found is wanted[0]  # it reads its documents at once
+        checkpoint.agreed(team, path, partial(look_at_data, build, found, base or Path.cwd(), documents=not is_first))
     for found in wanted:
         threads = found.plan["threads"]
         if isinstance(threads, int):

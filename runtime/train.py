@@ -153,13 +153,13 @@ def check_inputs(stage: Stage) -> None:
             raise RunError(f"'{stage.name}': its data have '{name}' as int[{' '.join(dims)}], the model has {text}")
 
 
-def look_at_data(build: Build, stage: Stage, base: Path) -> None:
+def look_at_data(build: Build, stage: Stage, base: Path, documents: bool = True) -> None:
     """See that a stage that has not run finds its data: what a later one lacks is told before the first one trains."""
     if (stage_folder(build, stage) / "done.json").is_file():
         return
     if stage.spec.kind == "sft":
         check_template(stage.spec.template)
-    for source in corpora(stage.spec, base):
+    for source in corpora(stage.spec, base) if documents else []:
         document = next(iter(source), None)
         if document is not None and stage.spec.kind == "sft" and not document.messages:
             raise RunError(f"'{stage.name}': {CHATS}")
@@ -292,7 +292,7 @@ def parent_weights(build: Build, stage: Stage, seat: Seat) -> dict[str, Tensor]:
     loaded = checkpoint.load_newest(root, parent.hash, seat.sharding, seat.team, only)
     if loaded is None:
         raise RunError(NOT_RUN.format(stage.name, parent.name))
-    weights = loaded.tensors.get("ema", loaded.tensors["weights"])
+    weights = loaded.best
     wanted = [p["path"] for p in stage.params if seat.sharding.holds(p["path"])]
     missing = [path for path in wanted if path not in weights]
     if missing:

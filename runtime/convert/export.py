@@ -46,6 +46,7 @@ class Form:
     table: NameTable
     links: Sequence[Link]
     config: Mapping[str, Any]
+    tokenizer: Tokenizer
 
 
 def write_folder(
@@ -73,15 +74,11 @@ def fill(
     """Write all files of the folder."""
     named = to_checkpoint(form.links, weights)
     write_shards(work, {name: narrowed(name, t, DTYPES[dtype]) for name, t in named.items()}, shard_bytes)
-    tokenizer = stage_folder(build, stage) / TOKENIZER
-    known = tokenizers.load(tokenizer)
-    shutil.copyfile(tokenizer, work / TOKENIZER)
-    write_json(work / TOKENIZER_CONFIG, tokenizer_config(stage, known))
+    shutil.copyfile(stage_folder(build, stage) / TOKENIZER, work / TOKENIZER)
+    write_json(work / TOKENIZER_CONFIG, tokenizer_config(stage, form.tokenizer))
     # `torch_dtype` is what readers of all ages understand
-    config = {k: v for k, v in form.config.items() if k != "dtype"} | {
-        "torch_dtype": str(DTYPES[dtype]).removeprefix("torch.")
-    }
-    write_json(work / CONFIG, config)
+    written = {"torch_dtype": str(DTYPES[dtype]).removeprefix("torch.")}
+    write_json(work / CONFIG, {k: v for k, v in form.config.items() if k != "dtype"} | written)
 
 
 def narrowed(name: str, t: Tensor, dtype: torch.dtype) -> Tensor:
@@ -133,7 +130,7 @@ def form_of(build: Build, stage: Stage, names: str | None) -> Form:
     if names is None and (why := otherwise(spec, stage, table, config)):
         hint = f"with --names {name} it is written all the same"
         raise RunError(f"'{stage.name}': {why}, so that transformers would compute something else; {hint}")
-    return Form(table, exported(table, config, stage), config)
+    return Form(table, exported(table, config, stage), config, tokenizer)
 
 
 def origin_folder(build: Build, stage: Stage) -> Path | None:
