@@ -136,6 +136,18 @@ def test_windows_of_whole_sequences_cost_their_tiles_alone(process: dict[str, An
     assert "range(0, tl.minimum(n_k, (tl.program_id(0) + 1) * BLOCK_Q + 3), BLOCK_K)" in ahead
 
 
+def test_documents_and_chunks_cost_their_tiles_alone(process: dict[str, Any]) -> None:
+    rows = process["documents"]
+    assert [r for r in rows if not max(r["forward"], r["backward"]) <= TOLERANCE["float32"]] == []
+    assert len(rows) == 6
+
+
+def test_a_tile_goes_over_all_that_it_sees(process: dict[str, Any]) -> None:
+    assert process["sights"]["wrong"] == []
+    assert process["sights"]["tried"] > 100
+    assert process["sights"]["left_out"] > 10
+
+
 def test_a_ring_of_kernels_is_attention(process: dict[str, Any]) -> None:
     rows = process["rings"]
     assert [r for r in rows if not max(r["forward"], r["backward"]) <= TOLERANCE[r["dtype"]]] == []

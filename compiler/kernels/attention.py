@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from specc.compiler.kernels.attention_ranges import Ranges
 from specc.compiler.kernels.attention_text import (
     AUTOGRAD,
     BACKWARD_KEYS,
@@ -30,7 +31,7 @@ from specc.compiler.kernels.source import plain
 from specc.compiler.kernels.template import COMMON
 from specc.compiler.lower.local import Impl, Local
 from specc.compiler.lower.placed_attention import own_heads
-from specc.compiler.masks import CAUSAL, implies_causal, reach
+from specc.compiler.masks import CAUSAL
 from specc.compiler.program import Body, Eqn
 from specc.spec.expr import Expr
 
@@ -69,11 +70,13 @@ def make_attention(a: Attention, dtype: torch.dtype) -> Made:
     e, f = a.widths
     blocks = _block(e), _block(f)
     configs = "\n".join(f'    "{kind}": {tiles},' for kind, tiles in TILES.items())
+    ranges = Ranges(a.predicate, a.names, a.is_part)
     code = [
         "import torch\nimport triton\nimport triton.language as tl\n",
         f"SCALE = {a.scale!r}\nCONFIGS = {{  # queries and keys of a tile, and warps\n{configs}\n}}\n"
         "CHOSEN = dict.fromkeys(CONFIGS, 0)",
-        HELPERS, TILE, FORWARD, BACKWARD_KEYS, BACKWARD_QUERIES, LAUNCHERS, OPS, "" if a.is_part else AUTOGRAD,
+        HELPERS, TILE, *ranges.functions(), FORWARD, BACKWARD_KEYS, BACKWARD_QUERIES, LAUNCHERS, OPS,
+        "" if a.is_part else AUTOGRAD,
     ]  # fmt: skip
     text = "\n\n".join(part.strip("\n") + "\n" for part in code if part)
     for word, meaning in _words(a, dtype, blocks).items():
@@ -104,7 +107,7 @@ def _words(a: Attention, dtype: torch.dtype, blocks: tuple[int, int]) -> dict[st
     return {
         **COMMON,
         **(PART if a.is_part else WHOLE),
-        **_bounds(a),
+        **Ranges(a.predicate, a.names, a.is_part).words(),
         "PREDICATE": tile_text(a.predicate, own | index),
         "DENSE": tile_text(a.predicate, dense | index, in_triton=False),
         "TILE_ATTRIBUTES": names, "ARGUMENTS": names, "NAMES": names,
@@ -116,28 +119,6 @@ def _words(a: Attention, dtype: torch.dtype, blocks: tuple[int, int]) -> dict[st
         "E": str(a.widths[0]), "F": str(a.widths[1]), "BLOCK_E": str(blocks[0]), "BLOCK_F": str(blocks[1]),
         "DTYPE": str(dtype),
     }  # fmt: skip
-
-
-def _bounds(a: Attention) -> dict[str, str]:
-    """The first and the last tile that another can see, where the predicate's form bounds them: windows, causality."""
-    back, ahead = (reach(a.predicate, by) for by in (("q.index", "k.index"), ("k.index", "q.index")))
-    if implies_causal(a.predicate):
-        ahead = 0
-    to_keys, to_queries = (" + q_first - k_first", " + k_first - q_first") if a.is_part else ("", "")
-
-    def begin(of: str, to: str, by: str, less: int) -> str:
-        at = f"tl.program_id(0) * BLOCK_{of}{to}" + (f" - {less}" if less else "")
-        return f"{f'tl.maximum(0, {at})' if to or less else at} // BLOCK_{by} * BLOCK_{by}"
-
-    def end(n: str, of: str, to: str, more: int) -> str:
-        return f"tl.minimum({n}, (tl.program_id(0) + 1) * BLOCK_{of}{to}" + (f" + {more})" if more else ")")
-
-    return {
-        "FIRST_KEY": "0" if back is None else begin("Q", to_keys, "K", back),
-        "LAST_KEY": "n_k" if ahead is None else end("n_k", "Q", to_keys, ahead),
-        "FIRST_QUERY": "0" if ahead is None else begin("K", to_queries, "Q", ahead),
-        "LAST_QUERY": "n_q" if back is None else end("n_q", "K", to_queries, back),
-    }
 
 
 def _loads(own: Mapping[str, str], side: str) -> str:

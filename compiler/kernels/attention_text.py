@@ -13,6 +13,26 @@ def seen_tile(q_index, k_index, n_q, n_k<TILE_ATTRIBUTES>):
     return (q_index < n_q) & (k_index < n_k) & <PREDICATE>
 '''
 
+SIGHT = '''
+@triton.jit
+def <OTHERS>_in_sight(first, last, batch, n_q, n_k<GIVEN>, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Where the <OTHERS> begin and end that this tile of <OWNS> may see, by the bounds of attributes in tiles."""
+    <OWN>_low = tl.program_id(0) * <OWN_BLOCK>
+    <OWN>_high = tl.minimum(<OWN>_low + <OWN_BLOCK>, n_<OWN>) - 1
+    <OWN>_index = tl.minimum(<OWN>_low + tl.arange(0, <OWN_BLOCK>), <OWN>_high)
+    <OWN_BOUNDS>
+    begin, end = tl.zeros([], tl.int32) + last, tl.zeros([], tl.int32) + first
+    for start in range(first, last, 32 * <OTHER_BLOCK>):
+        <OTHER>_low = start + tl.arange(0, 32) * <OTHER_BLOCK>
+        <OTHER>_high = <OTHER>_low + <OTHER_BLOCK> - 1
+        <OTHER>_index = tl.minimum(<OTHER>_low[:, None] + tl.arange(0, <OTHER_BLOCK>)[None, :], n_<OTHER> - 1)
+        <OTHER_BOUNDS>
+        may = (<OTHER>_low < last) & <MAY>
+        begin = tl.minimum(begin, tl.min(tl.where(may, <OTHER>_low, last), axis=0))
+        end = tl.maximum(end, tl.max(tl.where(may, <OTHER>_high + 1, first), axis=0))
+    return begin, tl.minimum(end, last)
+'''
+
 FORWARD = '''
 @triton.jit
 def forward_kernel(
@@ -29,7 +49,7 @@ def forward_kernel(
     <LOAD_Q><LOAD_FIRSTS>
     most = tl.full([BLOCK_Q, 1], float("-inf"), dtype=tl.float32)
     total = tl.zeros([BLOCK_Q, 1], dtype=tl.float32)
-    y = tl.zeros([BLOCK_Q, BLOCK_F], dtype=tl.float32)
+    y = tl.zeros([BLOCK_Q, BLOCK_F], dtype=tl.float32)<SEEK_KEYS>
     for start in range(<FIRST_KEY>, <LAST_KEY>, BLOCK_K):
         at = start + tl.arange(0, BLOCK_K)[:, None]
         k_index = start + tl.arange(0, BLOCK_K)[None, :]
@@ -71,7 +91,7 @@ def backward_keys_kernel(
     v = tl.load(v_ptr + k_row * <F> + f, mask=(at < n_k) & (f < <F>), other=0.0)
     <LOAD_K><LOAD_FIRSTS>
     dk = tl.zeros([BLOCK_K, BLOCK_E], dtype=tl.float32)
-    dv = tl.zeros([BLOCK_K, BLOCK_F], dtype=tl.float32)
+    dv = tl.zeros([BLOCK_K, BLOCK_F], dtype=tl.float32)<SEEK_QUERIES>
     for group in range(0, groups):
         head = kv_head * groups + group
         for start in range(<FIRST_QUERY>, <LAST_QUERY>, BLOCK_Q):
@@ -111,7 +131,7 @@ def backward_queries_kernel(
     lse = tl.load(lse_ptr + of_row, mask=q_index < n_q, other=0.0)
     delta = tl.load(delta_ptr + of_row, mask=q_index < n_q, other=0.0)
     <LOAD_Q><LOAD_FIRSTS>
-    dq = tl.zeros([BLOCK_Q, BLOCK_E], dtype=tl.float32)
+    dq = tl.zeros([BLOCK_Q, BLOCK_E], dtype=tl.float32)<SEEK_KEYS>
     for start in range(<FIRST_KEY>, <LAST_KEY>, BLOCK_K):
         at = start + tl.arange(0, BLOCK_K)[:, None]
         k_index = start + tl.arange(0, BLOCK_K)[None, :]

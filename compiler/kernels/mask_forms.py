@@ -53,3 +53,76 @@ def mask_mod(e: Expr, attributes: Mapping[str, Tensor]) -> MaskMod:
         return found if isinstance(found, Tensor) else (q >= 0) & bool(found)
 
     return seen
+
+
+Span = tuple[str, str]  # the least and the greatest that a number may be, as texts
+Claim = tuple[str, str]  # when a condition may hold, and when it may fail, as texts
+ALWAYS = "True"
+
+
+def may_hold(e: Expr, spans: Mapping[str, Span]) -> str:
+    """When the predicate may hold somewhere in a tile, as an expression of a kernel over the bounds that attributes
+    have in it; `True` where its form does not tell. It is never false of a tile in which some query sees a key."""
+    return _claim(e, spans)[0]
+
+
+def _claim(e: Expr, spans: Mapping[str, Span]) -> Claim:
+    if e.op == "num":
+        return (ALWAYS, "False") if e.value else ("False", ALWAYS)
+    if e.op == "not":
+        holds, fails = _claim(e.args[0], spans)
+        return fails, holds
+    if e.op in WORDS:
+        (a, not_a), (b, not_b) = (_claim(arg, spans) for arg in e.args)
+        return (_both(a, b), _either(not_a, not_b)) if e.op == "and" else (_either(a, b), _both(not_a, not_b))
+    left, right = (_span(arg, spans) for arg in e.args)
+    return _compared(e.op, left, right) if left and right else (ALWAYS, ALWAYS)
+
+
+def _compared(op: str, left: Span, right: Span) -> Claim:
+    (a, b), (c, d) = left, right
+    match op:
+        case "<" | "<=":
+            return f"({a} {op} {d})", f"({b} {'>=' if op == '<' else '>'} {c})"
+        case ">" | ">=":
+            return _compared({">": "<", ">=": "<="}[op], right, left)
+        case "==":
+            return f"(({a} <= {d}) & ({c} <= {b}))", f"(({a} != {d}) | ({b} != {c}))"
+    holds, fails = _compared("==", left, right)
+    return fails, holds
+
+
+def _span(e: Expr, spans: Mapping[str, Span]) -> Span | None:
+    if e.op == "num":
+        return f"({e.value})", f"({e.value})"
+    if e.op == "attr":
+        return spans[str(e.value)]
+    found = [_span(a, spans) for a in e.args]
+    a, b = found[0], found[-1]
+    if a is None or b is None:
+        return None
+    match e.op:
+        case "neg":
+            return f"(-{a[1]})", f"(-{a[0]})"
+        case "+":
+            return f"({a[0]} + {b[0]})", f"({a[1]} + {b[1]})"
+        case "-":
+            return f"({a[0]} - {b[1]})", f"({a[1]} - {b[0]})"
+    by = e.args[1]
+    if by.op != "num" or float(by.value) <= 0:
+        return None
+    if e.op == "//":
+        return f"floor_div({a[0]}, {b[0]})", f"floor_div({a[1]}, {b[0]})"
+    return (f"({a[0]} * {b[0]})", f"({a[1]} * {b[0]})") if e.op == "*" else None
+
+
+def _both(a: str, b: str) -> str:
+    if "False" in (a, b):
+        return "False"
+    return b if a == ALWAYS else a if b == ALWAYS else f"({a} & {b})"
+
+
+def _either(a: str, b: str) -> str:
+    if ALWAYS in (a, b):
+        return ALWAYS
+    return b if a == "False" else a if b == "False" else f"({a} | {b})"

@@ -22,9 +22,9 @@ from specc.compiler.lower.grouped import grouped_mm
 from specc.compiler.lower.run import run_body
 from tests.kernels.interpreter import Guarded, round_bf16
 from tests.kernels.losses import losses
-from tests.kernels.masks import N_K, N_Q, NAMES, attributes, dense, predicates, tile_file
+from tests.kernels.masks import BLOCK, N_K, N_Q, NAMES, attributes, dense, predicates, sight_file, tile_file
 from tests.kernels.opcheck import CHECKS, failed_checks
-from tests.kernels.parts import parts, rings, wholes
+from tests.kernels.parts import documents, parts, rings, share, wholes
 from tests.kernels.regions import ODD, Case, broadcasts, cases, loaded, operands, sizes_of
 
 # Programs that share the rows and rows of a step: so that there are several of each, and a last one that is not full.
@@ -42,10 +42,12 @@ def main() -> None:
     said = {
         "kernels": [row(case, folder) for case in found],
         "masks": wrong_masks(folder),
+        "sights": sights(folder),
         "losses": list(losses(folder)),
         "grouped": grouped(folder),
         "parts": parts(folder),
         "wholes": wholes(folder),
+        "documents": documents(folder),
         "rings": rings(folder),
     }
     print(json.dumps(said))
@@ -100,11 +102,8 @@ def called(case: Case, ins: Sequence[Tensor]) -> list[Tensor]:
 
 
 def error(got: Tensor, want: Tensor) -> float:
-    """NaN where something was not written."""
-    if not want.is_floating_point():
-        return float((got != want).any())
-    scale = want.abs().max().clamp(min=1e-30)
-    return float(((got.double() - want).abs() / scale).detach().max())
+    """As a share of the largest entry; infinite where something was not written."""
+    return share(got.detach(), want.detach()) if want.is_floating_point() else float((got != want).any())
 
 
 def checked(case: Case) -> list[str]:
@@ -126,6 +125,29 @@ def wrong_masks(folder: Path) -> list[str]:
         if not torch.equal(out.bool(), dense(e, given)):
             wrong.append(str(e))
     return wrong
+
+
+def sights(folder: Path) -> dict[str, Any]:
+    """Predicates of which a tile sees something beyond what it goes over, how many were tried, and how many of the
+    tiles' sides were left out."""
+    wrong, tried, left_out = [], 0, 0
+    for i, e in enumerate(predicates()):
+        text = sight_file(e)
+        if not text:
+            continue
+        file, given = folder / f"sight{i}.py", attributes(i)
+        file.write_text(text, encoding="utf-8")
+        out = torch.zeros(-(-max(N_Q, N_K) // BLOCK), 4, dtype=torch.int64)
+        load_kernel(file).sight_kernel[(len(out),)](*(given[n] for n in NAMES), out, N_Q, N_K, BLOCK, BLOCK)
+        seen = dense(e, given)
+        for tile, ends in enumerate(out.tolist()):
+            own = slice(tile * BLOCK, (tile + 1) * BLOCK)
+            for at, (begin, end) in ((seen[own].any(0), ends[:2]), (seen[:, own].any(1), ends[2:])):
+                tried += 1
+                left_out += end - begin < len(at)
+                if bool(at[:begin].any() | at[max(begin, end) :].any()):
+                    wrong.append(str(e))
+    return {"wrong": wrong, "tried": tried, "left_out": left_out}
 
 
 def grouped(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from specc.compiler.kernels.attention_ranges import Ranges
 from specc.compiler.kernels.attention_text import TILE
 from specc.compiler.kernels.mask_forms import HELPERS, tile_text
 from specc.compiler.lower.pointwise import formula
@@ -27,6 +28,19 @@ def tile_kernel(a0_ptr, a1_ptr, a2_ptr, a3_ptr, out_ptr, n_q, n_k, BLOCK: tl.con
     a3 = tl.load(a3_ptr + k_index, mask=k_index < n_k, other=0)
     seen = seen_tile(q_index, k_index, n_q, n_k, a0, a1, a2, a3)
     tl.store(out_ptr + q_index * n_k + k_index, seen.to(tl.int64), mask=(q_index < n_q) & (k_index < n_k))
+"""
+
+BLOCK = 4
+SIGHT_KERNEL = """
+@triton.jit
+def sight_kernel(a0_ptr, a1_ptr, a2_ptr, a3_ptr, out_ptr, n_q, n_k, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):
+    own = out_ptr + tl.program_id(0) * 4
+    begin, end = keys_in_sight(0, n_k, 0, n_q, n_k, a0_ptr, a1_ptr, a2_ptr, a3_ptr, BLOCK_Q, BLOCK_K)
+    tl.store(own, begin.to(tl.int64))
+    tl.store(own + 1, end.to(tl.int64))
+    begin, end = queries_in_sight(0, n_q, 0, n_q, n_k, a0_ptr, a1_ptr, a2_ptr, a3_ptr, BLOCK_Q, BLOCK_K)
+    tl.store(own + 2, begin.to(tl.int64))
+    tl.store(own + 3, end.to(tl.int64))
 """
 
 
@@ -66,6 +80,13 @@ def dense(e: Expr, given: Mapping[str, Tensor]) -> Tensor:
     values |= {"q.index": torch.arange(N_Q)[:, None], "k.index": torch.arange(N_K)[None, :]}
     seen = formula(e, values)
     return torch.broadcast_to(torch.as_tensor(seen), (N_Q, N_K)).bool()
+
+
+def sight_file(e: Expr) -> str:
+    """A kernel that writes what tiles may see; nothing if the predicate's form tells it all."""
+    functions = Ranges(e, NAMES, False).functions()
+    text = "\n\n".join([HELPERS, *functions, SIGHT_KERNEL])
+    return f"import triton\nimport triton.language as tl\n\n\n{text}" if functions else ""
 
 
 def tile_file(e: Expr) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,33 @@ def whole(predicate: Expr, folder: Path) -> dict[str, Any]:
     back = getattr(torch.ops.specc, f"{made.name}_backward")(q, k, v, *given.values(), y, lse, dy)
     want = at_once(q, k, v, dense(predicate, given, at, at), dy)
     return {"forward": share(y, want[0]), "backward": max(map(share, back, want[1:])), "text": made.source}
+
+
+def documents(folder: Path) -> list[dict[str, Any]]:
+    """Errors of one document among others that fill tiles, whose numbers are all NaN: a tile of theirs that is gone
+    over gives NaN."""
+    return [
+        {"predicate": text, "document": d, **alone(expand(text, {}, {}), d, folder)}
+        for text in ("causal & document", "document", "chunk(16) & k.part == 0")
+        for d in (0, 1)
+    ]
+
+
+def alone(predicate: Expr, document: int, folder: Path) -> dict[str, Any]:
+    n = 32
+    names = tuple(sorted({str(a.value) for a in predicate.walk() if a.op == "attr"} - {"q.index", "k.index"}))
+    made = make_attention(Attention(predicate, names, (E, F), E**-0.5, "documents"), torch.float32)
+    loaded(made, folder).CONFIGS.update({kind: (TILE,) for kind in TILES})
+    draw, whose = torch.Generator().manual_seed(0), torch.arange(n) // 16
+    given = {m: whose.expand(BATCH, n) if "doc" in m else torch.zeros(BATCH, n, dtype=torch.int64) for m in names}
+    others = (whose != document)[None, :, None, None]
+    q, k, v, dy = (torch.randn(BATCH, n, *s, generator=draw).masked_fill(others, math.nan) for s in SHAPES)
+    y, lse = getattr(torch.ops.specc, made.name)(q, k, v, *given.values())
+    back = getattr(torch.ops.specc, f"{made.name}_backward")(q, k, v, *given.values(), y, lse, dy)
+    own = slice(document * 16, (document + 1) * 16)
+    seen = dense(predicate, given, (n, 0), (n, 0))[:, own, own]
+    want = at_once(*(x[:, own] for x in (q, k, v)), seen, dy[:, own])
+    return {"forward": share(y[:, own], want[0]), "backward": max(map(share, (b[:, own] for b in back), want[1:]))}
 
 
 def rings(folder: Path) -> list[dict[str, Any]]:
@@ -175,8 +203,9 @@ def at_once(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, dy: Tensor) -> list[T
 
 
 def share(got: Tensor, want: Tensor) -> float:
-    """NaN where something was not written."""
-    return float((got.double() - want).abs().max() / want.abs().max().clamp(min=1e-30))
+    """Infinite where something was not written: the greater of a number and NaN may be the number."""
+    found = float((got.double() - want).abs().max() / want.abs().max().clamp(min=1e-30))
+    return math.inf if math.isnan(found) else found
 
 
 def checked(name: str, given: list[Tensor], dy: Tensor) -> list[str]:
