@@ -57,6 +57,14 @@ class Software(Node):
     hidden_data: Share = Field(description="share of what data parallelism sends beside work, as far as there is work")
     hidden_context: Share = Field(description="share of what context parallelism sends beside attention")
     reduce: PositiveInt = Field(4, description="bytes of a gradient on its way to be summed")
+    bucket: NonNegativeFloat = Field(
+        0.0, description="millions of numbers whose gradients are summed at once without ZeRO; 0: all of a rank's"
+    )
+    sums_whole: bool = Field(
+        False,
+        description="whether ZeRO 1 sums all gradients on all ranks, beside nothing, and puts gathered weights in place"
+        " by a kernel for each rank and parameter",
+    )
     experts: NonNegativeFloat = Field(
         0.0, description="microseconds in which a layer of experts waits forward, until the host knows the rows of each"
     )
@@ -64,6 +72,10 @@ class Software(Node):
     gradients: PositiveInt = Field(4, description="bytes of a gradient that waits for the optimizer")
     adds: NonNegativeFloat = Field(
         0.0, description="bytes moved for each number where a kernel adds a microbatch's gradient to their sum"
+    )
+    updates: PositiveFloat = Field(30, description="bytes that an update by AdamW reads and writes for each number")
+    clips: NonNegativeFloat = Field(
+        0.0, description="bytes moved once a step for each number that a rank has a gradient of, whoever updates it"
     )
     moments: PositiveInt = Field(12, description="bytes of the optimizer's state of a number, master weight included")
     logits_alive: PositiveFloat = Field(10, description="bytes at once for each logit of the loss")

@@ -16,7 +16,7 @@ from specc.compiler.foresight.network import Group, collective
 from specc.compiler.foresight.pipeline import IDLE, StageTime, bubble, busiest, simulated_bubble
 from specc.compiler.foresight.recipe import Recipe
 from specc.compiler.foresight.stages import passed
-from specc.compiler.foresight.step import forecast, transfer
+from specc.compiler.foresight.step import call_times, forecast, transfer
 from specc.compiler.hardware.tables import hardware
 from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
 from specc.compiler.passes.prune import prune
@@ -174,6 +174,45 @@ def test_stages_take_calls_until_they_have_passed_their_share() -> None:
     assert passed([0.0, *[1.0] * 16, 4.0], 2) == [0, 12]  # ten layers are no more than half
     assert passed([0.0, *[1.0] * 16, 2.0], 4) == [0, 6, 11, 15]
     assert passed([9.0, 1.0, 1.0], 3) == [0, 1, 2]
+
+
+def data_parallel(zero: int, **says: object) -> tuple[float, float, Cluster]:
+    """What a step of 32 ranks sends and does not hide, without buckets or waits but for what is said; and 4 bytes for
+    each number."""
+    on = cluster("h100-efa", "nanotron")
+    on = replace(on, software=on.software.model_copy(update={"bucket": 0.0, "hidden_data": 0.0, "host": 0.0, **says}))
+    model, recipe = llama("8b", 1024), Recipe(dp=32, shards=32, zero=zero)
+    return forecast(model, recipe, on).sent, 4 * sum(model.works(recipe)[n].weights for n in model.calls), on
+
+
+def test_zero_1_of_nanotron_sums_all_gradients_and_puts_each_slice_in_place() -> None:
+    plain, nbytes, on = data_parallel(1, sums_whole=False)
+    whole, _, _ = data_parallel(1)
+    more = on.seconds("all-reduce", nbytes, 32, 1) - on.seconds("reduce-scatter", nbytes, 32, 1)
+    slices = 32 * (32 * 6 + 3)  # of queries, keys and values; out; gate and up; down; two norms; and of three tables
+    assert whole - plain == pytest.approx(more + slices * on.device.launch * 1e-6)
+
+
+def test_gradients_are_summed_in_buckets_and_hidden_beside_the_backward_alone() -> None:
+    """Each bucket waits for the steps of a collective; none is sent beside the forward."""
+    whole, nbytes, on = data_parallel(0)
+    assert whole == pytest.approx(on.seconds("all-reduce", nbytes, 32, 1))
+    buckets, _, _ = data_parallel(0, bucket=nbytes / 4e6 / 99.5)
+    assert buckets == pytest.approx(100 * on.seconds("all-reduce", nbytes / 100, 32, 1))
+    hidden, _, _ = data_parallel(0, hidden_data=1.0)
+    times = call_times(llama("8b", 1024), Recipe(dp=32), on)
+    backward = sum(times[n].backward for n in llama("8b", 1024).calls)
+    assert hidden == pytest.approx(whole - backward)
+    assert hidden > 0
+
+
+def test_sums_between_nodes_go_round_a_ring_or_over_a_tree() -> None:
+    near, far = Link(bandwidth=100, latency=1), Link(bandwidth=25, latency=10)
+    group, steps = Group(32, 4, 8), 2 * (16 * 1 + 15 * 10) * 1e-6
+    large = 2 * 31 / 32 * 1e9 / 50e9
+    assert collective("all-reduce", 1e9, group, near, far) == pytest.approx(large + steps)
+    small = large / 1000
+    assert collective("all-reduce", 1e6, group, near, far) == pytest.approx(small / 0.644 + 14 * 10e-6)
 
 
 def test_rings_are_as_slow_as_they_are_long() -> None:

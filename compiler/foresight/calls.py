@@ -34,6 +34,9 @@ class CallTime:
     work: Both
     sent: Both
 
+    def __add__(self, other: CallTime) -> CallTime:
+        return CallTime(self.work + other.work, self.sent + other.sent)
+
     @property
     def forward(self) -> float:
         return self.work.forward + self.sent.forward
@@ -75,6 +78,12 @@ def _work(work: BodyWork, recipe: Recipe, cluster: Cluster, again: Again) -> Bot
         total += Both(software.experts * 1e-6, 2 * software.experts * 1e-6)
     host = software.host * 1e-6 * len(work.kernels)
     return Both(max(total.forward, host), max(total.backward, host * (1 + again.products)), total.weight)
+
+
+def tensors(work: BodyWork, software: Software) -> int:
+    """How many parameters a call has: products that are one have one."""
+    products = [k for k in work.kernels if k.kind == "product"] if software.merged else []
+    return work.params - len(products) + len(_side_by_side(products))
 
 
 def _side_by_side(kernels: Sequence[Kernel]) -> list[Kernel]:

@@ -9,6 +9,7 @@ from specc.compiler.placement.cost import COLLECTIVES
 from specc.spec.hardware import Link
 
 RINGS = ("all-gather", "reduce-scatter")
+TREE = 0.92 * 0.7  # share of a ring's bandwidth that NCCL counts on in trees for 32 to 64 MB (src/graph/tuning.cc)
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,9 @@ class Group:
 
 
 def collective(kind: str, nbytes: float, group: Group, near: Link, far: Link) -> float:
-    """Seconds of one that joins `nbytes`: rings where all ranks of a node send to the next node at the same time."""
+    """Seconds of one that joins `nbytes`: rings where all ranks of a node send to the next node at the same time.
+
+    Between nodes NCCL sums round a ring or over a tree, whichever takes less."""
     n = group.size
     if n == 1 or not kind:
         return 0.0
@@ -34,14 +37,18 @@ def collective(kind: str, nbytes: float, group: Group, near: Link, far: Link) ->
     if group.near == n:
         return sent / (near.bandwidth * 1e9) + _latency(kind, group, near, far)
     rate = min(near.bandwidth, far.bandwidth * (group.near if kind != "all-to-all" else 1.0 / (1 - group.near / n)))
-    return sent / (rate * 1e9) + _latency(kind, group, near, far)
+    seconds = sent / (rate * 1e9)
+    if kind != "all-reduce":
+        return seconds + _latency(kind, group, near, far)
+    ring = seconds + 2 * _latency("all-gather", group, near, far)
+    return min(ring, seconds / TREE + _latency(kind, group, near, far))
 
 
 def _latency(kind: str, group: Group, near: Link, far: Link) -> float:
     """Seconds of the steps of a collective, one after the other.
 
-    NCCL gathers and scatters round a ring, which leaves each node once; for sums it goes over to trees where rings are
-    long, and what goes from all to all goes at the same time."""
+    NCCL gathers and scatters round a ring, which leaves each node once; sums go over trees, and what goes from all to
+    all goes at the same time."""
     n, nodes = group.size, math.ceil(group.size / group.near)
     if kind in RINGS:
         return 1e-6 * (near.latency * (n - nodes) + far.latency * (nodes - 1))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from specc.compiler.foresight.calls import CallTime, Cluster, call_time, exposed
+from specc.compiler.foresight.calls import CallTime, Cluster, call_time, exposed, tensors
 from specc.compiler.foresight.host import moments_wait, values_wait
+from specc.compiler.foresight.kernels import Both
 from specc.compiler.foresight.memory import fullest, memories, on_host, saved_bytes
 from specc.compiler.foresight.model import Model
 from specc.compiler.foresight.pipeline import StageTime, bubble, simulated_bubble
 from specc.compiler.foresight.recipe import AGAIN, Recipe
 from specc.compiler.foresight.stages import stages_of
 from specc.compiler.foresight.work import BodyWork
-
-OPTIMIZER = 30  # bytes that a step of AdamW reads and writes for each number
+from specc.spec.hardware import Software
 
 
 @dataclass(frozen=True)
@@ -51,21 +52,21 @@ def forecast(model: Model, recipe: Recipe, cluster: Cluster, exact: bool = True)
     stages, where = stages_of(model.calls, each, works, recipe, cluster.software if exact else None)
     ranks = [[n for stage, at in zip(stages, where, strict=True) if at == r for n in stage] for r in range(recipe.pp)]
     busy = max(ranks, key=lambda rank: sum(each[n].total for n in rank))
-    total, work = (sum(seconds) for seconds in zip(*((each[n].total, each[n].busy) for n in busy), strict=True))
-    copies = max(
-        (_copies([works[n] for n in rank], recipe) for rank in ranks), key=lambda c: c[0].numbers + c[1].numbers
-    )
+    done = sum((each[n] for n in busy), CallTime(Both(), Both()))
+    each_copies = (_copies([works[n] for n in rank], recipe, cluster.software) for rank in ranks)
+    copies = max(each_copies, key=lambda c: c[0].numbers + c[1].numbers)
     times = [_stage_time([each[n] for n in stage]) for stage in stages]
     width = max(works[n].width for n in model.calls)
     idle = simulated_bubble(times, recipe, transfer(width, recipe, cluster)) if exact else bubble(times, recipe)
     numbers = sum(c.numbers / (c.shards if recipe.zero else 1) for c in copies)
-    optimizer = numbers * OPTIMIZER / (cluster.device.bandwidth * 1e9 * cluster.device.stream)
+    optimizer = _optimizer(numbers, copies, cluster)
+    sent = recipe.microbatches * (done.total - done.busy) + _data(copies, done, recipe, cluster)
     saved = sum(saved_bytes(works[n], recipe, cluster.software) for n in busy) if recipe.on_host else 0.0
-    wait = values_wait(saved, sum(each[n].forward for n in busy), sum(each[n].backward for n in busy), recipe, cluster)
+    wait = values_wait(saved, done.forward, done.backward, recipe, cluster)
     held = memories(works, ranks, recipe, cluster.software)
     return Forecast(
-        recipe.microbatches * work, recipe.microbatches * (total - work) + _data(copies, total, recipe, cluster), idle,
-        optimizer, recipe.microbatches * wait + moments_wait(numbers, optimizer, recipe, cluster),
+        recipe.microbatches * done.busy, sent, idle, optimizer,
+        recipe.microbatches * wait + moments_wait(numbers, optimizer, recipe, cluster),
         fullest(held), held[0], on_host(works, ranks, recipe, cluster.software),
     )  # fmt: skip
 
@@ -95,35 +96,51 @@ def transfer(width: float, recipe: Recipe, cluster: Cluster) -> Callable[[int, i
 
 @dataclass(frozen=True)
 class Copies:
-    """Numbers of parameters of which `size` ranks have a copy, `stride` devices apart; `shards` ranks share them."""
+    """Numbers of parameters of which `size` ranks have a copy, `stride` devices apart; `shards` ranks share them.
+
+    They are in so many `tensors`."""
 
     numbers: float
     size: int
     stride: int
     shards: int
+    tensors: int = 0
 
 
-def _copies(works: Sequence[BodyWork], recipe: Recipe) -> tuple[Copies, Copies]:
+def _copies(works: Sequence[BodyWork], recipe: Recipe, software: Software) -> tuple[Copies, Copies]:
     """Of a pipeline rank: what all data parallel ranks have, and the experts, of which fewer ranks have a copy."""
     experts, size = sum(w.experts for w in works), recipe.dp * recipe.cp
     others = sum(w.weights for w in works) - experts
     return (
-        Copies(others, size, recipe.tp, recipe.shards),
+        Copies(others, size, recipe.tp, recipe.shards, sum(tensors(w, software) for w in works)),
         Copies(experts, max(1, size // recipe.ep), recipe.tp * recipe.ep, recipe.expert_shards),
     )
 
 
-def _data(each: Sequence[Copies], window: float, recipe: Recipe, cluster: Cluster) -> float:
-    """What data parallelism sends once a step, beside the work of a microbatch: gradients, and weights if ZeRO."""
-    return exposed(sum(_sent(c, recipe, cluster) for c in each), window, cluster.software.hidden_data)
+def _optimizer(numbers: float, each: Sequence[Copies], cluster: Cluster) -> float:
+    """Seconds to update so many numbers; gradients are clipped by all ranks that have them."""
+    moved = cluster.software.updates * numbers + cluster.software.clips * sum(c.numbers for c in each)
+    return moved / (cluster.device.bandwidth * 1e9 * cluster.device.stream)
+
+
+def _data(each: Sequence[Copies], beside: CallTime, recipe: Recipe, cluster: Cluster) -> float:
+    """What data parallelism sends once a step and does not hide: gradients, and weights if ZeRO.
+
+    Gradients alone leave beside the backward of the last microbatch, weights come beside the forward of the next."""
+    software, sent = cluster.software, sum(_sent(c, recipe, cluster) for c in each if c.numbers)
+    if recipe.zero == 1 and software.sums_whole:
+        return sent + sum(c.tensors * c.shards for c in each if c.shards > 1) * cluster.device.launch * 1e-6
+    return exposed(sent, beside.total if recipe.zero else beside.backward, software.hidden_data)
 
 
 def _sent(c: Copies, recipe: Recipe, cluster: Cluster) -> float:
-    reduce = cluster.software.reduce * c.numbers
+    software, reduce = cluster.software, cluster.software.reduce * c.numbers
     if recipe.zero == 3:
         return cluster.seconds("all-reduce", reduce / c.shards, c.size // c.shards, c.shards * c.stride)
     if not recipe.zero:
-        return cluster.seconds("all-reduce", reduce, c.size, c.stride)
+        times = max(1, math.ceil(c.numbers / software.bucket / 1e6)) if software.bucket else 1
+        return times * cluster.seconds("all-reduce", reduce / times, c.size, c.stride)
     times = recipe.microbatches if recipe.zero == 2 else 1
     gather = cluster.seconds("all-gather", 2 * c.numbers, c.size, c.stride)
-    return times * cluster.seconds("reduce-scatter", reduce, c.size, c.stride) + gather
+    kind = "all-reduce" if software.sums_whole else "reduce-scatter"
+    return times * cluster.seconds(kind, reduce, c.size, c.stride) + gather

@@ -52,7 +52,7 @@ class Message:
 @dataclass(frozen=True)
 class BodyWork:
     """What a call of a body takes, forward; `weights` are the numbers of its parameters that a rank uses, `experts`
-    those of them that experts have, `width` the bytes of what it hands to the next call.
+    those of them that experts have, `width` the bytes of what it hands to the next call, `params` how many they are.
 
     `saved` is what its backward needs."""
 
@@ -62,6 +62,7 @@ class BodyWork:
     experts: float
     width: float
     saved: Saved
+    params: int = 0
 
     @property
     def half(self) -> float:
@@ -101,8 +102,9 @@ def _body(b: PlacedBody, machine: Machine, sizes: Mapping[str, int]) -> BodyWork
     width = sum(machine.nbytes(types[o], at, sizes) for o, at in zip(b.body.outs, b.outs, strict=True))
     messages = (*_moves(b, machine, sizes), *_inside(b, types, machine, sizes))
     return BodyWork(
-        tuple(kernels), messages, sum(held.values()), sum(held[p] for p in grouped), width, saved_of(b, machine, sizes)
-    )
+        tuple(kernels), messages, sum(held.values()), sum(held[p] for p in grouped), width, saved_of(b, machine, sizes),
+        len(held),
+    )  # fmt: skip
 
 
 def _kernel(e: PlacedEqn, types: Mapping[str, TensorType], machine: Machine, sizes: Mapping[str, int]) -> Kernel | None:
