@@ -206,6 +206,14 @@ def test_gradients_are_summed_in_buckets_and_hidden_beside_the_backward_alone() 
     assert hidden > 0
 
 
+def test_all_ranks_clip_what_they_have_and_update_what_is_theirs() -> None:
+    on = cluster("h100-efa", "nanotron")
+    model, recipe = llama("8b", 1024), Recipe(dp=32, shards=32, zero=1)
+    numbers = sum(model.works(recipe)[n].weights for n in model.calls)
+    moved = (28 + 6) * numbers / 32 + (4 + 8 + 4) * numbers
+    assert forecast(model, recipe, on).optimizer == pytest.approx(moved / (0.8 * 3350e9))
+
+
 def test_sums_between_nodes_go_round_a_ring_or_over_a_tree() -> None:
     near, far = Link(bandwidth=100, latency=1), Link(bandwidth=25, latency=10)
     group, steps = Group(32, 4, 8), 2 * (16 * 1 + 15 * 10) * 1e-6
