@@ -152,7 +152,8 @@ def build_stage(
     hashes[name] = hash_of(counted, program, loose, hashes.get(stage.from_ or "", ""))
     room = vocabulary(program)
     more = {"vocabulary": room and room.size, "pairs": compared, "hash": hashes[name]}
-    write_json(out / "stage.json", {**described, **mesh_facts(mesh, program, placed), **more})
+    beside = {"adapters": [vars(a) for a in program.adapters]} if program.adapters else {}
+    write_json(out / "stage.json", {**described, **mesh_facts(mesh, program, placed), **more, **beside})
     return result
 
 

@@ -31,6 +31,20 @@ class Param:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """The factors beside a weight [in out], by their paths: A [in rank] and B [rank out] stand for W + scale A B.
+
+    Weights of `groups` (0 or 1 first dims that all three have) are so group by group; `ins` dims are summed over."""
+
+    weight: str
+    a: str
+    b: str
+    scale: float
+    ins: int = 1
+    groups: int = 0
+
+
+@dataclass(frozen=True)
 class Var:
     """A named, typed operand of a body."""
 
@@ -121,6 +135,7 @@ class Program:
     calls: tuple[Call, ...]
     outputs: Mapping[str, str]
     loss: str | None
+    adapters: tuple[Adapter, ...] = ()
 
     @property
     def trainable(self) -> frozenset[str]:

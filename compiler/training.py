@@ -89,13 +89,20 @@ def pairs(program: Program) -> str:
 
 
 def parent_mistakes(spec: Spec, programs: Mapping[str, Program]) -> Iterator[Diagnostic]:
-    """Parameters of a stage that the stage it starts from does not have, or has in another shape."""
+    """Parameters of a stage that the stage it starts from does not have, or has in another shape; adapters may be new,
+    and those that are not have the same scale."""
     for name, stage in spec.stages.items():
         if stage.from_ is None or stage.from_ not in programs or name not in programs:
             continue
-        known = prune(programs[stage.from_], []).params
-        for path, p in prune(programs[name], []).params.items():
-            if path not in known or known[path].type.shape({}) != p.type.shape({}):
+        known, own = prune(programs[stage.from_], []).params, programs[name]
+        scales = {a.weight: a.scale for a in programs[stage.from_].adapters}
+        if other := next((a for a in own.adapters if scales.get(a.weight, a.scale) != a.scale), None):
+            text = f"'{stage.from_}' adds the adapter of '{other.weight}' times {scales[other.weight]:g}, '{name}'"
+            yield Diagnostic("S311", f"{text} times {other.scale:g}", spec.mark(("stages", name, "from")))
+            continue
+        new = {path for a in own.adapters for path in (a.a, a.b)} - known.keys()
+        for path, p in prune(own, []).params.items():
+            if path not in new and (path not in known or known[path].type.shape({}) != p.type.shape({})):
                 has = f"'{path}' as {known[path].type.shown()}" if path in known else f"no '{path}'"
                 text = f"'{stage.from_}' has {has}, and '{name}' starts from its weights with {p.type.shown()}"
                 yield Diagnostic("S311", text, spec.mark(("stages", name, "from")))

@@ -19,7 +19,7 @@ from specc.compiler.lower.attend import attention  # registers ops that graphs m
 from specc.compiler.lower.exchange import exchange  # and these
 from specc.compiler.lower.flash import flash_attention  # and these
 from specc.compiler.lower.grouped import grouped_mm
-from specc.compiler.program import Call
+from specc.compiler.program import Adapter, Call
 from specc.compiler.schedule.actions import Action, graph_calls, parts_of
 from specc.compiler.schedule.files import calls_of, read_schedules
 from specc.compiler.work import Work
@@ -84,6 +84,10 @@ class Stage:
     def refusal(self) -> str:
         """Why its model cannot decode, or nothing."""
         return (self.path / "decode.txt").read_text().strip()
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        return tuple(Adapter(**a) for a in self.facts.get("adapters", ()))
 
     def trainable(self) -> list[str]:
         return [p["path"] for p in self.params if p["trainable"]]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from specc.compiler.units import duration
 from specc.runtime import checkpoint
+from specc.runtime.adapters import factors_of, merged
 from specc.runtime.ahead import Ahead, Later
 from specc.runtime.allocator import keep_memory
 from specc.runtime.built import Build, Stage
@@ -292,9 +293,12 @@ def parent_weights(build: Build, stage: Stage, seat: Seat) -> dict[str, Tensor]:
     loaded = checkpoint.load_newest(root, parent.hash, seat.sharding, seat.team, only)
     if loaded is None:
         raise RunError(NOT_RUN.format(stage.name, parent.name))
-    weights = loaded.best
+    gone = [a for a in parent.adapters if a.a not in stage.shapes()]
+    weights = merged(loaded.best, gone, parent.shapes(), seat.sharding)
     wanted = [p["path"] for p in stage.params if seat.sharding.holds(p["path"])]
-    missing = [path for path in wanted if path not in weights]
+    adapters = factors_of(stage.adapters) - weights.keys()
+    missing = [path for path in wanted if path not in weights and path not in adapters]
     if missing:
         raise RunError(f"'{parent.name}' has no parameter '{missing[0]}', which '{stage.name}' needs")
-    return seat.moved({path: weights[path] for path in wanted})
+    found = seat.moved({path: weights[path] for path in wanted if path in weights})
+    return found | first_values(stage, seat, master(stage), adapters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field, StrictInt, model_serializer, model_validator
@@ -96,6 +97,21 @@ class NameRule(Node):
     index: int | None = None
 
 
+class Lora(Node):
+    """Low-rank adapters beside the linear weights that match, y = x W + scale (x A) B (arXiv:2106.09685); all other
+    parameters are frozen, but for those that `train:` names."""
+
+    rank: StrictInt = Field(ge=1, lt=1 << 20)
+    alpha: float = Field(gt=0, allow_inf_nan=False)
+    match: list[str] = Field(min_length=1, max_length=100)
+    rslora: bool = False  # divide alpha by the root of the rank (arXiv:2312.03732)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
 class ModelSpec(Node):
     """An architecture: typed inputs, blocks, and the steps from the inputs to the outputs and the loss."""
 
@@ -111,4 +127,5 @@ class ModelSpec(Node):
     loss: str | None = None
     freeze: list[str] = []
     train: list[str] = []
+    lora: Lora | None = None
     names: list[NameRule] = []

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from specc.compiler.elaborate.adapt import alike
 from specc.compiler.elaborate.args import block_value, declared, named_args
 from specc.compiler.elaborate.mismatch import mismatch
 from specc.compiler.elaborate.scope import Frame, Path, Poisoned, StepFailed, gather
@@ -21,6 +22,7 @@ from specc.compiler.elaborate.tiles import (
     own_keys,
     plan_call,
     results,
+    tile_path,
     with_own_keys,
 )  # fmt: skip
 from specc.compiler.elaborate.unit import Locate, Unit, Value
@@ -295,7 +297,8 @@ def tiled(frame: Frame, tiles: Tiles, ins: dict[str, Value]) -> list[Value]:
     found, paths = list[Tile](), list[tuple[str, ...]]()
     given = ins
     for i, row in enumerate(tiles.rows):
-        if i and row is tiles.rows[i - 1]:
+        at, before = (tile_path(frame, tiles, n) for n in (i, i - 1))
+        if i and row is tiles.rows[i - 1] and alike(frame.ctx.spec.lora, found[-1].body, at, before):
             check_carried(frame, tiles, found[-1], given)
             found.append(found[-1])
         else:
@@ -329,7 +332,7 @@ def enter_tile(
 
 def tile_of(frame: Frame, tiles: Tiles, i: int, ins: dict[str, Value], before: list[Tile]) -> Tile:
     """The body of a tile; one that is the same as that of a tile before is this one."""
-    unit = Unit("")
+    unit = Unit("", whole=tile_path(frame, tiles, i))
     local = {n: Value(f"x_{n}", v.type, v.by, v.mark) for n, v in ins.items()}
     unit.ins = {v.name: Var(v.name, v.type) for v in local.values()}
     outs = enter_tile(frame, tiles, i, local, tiles.label, unit, "")

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING
 
+from specc.compiler.elaborate.adapt import adapter_mistakes, adapters_of, declare_key
 from specc.compiler.elaborate.block import run_steps
 from specc.compiler.elaborate.library import library_block, library_names
 from specc.compiler.elaborate.scope import Context, Frame, Path, Poisoned, StepFailed, gather
@@ -58,8 +59,12 @@ def elaborate_model(
         guarded(ctx, lambda: set_trainable(frame))
     stop_on_mistakes(ctx)
     bodies, calls = finish(ctx.model, [*outputs.values(), *loss])
-    inputs = dict(ctx.model.inputs)
-    return check(Program(name, inputs, ctx.model.params, bodies, calls, outputs, loss[0] if loss else None))
+    inputs, adapters = dict(ctx.model.inputs), adapters_of(spec.lora, ctx.model.params)
+    end = loss[0] if loss else None
+    program = check(Program(name, inputs, ctx.model.params, bodies, calls, outputs, end, adapters))
+    ctx.diagnostics += adapter_mistakes(ctx, program, locate, at)
+    stop_on_mistakes(ctx)
+    return program
 
 
 def sizes_of(spec: ModelSpec) -> dict[str, int]:
@@ -139,6 +144,7 @@ def declare_inputs(frame: Frame) -> None:
         if not guarded(frame.ctx, partial(declare_attribute, frame, name, text, role)):
             frame.ctx.unknown_attributes.add(role)
             frame.unknown.add(name)
+    declare_key(frame)
     frame.ctx.model.types |= frame.ctx.model.inputs
     frame.ctx.model_dims = dict(frame.dims)
     frame.values["_"] = next((v for n, v in frame.values.items() if n in spec.inputs), None)
@@ -228,9 +234,11 @@ def find_loss(frame: Frame) -> list[str]:
 
 
 def set_trainable(frame: Frame) -> None:
-    """`freeze:` and `train:` patterns over parameter paths; each must match something."""
+    """`freeze:` and `train:` patterns over parameter paths; each must match something. Beside adapters all is frozen
+    that no pattern says to train."""
     spec, params = frame.ctx.spec, frame.ctx.model.params
-    frozen: dict[str, bool] = dict.fromkeys(params, bool(spec.train) and not spec.freeze)
+    frozen: dict[str, bool] = dict.fromkeys(params, bool(spec.lora or (spec.train and not spec.freeze)))
+    frozen |= {p: False for a in adapters_of(spec.lora, params) for p in (a.a, a.b)}
     for key, patterns in (("freeze", spec.freeze), ("train", spec.train)):
         for i, pattern in enumerate(patterns):
             hit = [p for p in params if fnmatchcase(p, pattern)]

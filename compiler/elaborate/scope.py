@@ -65,6 +65,7 @@ class Context:
     lists: dict[str, list[int]] = field(default_factory=dict)  # sizes of levels: {widths: [128, 256]}
     unknown: set[str] = field(default_factory=set)  # dims and attributes whose declaration has a mistake
     unknown_attributes: set[str] = field(default_factory=set)  # the same by role
+    shared: set[str] = field(default_factory=set)  # parameters that a step takes from another one: `tie:`
     diagnostics: list[Diagnostic] = field(default_factory=list)
     work: int = 0  # steps, block calls and parameters so far
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from specc.compiler.elaborate import ambient
+from specc.compiler.elaborate.adapt import with_adapter, with_adapters
 from specc.compiler.elaborate.args import init_of, op_args, plain_attrs
 from specc.compiler.elaborate.mismatch import mismatch
+from specc.compiler.elaborate.param import new_param
 from specc.compiler.elaborate.scope import Frame, Path, StepFailed
-from specc.compiler.elaborate.tie import ANOTHER_NAME, shared_weight, tied_weight
+from specc.compiler.elaborate.tie import tied_weight
 from specc.compiler.elaborate.unit import Value
 from specc.compiler.masks import implies_causal
 from specc.compiler.ops import OPS
@@ -46,7 +48,10 @@ def emit_op(frame: Frame, op: Op, ins: list[Value | None], args: dict[str, Any],
     names = [v.name if v else None for v in ins] + weights
     while names and names[-1] is None:
         names.pop()
-    return frame.emit(op.name, names, types, plain_attrs(op, args), path, frame.locate(at))
+    outs = frame.emit(op.name, names, types, plain_attrs(op, args), path, frame.locate(at))
+    if op.name in ("linear", "grouped_linear") and not args.get("tie"):
+        return [with_adapter(frame, op.name, [v for v in ins if v], outs[0], binding, path, at)]
+    return outs
 
 
 def operands(frame: Frame, op: Op, step: Step, at: Path) -> list[Value | None]:
@@ -187,25 +192,6 @@ def conv_weight(binding: Binding, args: dict[str, Any]) -> tuple[Dim, ...]:
     return (*binding["o"], *binding["i"], *((Dim(str(k), k),) * spatial))
 
 
-def new_param(frame: Frame, local: str, type_: TensorType, init: Any, at: Path) -> str:
-    if frame.tie is not None:
-        return shared_weight(frame, local, type_, at)
-    unit = frame.unit
-    taken = (
-        local in frame.ctx.model.params
-        if frame.own_unit is None
-        else any(p.local == local for p in unit.params.values())
-    )
-    if taken:
-        frame.fail("S109", f"two parameters are called '{local}'", at, ANOTHER_NAME)
-    if any(d.size is None for d in type_.dims):
-        frame.fail("S205", f"the parameter '{local}' has a dim without a size: {type_}", at)
-    name = unit.add_param(local, type_, init)
-    if frame.own_unit is None:
-        frame.ctx.model.add_param(local, unit.params[name])
-    return name
-
-
 def per_token(
     frame: Frame, op: Op, ins: list[Value | None], args: dict[str, Any], binding: Binding, path: str, at: Path
 ) -> list[Value]:
@@ -233,7 +219,8 @@ def per_token(
         names = [x.name, index.name, *(s.name if s else None for s in stacked)]
         while names[-1] is None:
             names.pop()
-        return frame.emit("routed_linear", names, types, {}, path, frame.locate(at))
+        y = frame.emit("routed_linear", names, types, {}, path, frame.locate(at))[0]
+        return [y if args.get("tie") else with_adapters(frame, [x, index], y, per["of"], binding, path, at)]
     picked: list[str | None] = []
     for s in stacked:
         if s is None:

@@ -28,6 +28,7 @@ def tied_weight(frame: Frame, source: str, wanted: TensorType, at: Path) -> str:
             at,
             did_you_mean(source, known),
         )
+    frame.ctx.shared.add(path)
     have = params[path].type
     if sorted(d.name for d in have.dims) != sorted(d.name for d in wanted.dims):
         frame.fail("S201", f"'{path}' is {have.shown()}, this step needs {wanted.shown()}", at)
@@ -71,7 +72,7 @@ def tie_to(frame: Frame, source: Any, what: str, own: str, at: Path) -> Tie:
 
 def note_call(frame: Frame, label: str, what: str) -> None:
     """Remember a call for those that are tied to it; one that is tied itself leads to where its parameters are."""
-    _calls(frame)[frame.prefix + label] = Called(what, *_followed(frame, frame.prefix + label))
+    _calls(frame)[frame.prefix + label] = Called(what, *followed(frame, frame.prefix + label))
 
 
 def note_tie(frame: Frame, inner: Frame) -> None:
@@ -84,7 +85,7 @@ def note_tile(frame: Frame, label: str, what: str, inner: Mapping[str, Called]) 
     """Remember a call of a repeat, and those in it."""
     note_call(frame, label, what)
     for path, call in inner.items():
-        below = _followed(frame, f"{frame.prefix}{label}.{call.path}")
+        below = followed(frame, f"{frame.prefix}{label}.{call.path}")
         found = call if call.is_whole else Called(call.what, *below)
         frame.ctx.model.called[f"{frame.prefix}{label}.{path}"] = found
 
@@ -99,7 +100,7 @@ def shared_weight(frame: Frame, local: str, wanted: TensorType, at: Path) -> str
 
 def shared_path(frame: Frame, local: str, wanted: TensorType, at: Path) -> tuple[str, bool]:
     """Where the parameter of a tied call stands that would be called `local`; its shape must be the wanted one."""
-    path, is_whole = _followed(frame, local)
+    path, is_whole = followed(frame, local)
     have = frame.ctx.model.params.get(path) if is_whole else _of_unit(frame, path)
     if have is None and frame.ctx.diagnostics:
         raise Poisoned  # the other call's own mistakes may be why
@@ -121,7 +122,7 @@ def _unlike(frame: Frame, message: str, hint: str, at: Path) -> StepFailed:
     return StepFailed(Diagnostic("S116", message, frame.tie.mark or step, hint, related))
 
 
-def _followed(frame: Frame, path: str) -> tuple[str, bool]:
+def followed(frame: Frame, path: str) -> tuple[str, bool]:
     """The path of a parameter or call below the call that this frame's is tied to."""
     if frame.tie is None:
         return path, frame.own_unit is None

@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 
 from specc.compiler.elaborate.scope import Frame, Path
-from specc.compiler.elaborate.tie import note_tile, shared_path
+from specc.compiler.elaborate.tie import followed, note_tile, shared_path
 from specc.compiler.elaborate.unit import Called, Locate, Planned, Unit, Value, is_segment
 from specc.compiler.program import Body, Call, Var
 from specc.compiler.types import TensorType, same
@@ -70,6 +70,11 @@ def own_keys(frame: Frame, tiles: Tiles, i: int, tile: Tile, ins: dict[str, Valu
     types = {v.name: v.type for v in tile.body.ins}
     keys = [key for key in tile.keys if key in given]
     return {key: frame.emit("expr", [given[key]], (types[key],), formula, tiles.label)[0].name for key in keys}
+
+
+def tile_path(frame: Frame, tiles: Tiles, i: int) -> str:
+    """The path that the parameters of a tile stand below."""
+    return followed(frame, f"{frame.prefix}{tiles.label}.{tiles.start + i}")[0]
 
 
 def check_carried(frame: Frame, tiles: Tiles, tile: Tile, ins: dict[str, Value]) -> None:

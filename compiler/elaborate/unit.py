@@ -42,6 +42,7 @@ class Unit:
     captured: dict[str, str] = field(default_factory=dict)  # value of the model -> operand of this body
     called: dict[str, Called] = field(default_factory=dict)  # by path; of segments the model keeps them
     counter: int = 0
+    whole: str = ""  # of a tile: its path in the model
 
     def fresh(self) -> str:
         self.counter += 1

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from specc.compiler.elaborate import elaborate, sizes_of
 from specc.compiler.passes.prune import prune
+from specc.runtime.adapters import factors_of, merged
 from specc.runtime.built import Build, Stage
 from specc.runtime.convert.config import CONFIG, INDEX, TENSORS, TOKENIZER, TOKENIZER_CONFIG, read_json
 from specc.runtime.convert.names import Link, links, to_checkpoint
@@ -72,7 +73,7 @@ def fill(
     work: Path, build: Build, stage: Stage, weights: Mapping[str, Tensor], form: Form, dtype: str, shard_bytes: int
 ) -> None:  # fmt: skip
     """Write all files of the folder."""
-    named = to_checkpoint(form.links, weights)
+    named = to_checkpoint(form.links, merged(weights, stage.adapters, stage.shapes()))
     write_shards(work, {name: narrowed(name, t, DTYPES[dtype]) for name, t in named.items()}, shard_bytes)
     shutil.copyfile(stage_folder(build, stage) / TOKENIZER, work / TOKENIZER)
     write_json(work / TOKENIZER_CONFIG, tokenizer_config(stage, form.tokenizer))
@@ -143,7 +144,8 @@ def origin_folder(build: Build, stage: Stage) -> Path | None:
 
 def exported(table: NameTable, config: Mapping[str, Any], stage: Stage) -> list[Link]:
     """The links that write every parameter once: the first that a table has for it. Raises RunError if one has none."""
-    shapes = {path: tuple(shape) for path, shape in stage.shapes().items() if path not in table.initial}
+    left_out = {*table.initial, *factors_of(stage.adapters)}
+    shapes = {path: tuple(shape) for path, shape in stage.shapes().items() if path not in left_out}
     found: list[Link] = []
     done: set[str] = set()
     for link in links(table.rules(config), shapes):
@@ -216,8 +218,10 @@ def otherwise(spec: Spec, stage: Stage, table: NameTable, config: Mapping[str, A
 
 
 def _computed(spec: Spec, model: str | None, objective: str) -> str:
-    """What the logits are made by, without first values."""
-    program = prune(elaborate(spec, model, objective), ["logits"], loss=False)
+    """What the logits are made by, without first values, when adapters are merged."""
+    section = spec.model_section(model)[2]
+    plain = spec.changed(f"{'.'.join(map(str, section))}.lora=null")
+    program = prune(elaborate(plain, model, objective), ["logits"], loss=False)
     return INIT.sub("", "\n".join(map(str, [*program.bodies.values(), *program.calls])))
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from specc.compiler.elaborate import elaborate, sizes_of
+from specc.runtime.adapters import factors_of
 from specc.runtime.built import Build, Stage
 from specc.runtime.convert.config import CONFIG, read_config
 from specc.runtime.convert.folder import Folder
@@ -97,7 +98,8 @@ def _is(spec: Spec, model: str | None, now: tuple[str, dict[str, int]], override
 def matched(stage: Stage, found: Origin, folder: Folder) -> list[Link]:
     """How the folder's tensors make the stage's parameters; raises RunError if their names or shapes do not."""
     shapes = {path: tuple(shape) for path, shape in stage.shapes().items()}
-    wanted = [p for p in shapes if p not in found.table.initial]
+    own = {*found.table.initial, *factors_of(stage.adapters)}
+    wanted = [p for p in shapes if p not in own]
     try:
         used = usable(
             links(found.table.rules(found.config), shapes), folder.places.keys(), wanted, found.table.ignore
@@ -119,7 +121,8 @@ def check_origin(build: Build, stage: Stage, start: Weights, base: Path) -> None
 
 def origin_weights(stage: Stage, found: Origin, seat: Seat, dtype: torch.dtype) -> dict[str, Tensor]:
     """This rank's parts of the checkpoint's weights; in memory is one rule's tensors at a time."""
-    shapes, params = stage.shapes(), first_values(stage, seat, dtype, found.table.initial)
+    shapes, adapters = stage.shapes(), factors_of(stage.adapters)
+    params = first_values(stage, seat, dtype, adapters.union(found.table.initial))
     with Folder(found.path, found.table.prefix) as folder:
         for link in matched(stage, found, folder):
             if not any(map(seat.sharding.holds, link.ours)):
