@@ -303,10 +303,11 @@ def param_facts(program: Program, path: str, placed: Placed | None = None) -> di
     """What the runtime knows of a parameter; `shape` is the whole's, `layout` says how it is kept on a mesh."""
     p = program.params[path]
     shape = p.type.shape({})
-    known = {
+    known: dict[str, Any] = {
         "path": path, "dims": [d.name for d in p.type.dims], "shape": shape, "trainable": p.trainable,
         "init": {"kind": p.init.kind, "args": dict(p.init.args)}, "fan_in": shape[0] if shape else 1,
     }  # fmt: skip
+    known |= {"narrow": True} if path in program.narrow else {}
     return known | ({"layout": [str(at) for at in placed.params[path]]} if placed else {})
 
 

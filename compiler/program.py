@@ -142,6 +142,19 @@ class Program:
         """The paths of the parameters that are trained."""
         return frozenset(n for n, p in self.params.items() if p.trainable)
 
+    @property
+    def narrow(self) -> frozenset[str]:
+        """The parameters that runs keep in the dtype of compute: those that are frozen beside adapters."""
+        return frozenset(n for n, p in self.params.items() if self.adapters and not p.trainable)
+
+    def frozen_in(self) -> dict[str, frozenset[str]]:
+        """For each body its parameters that no call trains, by their names in it."""
+        found = {name: {p.name for p in body.params} for name, body in self.bodies.items()}
+        for call in self.calls:
+            pairs = zip(self.bodies[call.body].params, call.params, strict=True)
+            found[call.body] -= {p.name for p, path in pairs if self.params[path].trainable}
+        return {name: frozenset(names) for name, names in found.items()}
+
     def value_types(self) -> dict[str, TensorType]:
         """The type of every value between calls."""
         known = dict(self.inputs)

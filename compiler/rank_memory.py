@@ -14,7 +14,8 @@ from specc.compiler.placement.types import Mesh, local_shape
 from specc.compiler.program import Call, Program
 from specc.compiler.schedule.actions import Action
 from specc.compiler.schedule.footprint import Feet
-from specc.compiler.schedule.memory import Kept, Memory, memory_of
+from specc.compiler.schedule.kept import Kept
+from specc.compiler.schedule.memory import Memory, memory_of
 from specc.compiler.types import TensorType
 from specc.spec.plan import Precision
 
@@ -47,7 +48,7 @@ def rank_memories(
         params = {n: x for n, x in numbers.items() if n in used}
         kept = Kept(
             params, program.trainable, widths.master, widths.compute, widths.reduce, ema, placed is not None,
-            moments_on_host,
+            moments_on_host, program.narrow,
         )  # fmt: skip
         found.append(memory_of(actions, calls, graphs, feet, kept, program.loss, inputs))
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from specc.compiler.program import Adapter
@@ -19,7 +20,8 @@ def merged(
     weights: Mapping[str, Tensor], adapters: Iterable[Adapter], shapes: Mapping[str, Sequence[int]],
     sharding: Sharding = WHOLE,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """The weights W + scale A B, and those without an adapter, in their dtypes; the factors are no longer among them.
+    """The weights W + scale A B, and those without an adapter; the factors are no longer among them. What is
+    merged has the wider dtype of the two.
 
     Of W there is this rank's part, of A and B the whole. `shapes` are those of whole weights. Sums are of fp64, so
     that they round alike wherever a weight is cut."""
@@ -33,5 +35,6 @@ def merged(
             left, right = a[at[:i]].double(), b[(*at[:n], slice(None), *at[i:])].double()
             groups, rank = left.shape[:n], left.shape[-1]
             product = left.reshape(*groups, -1, rank) @ right.reshape(*groups, rank, -1)
-            found[adapter.weight] = (w.double() + adapter.scale * product.reshape(w.shape)).to(w.dtype)
+            dtype = torch.promote_types(w.dtype, a.dtype)
+            found[adapter.weight] = (w.double() + adapter.scale * product.reshape(w.shape)).to(dtype)
     return found

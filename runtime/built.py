@@ -92,6 +92,15 @@ class Stage:
     def trainable(self) -> list[str]:
         return [p["path"] for p in self.params if p["trainable"]]
 
+    def dtype(self, path: str) -> torch.dtype:
+        """Of a parameter between steps: that of the optimizer's weights, or of compute for what is frozen beside
+        adapters."""
+        return self.compute if path in self.narrow else DTYPES[self.plan["precision"]["master"]]
+
+    @cached_property
+    def narrow(self) -> frozenset[str]:
+        return frozenset(p["path"] for p in self.params if p.get("narrow"))
+
     def shapes(self) -> dict[str, list[int]]:
         """Of all parameters, whole."""
         return {p["path"]: p["shape"] for p in self.params}

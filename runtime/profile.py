@@ -29,7 +29,6 @@ from specc.runtime.rates import measured
 from specc.runtime.seat import Seat, first_values, take_seat
 from specc.runtime.start import MODULES, ranks_of
 from specc.runtime.team import ALONE, Team
-from specc.runtime.train import master
 from specc.runtime.tuned import Op
 from specc.runtime.verify import inputs
 from specc.runtime.worker import as_rank, own_rank
@@ -131,7 +130,7 @@ class Clocked:
 
     def __init__(self, stage: Stage, seat: Seat, decision: Decision) -> None:
         self.stage, self.seat = stage, seat
-        self.params = first_values(stage, seat, master(stage))
+        self.params = first_values(stage, seat)
         self.executor = stage.executor(decision.compiled, seat.coordinates, seat.wire, seat.device, decision.plain)
         own = {p: self.params[p] for p in stage.trainable() if p in self.params}
         self.optimizer = AdamW(stage.spec.optimizer, own, stage.plan["offload"]["optimizer"])

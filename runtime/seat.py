@@ -149,9 +149,11 @@ def layout_of(words: list[str]) -> Layout:
 
 
 def first_values(
-    stage: Stage, seat: Seat, dtype: torch.dtype, only: Collection[str] | None = None
+    stage: Stage, seat: Seat, dtype: torch.dtype | None = None, only: Collection[str] | None = None
 ) -> dict[str, Tensor]:  # fmt: skip
-    """This rank's parts of the first values of all parameters (or of some), on its device; they depend on no mesh."""
+    """This rank's parts of the first values of all parameters (or of some), on its device; they depend on no mesh.
+
+    Without a `dtype` they are as the stage keeps them."""
     found: dict[str, Tensor] = {}
     for p in stage.params:
         if not seat.sharding.holds(p["path"]) or (only is not None and p["path"] not in only):
@@ -159,6 +161,6 @@ def first_values(
         region = seat.sharding.region(p["path"], p["shape"])
         init = p["init"]
         made = initial(p["path"], p["shape"], init["kind"], init["args"], stage.spec.seed, p["fan_in"], region)
-        found[p["path"]] = made.to(seat.device, dtype)
+        found[p["path"]] = made.to(seat.device, dtype or stage.dtype(p["path"]))
         seat.pulse.touch()
     return found

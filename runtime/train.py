@@ -216,11 +216,6 @@ def fit(stage: Stage, weights: dict[str, Tensor], seat: Seat) -> None:
             raise RunError(f"'{path}' is {shape} in the checkpoint, {p['shape']} here")
 
 
-def master(stage: Stage) -> torch.dtype:
-    """The dtype of the weights that the optimizer updates."""
-    return torch.float64 if stage.plan["precision"]["master"] == "fp64" else torch.float32
-
-
 def find_tokenizer(build: Build, stage: Stage, folder: Path, base: Path, sources: list[Corpus]) -> Tokenizer:
     """The stage's own tokenizer (trained once and kept), or its parent's; with the special tokens of the objective.
 
@@ -273,14 +268,14 @@ def first_weights(build: Build, stage: Stage, folder: Path, base: Path, seat: Se
     if stage.spec.from_ is not None:
         return parent_weights(build, stage, seat)
     if start is None:
-        return first_values(stage, seat, master(stage))
+        return first_values(stage, seat)
 
     def read() -> dict[str, Tensor]:
         found = origin(build, stage, start, base)
         if seat.leads:
             (folder / ORIGIN).write_text(json.dumps(found.facts()) + "\n")
             (folder / CONFIG).write_bytes((found.path / CONFIG).read_bytes())
-        return origin_weights(stage, found, seat, master(stage))
+        return origin_weights(stage, found, seat)
 
     return checkpoint.agreed(seat.team, folder, read)
 
@@ -300,5 +295,5 @@ def parent_weights(build: Build, stage: Stage, seat: Seat) -> dict[str, Tensor]:
     missing = [path for path in wanted if path not in weights and path not in adapters]
     if missing:
         raise RunError(f"'{parent.name}' has no parameter '{missing[0]}', which '{stage.name}' needs")
-    found = seat.moved({path: weights[path] for path in wanted if path in weights})
-    return found | first_values(stage, seat, master(stage), adapters)
+    found = {p: weights[p].to(seat.device, stage.dtype(p)) for p in wanted if p in weights}
+    return found | first_values(stage, seat, only=adapters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from specc.compiler.build import lower
+from specc.compiler.cost import n_params
 from specc.compiler.elaborate import elaborate_model
+from specc.compiler.foresight.flops import step_flops
+from specc.compiler.foresight.memory import memories
+from specc.compiler.foresight.recipe import Recipe
+from specc.compiler.foresight.work import work_of
+from specc.compiler.hardware.tables import hardware
 from specc.compiler.passes.prune import prune
+from specc.compiler.placement.options import Options
+from specc.compiler.placement.place import place
+from specc.compiler.placement.types import Mesh
 from specc.compiler.program import Program
 from specc.compiler.schedule.actions import one_rank
 from specc.runtime.adapters import merged
@@ -242,3 +252,24 @@ def test_before_the_first_step_the_model_is_as_it_was() -> None:
     params = values(program)
     zeros = params | {a.b: torch.zeros_like(params[a.b]) for a in program.adapters}
     assert torch.equal(step_of(program)(zeros)[0], step_of(bare)({n: params[n] for n in bare.params})[0])
+
+
+def test_plans_count_neither_gradients_nor_moments_of_frozen_weights() -> None:
+    software = hardware().software["specc"]
+    for model, narrow in ((llama(LAYERS), True), (llama(train=["norm.*", "head.*"]), False)):
+        program = prune(elaborate_model(model, "m"), [])
+        works = work_of(place(program, Mesh(()), SIZES, Options()))
+        [found] = memories(works, [[c.body for c in program.calls]], Recipe(), software)
+        trained, whole = n_params(program, trainable=True), n_params(program)
+        assert found["weights"] == 2 * whole
+        assert found["gradients"] == 4 * trained
+        assert found["optimizer"] == 12 * trained + (0 if narrow else 4 * (whole - trained))
+
+
+def test_flops_of_a_step_leave_gradients_of_frozen_weights_out() -> None:
+    """6 a token and number of what is trained, 4 of what is not."""
+    bare, program = (prune(elaborate_model(llama(x), "m"), []) for x in (None, LAYERS))
+    full, tuned = (step_flops(p, SIZES).full for p in (bare, program))
+    tokens, factors = math.prod(SIZES.values()), n_params(program, trainable=True)
+    products = sum(p.type.numel({}) for n, p in bare.params.items() if len(p.type.dims) > 1 and n != "embed.weight")
+    assert full - tuned == 2 * tokens * products - 6 * tokens * factors

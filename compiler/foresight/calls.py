@@ -72,7 +72,7 @@ def _work(work: BodyWork, recipe: Recipe, cluster: Cluster, again: Again) -> Bot
         once = seconds(kernel, cluster.device, software, recipe.format)
         share = {"product": again.products, "attention": again.attention}.get(kernel.kind, again.rows)
         total += Both(once.forward, once.backward + share * once.forward, once.weight)
-    adds = stream(work.weights * software.adds, cluster.device) if software.adds else 0.0
+    adds = stream(work.trained * software.adds, cluster.device) if software.adds else 0.0
     total += Both(0.0, adds, adds)
     if work.experts:
         total += Both(software.experts * 1e-6, 2 * software.experts * 1e-6)
@@ -81,8 +81,9 @@ def _work(work: BodyWork, recipe: Recipe, cluster: Cluster, again: Again) -> Bot
 
 
 def tensors(work: BodyWork, software: Software) -> int:
-    """How many parameters a call has: products that are one have one."""
-    products = [k for k in work.kernels if k.kind == "product"] if software.merged else []
+    """How many trained parameters a call has: products that are one have one."""
+    trained = [k for k in work.kernels if k.kind == "product" and not k.frozen]
+    products = trained if software.merged else []
     return work.params - len(products) + len(_side_by_side(products))
 
 
@@ -90,7 +91,7 @@ def _side_by_side(kernels: Sequence[Kernel]) -> list[Kernel]:
     """Products of one operand as one product: queries, keys and values; gate and up."""
     found: dict[object, Kernel] = {}
     for i, kernel in enumerate(kernels):
-        key = (kernel.operand, kernel.m, kernel.k, kernel.groups) if kernel.kind == "product" else i
+        key = (kernel.operand, kernel.m, kernel.k, kernel.groups, kernel.frozen) if kernel.kind == "product" else i
         have = found.get(key)
         found[key] = kernel if have is None else replace(have, n=have.n + kernel.n, flops=have.flops + kernel.flops)
     return list(found.values())
@@ -122,9 +123,11 @@ def _weights(work: BodyWork, recipe: Recipe, cluster: Cluster, done: Both) -> Bo
         return Both()
     software, gather, reduce = cluster.software, 0.0, 0.0
     itemsize = 1 if recipe.format == "fp8" and software.gathers_fp8 else 2
-    others = (work.weights - work.experts, recipe.shards, recipe.tp)
-    for n, size, stride in (others, (work.experts, recipe.expert_shards, recipe.tp * recipe.ep)):
+    frozen = work.frozen - work.frozen_experts
+    others = (work.weights - work.experts, frozen, recipe.shards, recipe.tp)
+    experts = (work.experts, work.frozen_experts, recipe.expert_shards, recipe.tp * recipe.ep)
+    for n, still, size, stride in (others, experts):
         gather += cluster.seconds("all-gather", itemsize * n, size, stride)
-        reduce += cluster.seconds("reduce-scatter", software.reduce * n, size, stride)
+        reduce += cluster.seconds("reduce-scatter", software.reduce * (n - still), size, stride)
     hidden = software.hidden_data
     return Both(exposed(gather, done.forward, hidden), exposed(gather + reduce, done.backward, hidden))

@@ -71,7 +71,7 @@ def _waves(m: float, n: float, groups: int, units: int, a: int, b: int) -> float
 def _product(kernel: Kernel, device: Device, software: Software, form: Format) -> Both:
     m, n, k, g = kernel.m, kernel.n, kernel.k, kernel.groups
     forward, inputs = product(m, n, k, g, device, form), product(m, k, n, g, device, form)
-    weight = product(k, n, m, g, device, form)
+    weight = 0.0 if kernel.frozen else product(k, n, m, g, device, form)
     if form != "fp8":
         return Both(forward, inputs + weight, weight)
     moved = software.quantise * QUANTISE * g / (device.bandwidth * 1e9 * device.stream)

@@ -40,14 +40,15 @@ def memories(
 def _rank(
     r: int, calls: Sequence[str], works: Mapping[str, BodyWork], repeated: set[str], recipe: Recipe, software: Software
 ) -> dict[str, float]:
-    kept = {z: _numbers(calls, works, recipe, z) for z in (1, 2, 3)}
+    kept, trained = ({z: _numbers(calls, works, recipe, z, t) for z in (1, 2, 3)} for t in (False, True))
+    wide = 0.0 if any(works[c].narrow for c in calls) else kept[1] - trained[1]
     each = _each(calls, works, repeated, recipe, software)
     saved = _saved(r, calls, each, works, recipe)
     weights, gradients, moments = state_bytes(recipe, software)
     return {
         "weights": weights * kept[3],
-        "gradients": gradients * kept[2],
-        "optimizer": moments_left(moments, recipe) * kept[1],
+        "gradients": gradients * trained[2],
+        "optimizer": moments_left(moments, recipe) * trained[1] + master_bytes(recipe, software) * wide,
         "activations": saved_left(saved, max(each.values()), recipe),
         "work space": max(_work_space(works[c], recipe, software, c in repeated) for c in each),
     }
@@ -63,7 +64,7 @@ def on_host(
 
     def held(r: int, calls: Sequence[str]) -> float:
         saved = _saved(r, calls, _each(calls, works, repeated, recipe, software), works, recipe)
-        return recipe.on_host * saved + moments * _numbers(calls, works, recipe, 1)
+        return recipe.on_host * saved + moments * _numbers(calls, works, recipe, 1, trained=True)
 
     return max(held(r, ranks[r]) for r in _ends(ranks))
 
@@ -80,10 +81,12 @@ def _ends(ranks: Sequence[Sequence[str]]) -> list[int]:
     return sorted({*first.values(), *last.values()})
 
 
-def _numbers(calls: Sequence[str], works: Mapping[str, BodyWork], recipe: Recipe, zero: int) -> float:
-    """Numbers of parameters that a rank keeps of what ZeRO splits from this stage on."""
-    experts = sum(works[c].experts for c in calls)
-    others = sum(works[c].weights for c in calls) - experts
+def _numbers(
+    calls: Sequence[str], works: Mapping[str, BodyWork], recipe: Recipe, zero: int, trained: bool = False
+) -> float:  # fmt: skip
+    """Numbers of parameters (of those that are trained) that a rank keeps of what ZeRO splits from this stage on."""
+    experts = sum(works[c].experts - works[c].frozen_experts * trained for c in calls)
+    others = sum(works[c].weights - works[c].frozen * trained for c in calls) - experts
     return others / recipe.shards + experts / recipe.expert_shards if recipe.zero >= zero else others + experts
 
 
@@ -127,6 +130,11 @@ def state_bytes(recipe: Recipe, software: Software) -> tuple[int, int, int]:
     """Bytes of a number's weight, gradient and optimizer state; wide formats have no second weight."""
     wide = {"fp32": 4, "fp64": 8}.get(recipe.format)
     return (wide, wide, 2 * wide) if wide else (software.weights, software.gradients, software.moments)
+
+
+def master_bytes(recipe: Recipe, software: Software) -> int:
+    """Bytes of a number's master weight beside that of compute; `moments` of software counts them."""
+    return 0 if recipe.format in ("fp32", "fp64") else max(0, software.moments - MOMENTS)
 
 
 def saved_bytes(work: BodyWork, recipe: Recipe | None, software: Software) -> float:

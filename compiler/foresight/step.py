@@ -96,9 +96,8 @@ def transfer(width: float, recipe: Recipe, cluster: Cluster) -> Callable[[int, i
 
 @dataclass(frozen=True)
 class Copies:
-    """Numbers of parameters of which `size` ranks have a copy, `stride` devices apart; `shards` ranks share them.
-
-    They are in so many `tensors`."""
+    """Numbers of trained parameters of which `size` ranks have a copy, `stride` devices apart; `shards` ranks share
+    them. They are in so many `tensors`."""
 
     numbers: float
     size: int
@@ -109,8 +108,8 @@ class Copies:
 
 def _copies(works: Sequence[BodyWork], recipe: Recipe, software: Software) -> tuple[Copies, Copies]:
     """Of a pipeline rank: what all data parallel ranks have, and the experts, of which fewer ranks have a copy."""
-    experts, size = sum(w.experts for w in works), recipe.dp * recipe.cp
-    others = sum(w.weights for w in works) - experts
+    experts, size = sum(w.experts - w.frozen_experts for w in works), recipe.dp * recipe.cp
+    others = sum(w.trained for w in works) - experts
     return (
         Copies(others, size, recipe.tp, recipe.shards, sum(tensors(w, software) for w in works)),
         Copies(experts, max(1, size // recipe.ep), recipe.tp * recipe.ep, recipe.expert_shards),

@@ -23,7 +23,8 @@ Kind = Literal["product", "loss", "attention", "rows"]
 class Kernel:
     """One op of a body on one rank, forward: `groups` products [m k] x [k n], or passes over `nbytes`.
 
-    Of an attention m are the queries of all heads, n the keys, k the head dim; `causal` is the part not skipped."""
+    Of an attention m are the queries of all heads, n the keys, k the head dim; `causal` is the part not skipped. Of a
+    `frozen` weight there is no gradient."""
 
     kind: Kind
     flops: float
@@ -34,6 +35,7 @@ class Kernel:
     groups: int = 1
     causal: float = 1.0
     operand: str = ""  # what it reads first: products with one operand may be one
+    frozen: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,11 @@ class Message:
 @dataclass(frozen=True)
 class BodyWork:
     """What a call of a body takes, forward; `weights` are the numbers of its parameters that a rank uses, `experts`
-    those of them that experts have, `width` the bytes of what it hands to the next call, `params` how many they are.
+    those of them that experts have, `width` the bytes of what it hands to the next call, `params` how many of
+    them are trained.
 
-    `saved` is what its backward needs."""
+    `saved` is what its backward needs. `frozen` are those of `weights` that are not trained, and `frozen_experts` those
+    of experts among them; `narrow` if these are kept in the dtype of compute alone."""
 
     kernels: tuple[Kernel, ...]
     messages: tuple[Message, ...]
@@ -63,6 +67,13 @@ class BodyWork:
     width: float
     saved: Saved
     params: int = 0
+    frozen: float = 0.0
+    frozen_experts: float = 0.0
+    narrow: bool = False
+
+    @property
+    def trained(self) -> float:
+        return self.weights - self.frozen
 
     @property
     def half(self) -> float:
@@ -76,7 +87,8 @@ class BodyWork:
 def work_of(placed: Placed, itemsize: int = 2) -> dict[str, BodyWork]:
     """The work of each body, with numbers of so many bytes in compute."""
     machine = Machine(placed.mesh, itemsize=itemsize)
-    return {name: _body(b, machine, placed.sizes) for name, b in placed.bodies.items()}
+    frozen, narrow = placed.program.frozen_in(), bool(placed.program.adapters)
+    return {n: replace(_body(b, frozen[n], machine, placed.sizes), narrow=narrow) for n, b in placed.bodies.items()}
 
 
 def grown(work: BodyWork, times: int) -> BodyWork:
@@ -91,9 +103,10 @@ def grown(work: BodyWork, times: int) -> BodyWork:
     )  # fmt: skip
 
 
-def _body(b: PlacedBody, machine: Machine, sizes: Mapping[str, int]) -> BodyWork:
+def _body(b: PlacedBody, frozen: frozenset[str], machine: Machine, sizes: Mapping[str, int]) -> BodyWork:
     types = b.body.types()
-    kernels = [k for e in b.eqns if (k := _kernel(e, types, machine, sizes)) is not None]
+    made = ((e, _kernel(e, types, machine, sizes)) for e in b.eqns)
+    kernels = [replace(k, frozen=not frozen.isdisjoint(e.eqn.ins)) for e, k in made if k is not None]
     held = {
         p.name: machine.nbytes(p.type, at, sizes) / machine.itemsize
         for p, at in zip(b.body.params, b.params, strict=True)
@@ -103,7 +116,8 @@ def _body(b: PlacedBody, machine: Machine, sizes: Mapping[str, int]) -> BodyWork
     messages = (*_moves(b, machine, sizes), *_inside(b, types, machine, sizes))
     return BodyWork(
         tuple(kernels), messages, sum(held.values()), sum(held[p] for p in grouped), width, saved_of(b, machine, sizes),
-        len(held),
+        len(held.keys() - frozen),
+        sum(held[p] for p in frozen), sum(held[p] for p in grouped & frozen),
     )  # fmt: skip
 
 

@@ -13,27 +13,12 @@ from specc.compiler.graphs import Graphs, comes_again
 from specc.compiler.program import Call
 from specc.compiler.schedule.actions import Action, Kind
 from specc.compiler.schedule.footprint import Feet, value_bytes
+from specc.compiler.schedule.kept import Kept
 from specc.compiler.schedule.ledger import HOST, Key, Ledger, on_device
 from specc.compiler.schedule.lifetimes import frees, idle_outs, last_uses, recomputed_later
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "work space", HOST)
 MOMENTS = 2  # of AdamW, for each number that is trained
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What a rank keeps between steps: numbers of its part of each parameter, and the widths of numbers in bytes.
-
-    `in_parts` says that parameters come together by graphs of their own (see compiler.graphs: Carry)."""
-
-    params: Mapping[str, int]
-    trainable: frozenset[str]
-    master: int
-    compute: int
-    reduce: int
-    ema: bool = False
-    in_parts: bool = False
-    moments_on_host: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,7 +117,7 @@ class _Walk:
         for path, n in self.kept.params.items():
             trained = path in self.kept.trainable
             copies = 1 + self.kept.ema
-            hold(("kept", path), [new("weights", n * self.kept.master * copies)])
+            hold(("kept", path), [new("weights", n * self.kept.width(path) * copies)])
             kind = HOST if self.kept.moments_on_host else "optimizer"
             hold(("state", path), [new(kind, n * self.kept.master * MOMENTS * trained)])
         for m in range(n_microbatches):
@@ -187,8 +172,8 @@ class _Walk:
         """Casts, and collectives that begin; a call of -1 means the casts of all."""
         if self.kept.in_parts:
             self.start(a)
-        elif self.kept.compute != self.kept.master:
-            for path, n in self.kept.params.items():
+        else:
+            for path, n in self.kept.cast.items():
                 self.ledger.hold(("cast", path), [self.ledger.new("weights", n * self.kept.compute)])
 
     def start(self, a: Action) -> None:
@@ -203,7 +188,7 @@ class _Walk:
 
     def part(self, path: str) -> int:
         """The rank's part of a parameter in the dtype that the graphs compute in."""
-        if self.kept.compute == self.kept.master:
+        if path not in self.kept.cast:
             return self.ledger.held["kept", path][0]
         return self.ledger.new("weights", self.kept.params[path] * self.kept.compute)
 
@@ -225,8 +210,8 @@ class _Walk:
             if ("used", a.call) not in self.ledger.held:
                 self.finish(a)
             return self.ledger.held["used", a.call]
-        kind = "kept" if self.kept.compute == self.kept.master else "cast"
-        return [self.ledger.held[kind, path][0] for path in self.calls[a.call].params]
+        cast = self.kept.cast
+        return [self.ledger.held["cast" if p in cast else "kept", p][0] for p in self.calls[a.call].params]
 
     def forward(self, a: Action) -> None:
         call, m, g = self.calls[a.call], a.microbatch, self.graphs_of(a)

@@ -119,10 +119,10 @@ def check_origin(build: Build, stage: Stage, start: Weights, base: Path) -> None
         matched(stage, found, folder)
 
 
-def origin_weights(stage: Stage, found: Origin, seat: Seat, dtype: torch.dtype) -> dict[str, Tensor]:
+def origin_weights(stage: Stage, found: Origin, seat: Seat) -> dict[str, Tensor]:
     """This rank's parts of the checkpoint's weights; in memory is one rule's tensors at a time."""
     shapes, adapters = stage.shapes(), factors_of(stage.adapters)
-    params = first_values(stage, seat, dtype, adapters.union(found.table.initial))
+    params = first_values(stage, seat, only=adapters.union(found.table.initial))
     with Folder(found.path, found.table.prefix) as folder:
         for link in matched(stage, found, folder):
             if not any(map(seat.sharding.holds, link.ours)):
@@ -131,7 +131,7 @@ def origin_weights(stage: Stage, found: Origin, seat: Seat, dtype: torch.dtype) 
                 if not seat.sharding.holds(path):
                     continue
                 part = whole[seat.sharding.region(path, shapes[path])]
-                own = part.to(seat.device, dtype, copy=True, memory_format=torch.contiguous_format)
+                own = part.to(seat.device, stage.dtype(path), copy=True, memory_format=torch.contiguous_format)
                 if path in params and not torch.equal(params[path], own):
                     raise RunError(f"'{stage.name}': {found.path}: {DIFFERS.format(link.theirs[0], path)}")
                 params[path] = own
