@@ -45,15 +45,18 @@ def sample(
 
 
 def export(
-    target: BuildLike, folder: str | Path, stage: str | None = None, dtype: str = "fp32", names: str | None = None
+    target: BuildLike, folder: str | Path, stage: str | None = None, dtype: str = "fp32", names: str | None = None,
+    adapter: bool = False,
 ) -> tuple[str, int]:  # fmt: skip
     """Write a trained stage's weights (their moving average, if there is one) as a folder that transformers loads;
-    which stage that was, and its step. `names` is a name table, if none or several could be the model's."""
+    which stage that was, and its step. `names` is a name table, if none or several could be the model's.
+
+    Adapters are merged into the weights; with `adapter` the folder has them alone, as PEFT loads them."""
     if dtype not in DTYPES:
         raise RunError(f"no dtype '{dtype}' is exported: {did_you_mean(dtype, DTYPES)}")
     opened = target if isinstance(target, Build) else open_build(Path(target))
     source, loaded = trained(opened, stage)
-    write_folder(opened, source, loaded.best, Path(folder), dtype, names)
+    write_folder(opened, source, loaded.best, Path(folder), dtype, names, adapter=adapter)
     return source.name, loaded.step
 
 

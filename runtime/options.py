@@ -179,6 +179,7 @@ COMMANDS: dict[str, Command] = {
             option("--stage", metavar="NAME", help="the stage whose weights to take (default: the last)"),
             option("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the weights (default: fp32)"),
             option("--names", metavar="TABLE", help="the name table (default: the one that fits the model)"),
+            option("--adapter", action="store_true", help="the adapters of 'lora:' alone, as PEFT loads them"),
         ),
     ),
     "report": Command(

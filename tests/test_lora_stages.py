@@ -20,7 +20,7 @@ from specc.runtime.data import tokenizer as tokenizers
 from specc.runtime.sample import Decoder
 from specc.runtime.train import stage_folder
 from specc.spec.errors import SpecError
-from tests.published import publish, reference, tokens_of, write_texts
+from tests.published import built, publish, reference, tokens_of, write_texts
 
 CHAIN = """
 specc: 1
@@ -252,27 +252,88 @@ def test_adapters_that_a_later_stage_has_too_are_trained_on_and_others_are_merge
 
 @pytest.mark.slow
 @pytest.mark.dist
-@pytest.mark.parametrize("plan", ["{mesh: {tp: 2}}", "{mesh: {dp: 2}, zero: 3}", "{mesh: {pp: 2}}"])
-def test_a_step_on_a_mesh_is_that_of_one_process(plan: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_step_with_dropout_on_a_mesh_is_that_of_one_process(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lora = "lora: {rank: 4, alpha: 8, dropout: 0.2, "
-    (here / "mesh.yaml").write_text(CHAIN.replace("lora: {rank: 4, alpha: 8, ", lora) + f"plan: {plan}\n")
+    (here / "mesh.yaml").write_text(CHAIN.replace("lora: {rank: 4, alpha: 8, ", lora) + "plan: {mesh: {tp: 2}}\n")
     assert main(["verify", "mesh.yaml", "--stage", "tune", "--ranks", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["worst"] < 1e-12
     assert len(found["grads"]) == 2 * 2 * 7
 
 
+FP64 = "plan.precision={compute: fp64, master: fp64, reduce: fp64}"
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """The chain in fp64 on one process."""
+    folder = tmp_path_factory.mktemp("one")
+    write_texts(folder)
+    build = chain(folder, FP64)
+    specc.run(build, say=quiet, base=folder)
+    return build
+
+
 @pytest.mark.slow
 @pytest.mark.dist
 @pytest.mark.parametrize("plan", ["{mesh: {tp: 2}}", "{mesh: {dp: 2}, zero: 3}", "{mesh: {pp: 2}}"])
-def test_a_chain_on_a_mesh_is_that_of_one_process(plan: str, here: Path) -> None:
+def test_a_chain_on_a_mesh_is_that_of_one_process(plan: str, one: Build, here: Path) -> None:
     """The ranks' parts of base weights, first values of adapters, their training, and the merge."""
-    precision = "plan.precision={compute: fp64, master: fp64, reduce: fp64}"
-    one, many = chain(here, precision, out="one"), chain(here, f"plan={plan}", precision, out="many")
-    for build in (one, many):
-        specc.run(build, say=quiet)
+    many = chain(here, f"plan={plan}", FP64)
+    specc.run(many, say=quiet)
     for stage, step in (("tune", 5), ("after", 1)):
         want, found = state(one, stage, step), state(many, stage, step)
         assert set(found) == set(want)
         for name, t in want.items():
             torch.testing.assert_close(found[name], t, rtol=1e-9, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("match", ["['layers.*']", "['layers.1.attention.*', head.weight]"])
+def test_an_adapter_is_written_as_peft_reads_it(match: str, here: Path) -> None:
+    """The published model with W + scale B A in the modules that the config names has the logits of training."""
+    pytest.importorskip("transformers")
+    build = chain(here, f"models.adapted.lora.match={match}", "models.adapted.lora.rslora=true")
+    specc.run(build, stage="pretrain", say=quiet)
+    specc.run(build, stage="tune", say=quiet)
+    specc.export(build, "base", "pretrain")
+    assert main(["export", str(build.path), "-o", "own", "--stage", "tune", "--adapter"]) == 0
+    tensors = load_file(here / "own" / "adapter_model.safetensors")
+    config = json.loads((here / "own" / "adapter_config.json").read_text())
+    model, hit = reference(here / "base"), 0
+    for name, module in model.named_modules():
+        if any(name == t or name.endswith(f".{t}") for t in config["target_modules"]):
+            a, b = (tensors.pop(f"base_model.model.{name}.lora_{x}.weight") for x in "AB")
+            assert (a.shape[0], b.shape[1]) == (config["r"], config["r"])
+            module.weight.data += config["lora_alpha"] / math.sqrt(config["r"]) * b @ a
+            hit += 1
+    assert (hit, tensors) == (5 if "head" in match else 14, {})
+    with torch.no_grad():
+        logits = model(input_ids=text_tokens(build)).logits[0, -1]
+    torch.testing.assert_close(logits, ours(build, "tune", state(build, "tune", 5)), rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapter_that_peft_has_no_form_for_is_refused(here: Path) -> None:
+    build = chain(here, "models.adapted.train=['norm.*']")
+    specc.run(build, say=quiet)
+    with pytest.raises(specc.RunError, match=r"'tune' trains 'norm\.weight' beside its adapters"):
+        specc.export(build, "own", "tune", adapter=True)
+    with pytest.raises(specc.RunError, match="the model of 'pretrain' has no adapters"):
+        specc.export(build, "own", "pretrain", adapter=True)
+
+
+def test_gpt2s_joined_weights_are_exported_merged_alone(here: Path) -> None:
+    pytest.importorskip("transformers")
+    publish("gpt2", here)
+    assert main(["new", "start", "--checkpoint", "gpt2"]) == 0
+    own = built(here / "start.yaml", "model.lora={rank: 2, alpha: 4, match: ['*.mlp.*']}")
+    specc.run(own, say=quiet)
+    specc.export(own, "own", adapter=True)
+    config = json.loads((here / "own" / "adapter_config.json").read_text())
+    assert (config["fan_in_fan_out"], config["base_model_name_or_path"]) == (True, "gpt2")
+    joined = built(here / "start.yaml", "model.lora={rank: 2, alpha: 4, match: ['*.attention.*']}", out="joined")
+    specc.run(joined, say=quiet)
+    with pytest.raises(specc.RunError, match="is no module of its own in the published model"):
+        specc.export(joined, "other", adapter=True)
+    specc.export(joined, "merged")
+    logits = ours(joined, "tune", state(joined, "tune", 1))
+    torch.testing.assert_close(theirs(here / "merged", joined), logits, rtol=1e-5, atol=1e-5)

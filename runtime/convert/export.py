@@ -19,6 +19,9 @@ from specc.compiler.elaborate import elaborate, sizes_of
 from specc.compiler.passes.prune import prune
 from specc.runtime.adapters import factors_of, merged
 from specc.runtime.built import Build, Stage
+from specc.runtime.convert.adapter import CONFIG as ADAPTER_CONFIG
+from specc.runtime.convert.adapter import TENSORS as ADAPTER
+from specc.runtime.convert.adapter import peft_adapter
 from specc.runtime.convert.config import CONFIG, INDEX, TENSORS, TOKENIZER, TOKENIZER_CONFIG, read_json
 from specc.runtime.convert.names import Link, links, to_checkpoint
 from specc.runtime.convert.start import difference, told
@@ -52,9 +55,11 @@ class Form:
 
 def write_folder(
     build: Build, stage: Stage, weights: Mapping[str, Tensor], out: Path, dtype: str, names: str | None,
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int = SHARD_BYTES, adapter: bool = False,
 ) -> None:  # fmt: skip
-    """Write the folder, which appears whole; raises RunError if there is something in its place."""
+    """Write the folder, which appears whole; raises RunError if there is something in its place.
+
+    With `adapter` it has the stage's adapters alone, as PEFT writes them."""
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} exists; name another folder, or remove it")
@@ -63,7 +68,12 @@ def write_folder(
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
         work = Path(temporary) / out.name
         work.mkdir()
-        fill(work, build, stage, weights, form, dtype, shard_bytes)
+        if adapter:
+            fill_adapter(work, build, stage, weights, form, dtype)
+        else:
+            fill(work, build, stage, weights, form, dtype, shard_bytes)
+        shutil.copyfile(stage_folder(build, stage) / TOKENIZER, work / TOKENIZER)
+        write_json(work / TOKENIZER_CONFIG, tokenizer_config(stage, form.tokenizer))
         if out.exists():
             out.rmdir()
         work.rename(out)
@@ -72,14 +82,27 @@ def write_folder(
 def fill(
     work: Path, build: Build, stage: Stage, weights: Mapping[str, Tensor], form: Form, dtype: str, shard_bytes: int
 ) -> None:  # fmt: skip
-    """Write all files of the folder."""
+    """Write the weights and the config."""
     named = to_checkpoint(form.links, merged(weights, stage.adapters, stage.shapes()))
     write_shards(work, {name: narrowed(name, t, DTYPES[dtype]) for name, t in named.items()}, shard_bytes)
-    shutil.copyfile(stage_folder(build, stage) / TOKENIZER, work / TOKENIZER)
-    write_json(work / TOKENIZER_CONFIG, tokenizer_config(stage, form.tokenizer))
     # `torch_dtype` is what readers of all ages understand
     written = {"torch_dtype": str(DTYPES[dtype]).removeprefix("torch.")}
     write_json(work / CONFIG, {k: v for k, v in form.config.items() if k != "dtype"} | written)
+
+
+def fill_adapter(
+    work: Path, build: Build, stage: Stage, weights: Mapping[str, Tensor], form: Form, dtype: str
+) -> None:  # fmt: skip
+    """Write the adapters; raises RunError if the stage has none, or trains more than these."""
+    lora = load(build.path / "spec.yaml").model_section(stage.spec.model)[1].lora
+    if lora is None:
+        raise RunError(f"the model of '{stage.name}' has no adapters ('lora:')")
+    if more := sorted(set(stage.trainable()) - factors_of(stage.adapters)):
+        raise RunError(f"'{stage.name}' trains '{more[0]}' beside its adapters: export merged weights")
+    base = str(stage.spec.weights.path) if stage.spec.weights else None
+    tensors, config = peft_adapter(stage.adapters, lora, form.links, weights, base)
+    write_tensors(work / ADAPTER, {name: narrowed(name, t, DTYPES[dtype]) for name, t in tensors.items()}, METADATA)
+    write_json(work / ADAPTER_CONFIG, config)
 
 
 def narrowed(name: str, t: Tensor, dtype: torch.dtype) -> Tensor:
