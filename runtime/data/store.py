@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ Ints = NDArray[np.int64]
 FACTS = "facts.json"
 KINDS = {"tokens": np.uint32, "answers": np.uint8, "starts": np.int64}
 Piece = tuple[Sequence[int], Sequence[bool]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Store:
 
 def stored(root: Path, key: str, pieces: Callable[[], Iterable[Piece]]) -> Store:
     """The store `key` below `root`, made of `pieces` (tokens and answers of documents) if it is not there or bad."""
+    return kept(root, key, lambda folder: write(folder, pieces()), read)
+
+
+def kept(root: Path, key: str, write: Callable[[Path], None], read: Callable[[Path], T | None]) -> T:
+    """What `read` finds in the folder `key` below `root`; if that is None, what `write` puts into such a folder."""
     path = root / key
     found = read(path)
     if found is not None:
@@ -44,7 +51,7 @@ def stored(root: Path, key: str, pieces: Callable[[], Iterable[Piece]]) -> Store
     root.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{key[:12]}.", dir=root))
     try:
-        write(work, pieces())
+        write(work)
         if path.exists() and read(path) is None:
             damaged = Path(tempfile.mkdtemp(prefix=".damaged.", dir=root))
             path.rename(damaged / key)
@@ -92,22 +99,22 @@ def read(path: Path) -> Store | None:
     """The store, or None if it is not there or its files are not those that were written."""
     try:
         facts = json.loads((path / FACTS).read_text())
-        good = all(_intact(path / name, facts[name]) for name in KINDS)
+        good = all(intact(path / name, facts[name]) for name in KINDS)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if not good:
         return None
-    tokens, answers, starts = (_mapped(path / name, kind) for name, kind in KINDS.items())
+    tokens, answers, starts = (mapped(path / name, kind) for name, kind in KINDS.items())
     return Store(tokens, answers, starts)
 
 
-def _intact(file: Path, facts: dict[str, object]) -> bool:
+def intact(file: Path, facts: dict[str, object]) -> bool:
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     return file.stat().st_size == facts["bytes"] and digest == facts["sha256"]
 
 
-def _mapped(file: Path, kind: type) -> np.ndarray:
+def mapped(file: Path, kind: type) -> np.ndarray:
     if not file.stat().st_size:
         return np.zeros(0, dtype=kind)  # an empty file cannot be mapped
     return np.memmap(file, dtype=kind, mode="r")
