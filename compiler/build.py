@@ -44,7 +44,7 @@ from specc.compiler.positions import check_positions
 from specc.compiler.program import Call, Program
 from specc.compiler.schedule.files import write_schedules
 from specc.compiler.training import NO_LOSS, pairs, parent_mistakes, stage_sizes, trained, training_mistakes
-from specc.compiler.vocabulary import vocabulary
+from specc.compiler.vocabulary import classes, vocabulary
 from specc.compiler.work import graph_work
 from specc.spec.errors import Diagnostic, SpecError, in_order
 from specc.spec.model import ModelSpec
@@ -56,6 +56,7 @@ MANIFEST = "manifest.json"
 CHUNK = 32  # tokens of a prompt that are decoded at once
 WATCH_WORDS = ("eval", "sample", "checkpoint")  # what of a stage looks at its steps and does not change them
 DERIVED = ("sizes", "shapes", "decodes", "flops_per_token")  # what of a stage follows from its spec and its program
+LATER = ("image", "label", "denoising")  # keys of a stage that came after the first release, None where not given
 # What of a plan says where and when things are computed, and not what: a run goes on under another mesh.
 MESH_WORDS = ("cluster", "mesh", "schedule", "zero", "sequence_parallel", "context", "pins", "recompute", "offload")
 
@@ -151,9 +152,10 @@ def build_stage(
     loose = () if (compared := pairs(program)) else ("microbatch",)
     hashes[name] = hash_of(counted, program, loose, hashes.get(stage.from_ or "", ""))
     room = vocabulary(program)
-    more = {"vocabulary": room and room.size, "pairs": compared, "hash": hashes[name]}
-    beside = {"adapters": [vars(a) for a in program.adapters]} if program.adapters else {}
-    write_json(out / "stage.json", {**described, **mesh_facts(mesh, program, placed), **more, **beside})
+    known = {"classes": classes(program)} if stage.of_images else {}
+    known |= {"adapters": [vars(a) for a in program.adapters]} if program.adapters else {}
+    more = {**known, "vocabulary": room and room.size, "pairs": compared, "hash": hashes[name]}
+    write_json(out / "stage.json", {**described, **mesh_facts(mesh, program, placed), **more})
     return result
 
 
@@ -183,9 +185,18 @@ def hash_of(described: Mapping[str, Any], program: Program, loose: Sequence[str]
     """What a stage computes, and from what; not on which mesh, how it is watched, and what of its batch is `loose`."""
     spec, plan = _without(described["spec"], WATCH_WORDS), _without(described["plan"], MESH_WORDS)
     spec["batch"] = _without(spec["batch"], loose)
-    kept = {**_without(described, DERIVED), "spec": spec, "plan": plan}
+    kept = {**_without(described, DERIVED), "spec": _given(spec), "plan": plan}
     text = json.dumps(kept, sort_keys=True) + str(program) + parent
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _given(part: Any) -> Any:
+    """A part of a stage without the keys that came later and that it does not use: older runs are not named by them."""
+    if isinstance(part, list):
+        return [_given(p) for p in part]
+    if not isinstance(part, dict):
+        return part
+    return {k: _given(v) for k, v in part.items() if not (k in LATER and v is None)}
 
 
 def _without(described: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class StageFacts:
     graphs: Work  # of one call of each graph: what compiling takes follows from its nodes
     n_graphs: int
     compute: str
+    unit: str = "token"  # or image
 
 
 def facts_of(
@@ -45,6 +46,7 @@ def facts_of(
     """On a mesh, the work of graphs is that of one rank; in a pipeline (`schedules` are the actions of its ranks) that
     of the rank with most of it. `memory` is that of the fullest."""
     tokens = program.inputs["tokens"].numel(sizes) if "tokens" in program.inputs else 1
+    tokens = stage.batch.size if stage.of_images else tokens
     bodies = Counter(c.body for c in calls)
     n, trained = n_params(program), n_params(program, trainable=True)
     most = {**memory.fullest.most, HOST: memory.on_host}
@@ -52,9 +54,9 @@ def facts_of(
     return StageFacts(
         name, n, trained, 3 * program_cost(program, sizes).flops / max(1, tokens),
         {**{k: most.get(k, 0) for k in KINDS if most.get(k) or k != HOST}, "peak": memory.peak}, dict(bodies),
-        stage.steps(), stage.steps() * stage.batch.sequences * stage.data.seq_len,
+        stage.steps(), stage.steps() * stage.units,
         step_work(lowered, calls, schedules) + optimizer, optimizer, sum(map(call_work, lowered.values()), Work()),
-        sum((g.bwd is not None) + 1 for g in lowered.values()), plan.precision.compute,
+        sum((g.bwd is not None) + 1 for g in lowered.values()), plan.precision.compute, stage.unit,
     )  # fmt: skip
 
 

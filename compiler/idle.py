@@ -11,11 +11,12 @@ from typing import Any
 from specc.spec.errors import Diagnostic, did_you_mean
 from specc.spec.model import ModelSpec
 from specc.spec.node import Node
-from specc.spec.spec import Spec
+from specc.spec.spec import Spec, takes_text
 from specc.spec.stage import StageSpec
 
 NAME = re.compile(r"[^\W\d]\w*")
 DESCRIBING: dict[str, Any] = {"doc": True, "blocks": {"__all__": {"doc"}}}  # text for people
+NO_TEXT = "the model takes no captions (tokens) with its images"
 SET = "--set"  # the file of what the command line puts in
 
 
@@ -73,13 +74,16 @@ def _of_stage(spec: Spec, name: str, stage: StageSpec) -> Iterator[Diagnostic]:
     """Settings of a schedule, a tokenizer or a template that the stage does not have, by another setting (`decider`).
 
     One that another file or the command line decides over may stand: what is put over a spec takes nothing away."""
-    schedule, own = stage.schedule, stage.tokenizer
+    schedule, own, reads = stage.schedule, stage.tokenizer, takes_text(spec, stage)
     vain: list[tuple[bool, Node | None, tuple[str, ...], str, str]] = [
         (schedule.kind == "constant", schedule, ("schedule", "final"), "kind", "the learning rate is constant"),
         (schedule.kind != "wsd", schedule, ("schedule", "decay"), "kind", f"it is for wsd, not {schedule.kind}"),
         (stage.kind != "sft", stage, ("template",), "kind", "an sft stage has chats"),
         (bool(own and own.file), own, ("tokenizer", "vocab"), "file", "the tokenizer is read from a file"),
         (bool(own and own.file), own, ("tokenizer", "documents"), "file", "the tokenizer is read from a file"),
+        (not reads, stage, ("tokenizer",), "objective", NO_TEXT),
+        (not reads, stage.data, ("data", "seq_len"), "objective", NO_TEXT),
+        (stage.of_images, stage, ("sample",), "objective", "a stage of images writes no texts"),
         (bool(stage.data.held_out), stage.data, ("data", "validation"), "held_out", "all of 'held_out' validates"),
     ]
     for is_vain, node, at, decider, why in vain:

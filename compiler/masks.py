@@ -25,6 +25,8 @@ OBJECTIVES = {
     "masked_lm": "document",
     "blank_infilling": "prefix & document",
     "span_corruption": "causal & document",
+    "images": "causal & document",
+    "denoising": "document",
 }
 CAUSAL = parse(LIBRARY["causal"])
 MAX_DEPTH, MAX_PARTS = 16, 400

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from specc.compiler.ops.row import Op
 from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
 from specc.compiler.passes.prune import prune
+from specc.compiler.pictures import picture_mistakes
 from specc.compiler.placement.mesh import is_open, mesh_of, options_of
 from specc.compiler.placement.refuse import check_axes
 from specc.compiler.placement.roles import follow
@@ -63,6 +64,8 @@ def training_mistakes(spec: Spec, name: str, program: Program) -> Iterator[Diagn
         shown = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
         hint = "a later step must take the value that they make ('_' is the last one made), or remove their steps"
         yield Diagnostic("S114", f"nothing comes of {shown}: neither the loss nor an output", mark, hint)
+    if stage.of_images:
+        yield from picture_mistakes(spec, name, program)
     room, own = vocabulary(program), stage.tokenizer
     if room and stage.weights and own is not None and own.file is None:
         text = f"'{name}' starts from weights that know the tokens of another tokenizer"

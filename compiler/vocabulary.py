@@ -1,8 +1,8 @@
-"""How many different tokens a model takes: the rows of its tables of tokens, and the classes of its losses."""
+"""How many different tokens, or classes of pictures, a model takes: rows of its tables, and classes of its losses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from specc.compiler.program import Program
 from specc.compiler.types import Dim
@@ -14,10 +14,20 @@ LOSSES = {"cross_entropy": (0, 1), "linear_cross_entropy": (1, 2)}  # operands: 
 
 def vocabulary(program: Program) -> Dim | None:
     """The fewest rows or classes that a token of an input may count from; None if no token is looked up."""
-    return min(_counted(program), key=lambda d: d.size or 0, default=None)
+    return min((d for d, _ in _counted(program, TOKENS)), key=lambda d: d.size or 0, default=None)
 
 
-def _counted(program: Program) -> Iterator[Dim]:
+def classes(program: Program) -> dict[str, int]:
+    """Of the input `class`: the fewest that a `loss` tells apart, and the fewest rows of a `table` of them."""
+    found: dict[str, int] = {}
+    for dim, op in _counted(program, ("class",)):
+        kind = "table" if op == "embedding" else "loss"
+        found[kind] = min(found.get(kind, dim.size or 0), dim.size or 0)
+    return found
+
+
+def _counted(program: Program, inputs: Collection[str]) -> Iterator[tuple[Dim, str]]:
+    """The dims that numbers of these inputs count along, and by which op."""
     for call in program.calls:
         body = program.bodies[call.body]
         given, types = dict(zip((v.name for v in body.ins), call.ins, strict=True)), body.types()
@@ -31,5 +41,5 @@ def _counted(program: Program) -> Iterator[Dim]:
                 dim, read = types[e.ins[classes] or ""].dims[-1], e.ins[labels]
             else:
                 continue
-            if given.get(read or "") in TOKENS and dim.size is not None:
-                yield dim
+            if given.get(read or "") in inputs and dim.size is not None:
+                yield dim, e.op

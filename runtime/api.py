@@ -65,6 +65,8 @@ def write_behind(
     raw: bool,
 ) -> list[str]:  # fmt: skip
     """What a checkpoint's weights write behind each prompt."""
+    if stage.spec.of_images:
+        raise RunError(f"'{stage.name}' was trained on images, and its model writes no texts")
     params = loaded.best
     tokenizer = tokenizers.load(stage_folder(build, stage) / "tokenizer.json")
     return [write_text(stage, params, tokenizer, prompt, tokens, choice, raw) for prompt in prompts]

@@ -81,6 +81,11 @@ class Stage:
         return set(self.facts["inputs"])
 
     @property
+    def reads_in_parts(self) -> bool:
+        """Whether a rank of a mesh reads its own samples alone: pictures, of which no labels are counted."""
+        return self.spec.of_images and "labels" not in self.fields
+
+    @property
     def refusal(self) -> str:
         """Why its model cannot decode, or nothing."""
         return (self.path / "decode.txt").read_text().strip()

@@ -29,7 +29,8 @@ def validation_loss(
     n = min(batches * stage.spec.batch.sequences, len(rows))
     total, labels = 0.0, 0
     for begin in range(0, n, size):
-        made = batch(rows, [j % n for j in range(begin, begin + size)], stage.fields)
+        chosen = [j % n for j in range(begin, begin + size)]
+        made = batch(rows, chosen, stage.fields, stage.compute, seat.kept(size) if stage.reads_in_parts else None)
         if "labels" in made:
             made["labels"][n - begin :] = IGNORE  # rows that fill up the batch were counted before
             count = int((made["labels"] != IGNORE).sum())

@@ -45,7 +45,7 @@ class Run:
 
     stage: Stage
     folder: Path
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None  # None where the model reads no text
     data: Prepared
     executor: Executor
     params: dict[str, Tensor]
@@ -90,8 +90,11 @@ def train(run: Run, signals: Signals, progress: Progress) -> None:
 
 
 def batches_of(run: Run, step: int) -> Microbatches:
-    """Every rank makes the whole batch and takes its part, so that the order of samples depends on no mesh."""
-    made, weights = microbatches(run.data.train, run.stage.spec, step, run.stage.fields)
+    """Every rank makes the whole batch and takes its part, so that the order of samples depends on no mesh. It reads
+    the pictures of its own part alone."""
+    stage = run.stage
+    kept = run.seat.kept(stage.spec.batch.size) if stage.reads_in_parts else None
+    made, weights = microbatches(run.data.train, stage.spec, step, stage.fields, stage.compute, kept)
     return [run.seat.cut(b) for b in made], weights
 
 
@@ -207,7 +210,7 @@ def report(run: Run, made: Step, held: float | None, progress: Progress) -> None
     if made.bad:
         facts["skipped"] = made.bad
     rate = progress.rate(run.step)
-    facts |= {"tokens_per_s": rate, "memory": peak_memory(), "seconds": made.seconds}
+    facts |= {f"{run.stage.spec.unit}s_per_s": rate, "memory": peak_memory(), "seconds": made.seconds}
     if run.metrics:
         run.metrics.add(run.step, facts)
     progress.update(run.step, made.loss, rate, held)
@@ -221,7 +224,7 @@ def report(run: Run, made: Step, held: float | None, progress: Progress) -> None
 
 def sample(run: Run) -> None:
     """Rank 0 writes them, with the whole weights; the others go on to where they wait for it."""
-    if not run.stage.spec.sample.prompts:
+    if not run.stage.spec.sample.prompts or run.tokenizer is None:
         return
     run.seat.pulse.allow(SAMPLING)
     params = run.seat.wholes(run.best, run.stage.shapes(), run.stage.compute)

@@ -20,9 +20,9 @@ LINE_EVERY = 30.0  # seconds between lines at most, also when nothing happens
 class Progress:
     """Says where the stage is. `bar` is the terminal to draw on, or None for lines by `say`."""
 
-    def __init__(self, name: str, step: int, steps: int, tokens: int, say: Callable[[str], None],
-                 bar: TextIO | None = None) -> None:  # fmt: skip
-        self.name, self.first, self.steps, self.tokens, self.say = name, step, steps, tokens, say
+    def __init__(self, name: str, step: int, steps: int, units: int, say: Callable[[str], None],
+                 bar: TextIO | None = None, unit: str = "token") -> None:  # fmt: skip
+        self.name, self.first, self.steps, self.units, self.say, self.unit = name, step, steps, units, say, unit
         self.began = self.told = time.monotonic()
         self.is_cold = True
         self.bar: Bar | None = None
@@ -45,18 +45,18 @@ class Progress:
             self.bar.stop()
 
     def rate(self, step: int) -> float:
-        """Tokens a second, with evaluations and checkpoints but without the steps that warm up: this process's first,
-        and the first with compiled graphs."""
+        """Tokens (or images) a second, with evaluations and checkpoints but without the steps that warm up: this
+        process's first, and the first with compiled graphs."""
         now = time.monotonic()
-        rate = (step - self.first) * self.tokens / max(now - self.began, 1e-9)
+        rate = (step - self.first) * self.units / max(now - self.began, 1e-9)
         if self.is_cold:
             self.is_cold, self.first, self.began = False, step, now
         return rate
 
     def update(self, step: int, loss: float, rate: float, validation: float | None) -> None:
         """A step is done."""
-        left = clock((self.steps - step) * self.tokens / rate)
-        speed = f"{rate:.0f} tokens/s  {left} left  {megabytes(peak_memory())}"
+        left = clock((self.steps - step) * self.units / rate)
+        speed = f"{rate:.0f} {self.unit}s/s  {left} left  {megabytes(peak_memory())}"
         if self.bar:
             self.bar.update(self.task, completed=step, told=f"loss {loss:.4f}  {speed}")
         now = time.monotonic()

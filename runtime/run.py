@@ -68,8 +68,10 @@ def told(stage: Stage) -> Iterator[None]:
 
 def no_memory(stage: Stage) -> str:
     batch = stage.spec.batch
+    pictures = stage.spec.of_images
+    rows = f"{batch.size} images" if pictures else f"{batch.size} sequences of {stage.spec.data.seq_len} tokens"
     return (
-        f"'{stage.name}' is out of memory: a microbatch has {batch.size} sequences of "
-        f"{stage.spec.data.seq_len} tokens; lower batch.microbatch, or say plan.recompute: full, plan.offload or a "
-        "mesh (the results stay the same); or lower data.seq_len or the model's dims; build again and run"
+        f"'{stage.name}' is out of memory: a microbatch has {rows}; lower batch.microbatch, or say plan.recompute: "
+        f"full, plan.offload or a mesh (the results stay the same); or lower {'' if pictures else 'data.seq_len or '}"
+        "the model's dims; build again and run"
     )

@@ -6,7 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from specc.compiler.graphs import dtype_named
@@ -17,7 +19,7 @@ from specc.runtime.allocator import lay_apart
 from specc.runtime.built import Stage
 from specc.runtime.device import CPU, here
 from specc.runtime.errors import RunError
-from specc.runtime.groups import InputLayout, cut_inputs, join, whole
+from specc.runtime.groups import InputLayout, cut, cut_inputs, join, whole
 from specc.runtime.heartbeat import PATIENCE, Pulse
 from specc.runtime.init import initial
 from specc.runtime.pieces import WHOLE, Sharding
@@ -51,6 +53,17 @@ class Seat:
         """This rank's part of a batch that every rank has made alike, on its device."""
         mesh = self.sharding.mesh
         return self.moved(cut_inputs(batch, self.inputs, mesh, self.sharding.rank) if mesh.axes else batch)
+
+    def kept(self, size: int) -> NDArray[np.bool_] | None:
+        """Which of a microbatch's `size` samples this rank has a part of, of any input; None for all."""
+        mesh, rank = self.sharding.mesh, self.sharding.rank
+        if not mesh.axes:
+            return None
+        here = np.zeros(size, dtype=bool)
+        for at in self.inputs.values():
+            rows = tuple(p if p.kind == "S" and p.dim == 0 else R for p in at.layout)
+            here[cut(torch.arange(size), rows, mesh, rank).numpy()] = True
+        return here
 
     def moved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of the host on this rank's device."""

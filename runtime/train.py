@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from glob import escape
@@ -25,9 +26,10 @@ from specc.runtime.convert.config import CONFIG
 from specc.runtime.convert.start import check_origin, origin, origin_weights
 from specc.runtime.data import tokenizer as tokenizers
 from specc.runtime.data.batches import unigram_entropy
-from specc.runtime.data.corpus import CHATS, Corpus
+from specc.runtime.data.corpus import CHATS
+from specc.runtime.data.images.rows import Taken, albums, prepare_pictures
 from specc.runtime.data.objectives import fields_given
-from specc.runtime.data.prepare import Prepared, corpora, first_texts, prepare
+from specc.runtime.data.prepare import Prepared, Texts, corpora, first_texts, prepare
 from specc.runtime.data.template import check_template
 from specc.runtime.errors import RunError
 from specc.runtime.health import Guard
@@ -41,6 +43,7 @@ from specc.runtime.seat import Seat, first_values, take_seat
 from specc.runtime.signals import Signals
 from specc.runtime.team import ALONE, Team, first
 from specc.runtime.team import say as say_all
+from specc.spec.stage import CAPTION
 
 DIGITS = 12  # of a stage's hash in the name of its folder
 ORIGIN = "origin.json"  # which published checkpoint a run started from
@@ -65,9 +68,9 @@ def run_stage(
             return "skipped"
         run = begin(build, stage, folder, base, say, take_seat(stage, team, pulse))
         spec = stage.spec
-        tokens = spec.batch.sequences * spec.data.seq_len
+        ready = Progress(stage.name, run.step, spec.steps(), spec.units, say, bar, spec.unit)
         try:
-            with Signals() as signals, Progress(stage.name, run.step, spec.steps(), tokens, say, bar) as progress:
+            with Signals() as signals, ready as progress:
                 run.say = progress.tell
                 train(run, signals, progress)
         finally:
@@ -95,12 +98,7 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
             more = f" (and {len(others) - 1} more)" if others[1:] else ""
             say(f"{stage.name}: {others[-1].name}{more} was trained with other settings; this begins anew")
         params, step = first_weights(build, stage, folder, base, seat), 0
-        entropy = unigram_entropy(data.validation)
-        say(
-            f"{stage.name}: {len(data.train)} rows, {len(data.validation)} held out; unigram entropy {entropy:.3f} nats"
-        )
-        if seat.leads:
-            (folder / "facts.json").write_text(json.dumps({"unigram_entropy": entropy}) + "\n")
+        tell_data(stage, data, folder if seat.leads else None, say)
     check_patterns(stage.spec.optimizer, stage.trainable())
     if told := slow_warmup(stage):
         say(told)
@@ -128,6 +126,18 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
     return run
 
 
+def tell_data(stage: Stage, data: Prepared, folder: Path | None, say: Say) -> None:
+    """Say how many rows there are, and keep what a report shows of them."""
+    entropy = unigram_entropy(data.validation)
+    of = "entropy of classes" if stage.spec.of_images else "unigram entropy"
+    what = "" if entropy is None else f"; {of} {entropy:.3f} nats"
+    rows = f"{len(data.train)} images" if stage.spec.of_images else f"{len(data.train)} rows"
+    say(f"{stage.name}: {rows}, {len(data.validation)} held out{what}")
+    if folder is not None:
+        classes = {"classes": data.classes} if data.classes else {}
+        (folder / "facts.json").write_text(json.dumps({"unigram_entropy": entropy, **classes}) + "\n")
+
+
 def _others(stage: Stage, folder: Path) -> list[Path]:
     """Runs of the same stage that have steps, of other settings; the newest last."""
     steps = folder.parent.glob(f"{escape(stage.name)}-{'[0-9a-f]' * DIGITS}/checkpoints/step_*")
@@ -144,6 +154,8 @@ def slow_warmup(stage: Stage) -> str:
 
 def check_inputs(stage: Stage) -> None:
     """Raises RunError for an input of the model that the stage's data do not have, or have in other dims."""
+    if stage.spec.of_images:
+        return  # it was not built
     given = fields_given(stage.spec)
     if strange := sorted(stage.fields - given):
         has = ", ".join(sorted(given))
@@ -160,7 +172,10 @@ def look_at_data(build: Build, stage: Stage, base: Path, documents: bool = True)
         return
     if stage.spec.kind == "sft":
         check_template(stage.spec.template)
-    for source in corpora(stage.spec, base) if documents else []:
+    if stage.spec.of_images and documents:
+        for album in albums(stage.spec, base, cache_of(build, stage)):
+            next(album.found(), None)
+    for source in corpora(stage.spec, base) if documents and not stage.spec.of_images else []:
         document = next(iter(source), None)
         if document is not None and stage.spec.kind == "sft" and not document.messages:
             raise RunError(f"'{stage.name}': {CHATS}")
@@ -172,15 +187,32 @@ def look_at_data(build: Build, stage: Stage, base: Path, documents: bool = True)
         check_origin(build, stage, stage.spec.weights, base)
 
 
-def read_data(build: Build, stage: Stage, folder: Path, base: Path) -> tuple[Tokenizer, Prepared]:
+def read_data(build: Build, stage: Stage, folder: Path, base: Path) -> tuple[Tokenizer | None, Prepared]:
     """The stage's tokenizer and rows; both are kept on the disk, where other ranks and later runs find them."""
+    cache = cache_of(build, stage)
+    if stage.spec.of_images:
+        pictures = albums(stage.spec, base, cache)
+        taken = Taken(stage.facts["shapes"], stage.compute, stage.facts["classes"])
+        reads = taken.has(*CAPTION)
+        words = fitting_tokenizer(build, stage, folder, base, pictures) if reads else None
+        return words, prepare_pictures(stage.spec, pictures, taken, words)
     sources = corpora(stage.spec, base)
+    tokenizer = fitting_tokenizer(build, stage, folder, base, sources)
+    return tokenizer, prepare(stage.spec, sources, tokenizer, cache)
+
+
+def cache_of(build: Build, stage: Stage) -> Path:
+    """Where tokens, and indices of pictures, are kept beside the build."""
+    return build.path.parent / f"{build.path.name}.{'images' if stage.spec.of_images else 'tokens'}"
+
+
+def fitting_tokenizer(build: Build, stage: Stage, folder: Path, base: Path, sources: Sequence[Texts]) -> Tokenizer:
+    """The stage's tokenizer; raises RunError if it has more tokens than the model."""
     tokenizer = find_tokenizer(build, stage, folder, base, sources)
     count, room = tokenizers.rows_needed(tokenizer), stage.facts.get("vocabulary")
     if room and count > room:
         raise RunError(f"the tokenizer has tokens to number {count - 1}, the model takes {room}")
-    data = prepare(stage.spec, sources, tokenizer, build.path.parent / f"{build.path.name}.tokens")
-    return tokenizer, data
+    return tokenizer
 
 
 def resume(stage: Stage, folder: Path, say: Say, seat: Seat) -> checkpoint.Loaded | None:
@@ -216,7 +248,7 @@ def fit(stage: Stage, weights: dict[str, Tensor], seat: Seat) -> None:
             raise RunError(f"'{path}' is {shape} in the checkpoint, {p['shape']} here")
 
 
-def find_tokenizer(build: Build, stage: Stage, folder: Path, base: Path, sources: list[Corpus]) -> Tokenizer:
+def find_tokenizer(build: Build, stage: Stage, folder: Path, base: Path, sources: Sequence[Texts]) -> Tokenizer:
     """The stage's own tokenizer (trained once and kept), or its parent's; with the special tokens of the objective.
 
     One that was trained on other documents, or read from a file that is now another, goes, unless steps were made with

@@ -6,12 +6,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from specc.spec.image import ImageSpec
 from specc.spec.node import Node
 
 Corpus = Literal["python-stdlib", "python-docstrings"]
 
 
-Format = Literal["text", "jsonl", "parquet", "arrow"]
+Format = Literal["text", "jsonl", "parquet", "arrow", "image", "tar"]
 
 
 class Source(Node):
@@ -22,6 +23,9 @@ class Source(Node):
                              "what `Dataset.save_to_disk` of Hugging Face's datasets wrote")  # fmt: skip
     format: Format | None = Field(None, description="default: by the files' endings")
     field: str = Field("text", description="where rows of jsonl, parquet and arrow have their text")
+    image: str | None = Field(None, description="where rows have their picture: bytes, {bytes, path} or a path from "
+                              "the file's folder; default: 'image' or 'file_name'")  # fmt: skip
+    label: str | None = Field(None, description="where rows have their class, a number or a name; default: 'label'")
     weight: float = Field(1.0, gt=0, le=1e6, description="share of the sequences, relative to the other sources")
 
     @model_validator(mode="after")
@@ -39,6 +43,7 @@ class DataSpec(Node):
     validation: float = Field(0.01, gt=0, lt=1, description="share of the documents held out")
     held_out: list[Source] = Field([], description="sources for validation alone, instead of a share of the others")
     limit: int | None = Field(None, ge=1, description="use only so many documents of each source")
+    image: ImageSpec | None = Field(None, description="how pictures become tensors")
 
     @property
     def shares(self) -> list[tuple[Source, float]]:

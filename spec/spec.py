@@ -15,7 +15,7 @@ from specc.spec.model import ModelSpec
 from specc.spec.names import name_tables
 from specc.spec.node import Node
 from specc.spec.plan import PlanSpec
-from specc.spec.stage import StageSpec
+from specc.spec.stage import CAPTION, StageSpec
 from specc.spec.use import Sources
 
 
@@ -132,6 +132,26 @@ def _examined(document: Document, file: str) -> tuple[Spec | None, list[Diagnost
     return spec, mistakes
 
 
+def takes_text(spec: Spec, stage: StageSpec) -> bool:
+    """Whether a stage's samples have tokens: pictures have them if the model takes captions."""
+    models = [spec.model] if spec.model is not None and stage.model in (None, spec.name) else []
+    models += [m for name, m in spec.models.items() if name == (stage.model or next(iter(spec.models)))]
+    return not stage.of_images or any({*m.inputs, *m.attributes} & {*CAPTION} for m in models[:1])
+
+
+def _knows(spec: Spec, stage: StageSpec) -> bool:
+    """Whether a stage starts from another one that has a tokenizer, or that no one knows."""
+    seen: set[str] = set()
+    while stage.from_ is not None and stage.from_ not in seen:
+        if stage.from_ not in spec.stages:
+            return True
+        seen.add(stage.from_)
+        stage = spec.stages[stage.from_]
+        if stage.tokenizer is not None:
+            return True
+    return not stage.of_images and bool(seen)
+
+
 def stage_mistakes(spec: Spec) -> list[Diagnostic]:
     """`model:` names a model, `from:` an earlier stage, `weights.names:` a table; the first stage of a chain has a
     tokenizer."""
@@ -144,11 +164,11 @@ def stage_mistakes(spec: Spec) -> list[Diagnostic]:
             found.append(
                 Diagnostic("S302", f"no earlier stage is called '{stage.from_}'", spec.mark((*at, "from")), hint)
             )
-        elif stage.from_ is not None and stage.tokenizer is not None and not stage.tokenizer.file:
+        elif stage.tokenizer is not None and not stage.tokenizer.file and _knows(spec, stage):
             text = f"'{name}' starts from weights that know the tokens of '{stage.from_}'"
             hint = "remove 'tokenizer': the other stage's is taken"
             found.append(Diagnostic("S310", text, spec.mark((*at, "tokenizer")), hint))
-        if stage.from_ is None and stage.tokenizer is None:
+        if stage.tokenizer is None and takes_text(spec, stage) and not _knows(spec, stage):
             found.append(Diagnostic("S303", f"the stage '{name}' has no tokenizer", spec.mark(at), "add 'tokenizer:'"))
         table = stage.weights.names if stage.weights else None
         if table is not None and table not in (known := name_tables()):

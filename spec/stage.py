@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from specc.spec.data import DataSpec, TokenizerSpec
+from specc.spec.image import Denoising, ImageSpec
 from specc.spec.node import Node
 from specc.spec.objective import BlankInfilling, MaskedLM, Sft, SpanCorruption
 
@@ -15,7 +16,9 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-Objective = Literal["causal_lm", "masked_lm", "span_corruption", "blank_infilling"]
+Objective = Literal["causal_lm", "masked_lm", "span_corruption", "blank_infilling", "images", "denoising"]
+OF_IMAGES = ("images", "denoising")  # objectives whose samples are pictures
+CAPTION = ("tokens", "labels", "doc", "pos")  # fields [B S] of their captions
 Beta = Annotated[float, Field(ge=0, lt=1)]
 MOST_MICROBATCHES = 1 << 16  # of a step, each of which is a row of the schedule for every call
 
@@ -132,6 +135,7 @@ class StageSpec(Node):
     span_corruption: SpanCorruption = SpanCorruption()
     blank_infilling: BlankInfilling = BlankInfilling()
     sft: Sft = Sft()
+    denoising: Denoising | None = None
     data: DataSpec
     tokenizer: TokenizerSpec | None = None
     optimizer: Optimizer = Optimizer()
@@ -160,10 +164,26 @@ class StageSpec(Node):
         for name in ("masked_lm", "span_corruption", "blank_infilling"):
             if name != self.objective and getattr(self, name) != type(getattr(self, name))():
                 raise ValueError(f"'{name}' has no effect on the objective '{self.objective}'")
+        if self.denoising is not None and self.objective != "denoising":
+            raise ValueError(f"'denoising' has no effect on the objective '{self.objective}'")
         if self.objective == "span_corruption":
             self.span_corruption.check(self.data.seq_len)
         elif self.objective == "blank_infilling" and self.data.seq_len < 8:
             raise ValueError("blank_infilling needs a data.seq_len of at least 8")
+        return self
+
+    @model_validator(mode="after")
+    def _pictures(self) -> StageSpec:
+        sources = [*self.data.sources, *self.data.held_out]
+        if not self.of_images:
+            columns = [s.image or s.label for s in sources]
+            if self.data.image is not None or any(columns) or any(s.format in ("image", "tar") for s in sources):
+                raise ValueError(f"the samples of the objective '{self.objective}' are texts, without pictures")
+            return self
+        if any(s.path is None or s.format == "text" for s in sources):
+            raise ValueError(f"the objective '{self.objective}' wants pictures: sources with a 'path' to them")
+        if self.budget.steps is None:
+            raise ValueError("a stage of images has a budget of 'steps'")
         return self
 
     @model_validator(mode="after")
@@ -172,6 +192,26 @@ class StageSpec(Node):
         if self.schedule.kind == "wsd" and warm + decays > steps:
             raise ValueError(f"the warmup ({warm:g} steps) and the decay ({decays:g}) take more than all {steps} steps")
         return self
+
+    @property
+    def of_images(self) -> bool:
+        """Whether its samples are pictures."""
+        return self.objective in OF_IMAGES
+
+    @property
+    def pictures(self) -> ImageSpec:
+        """How pictures become tensors."""
+        return self.data.image or ImageSpec()
+
+    @property
+    def unit(self) -> str:
+        """What samples are counted in: tokens or images."""
+        return "image" if self.of_images else "token"
+
+    @property
+    def units(self) -> int:
+        """Tokens or images of a step."""
+        return self.batch.sequences * (1 if self.of_images else self.data.seq_len)
 
     def lengths(self) -> dict[str, int]:
         """Tokens of a row of the inputs, by the first letters of their names; '' is for all others."""

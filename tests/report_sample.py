@@ -73,7 +73,7 @@ def series(name: str, steps: int) -> Series:
 def stage(steps: int = 200, hostile: str = "") -> Stage:
     return {
         "name": "pretrain", "kind": "pretrain", "after": [], "status": "done", "key": "0123456789abcdef",
-        "steps": steps, "steps_done": steps, "tokens": 4096 * steps, "seconds": 75.0, "entropy": 6.5,
+        "steps": steps, "steps_done": steps, "tokens": 4096 * steps, "unit": "token", "seconds": 75.0, "entropy": 6.5,
         "series": [series(n, steps) for n in ("loss", "val_loss", "lr", "grad_norm", "tokens_per_s")],
         "samples": [
             {"step": 100, "prompt": "def ", "text": "f(x): return x"},

@@ -19,7 +19,7 @@ LAYERS = ["spec", "compiler", "runtime"]  # each may import itself and those bef
 FILES = [p for layer in LAYERS for p in sorted((ROOT / layer).rglob("*.py"))]
 SHIPPED = {".py", ".yaml", ".md", ".js", ".css", ".cpp"}
 # What may be imported inside a function: it is not always installed,
-OPTIONAL = {"datasets", "diffusers", "liger_kernel", "pyarrow", "tensorboard", "transformers", "triton"}
+OPTIONAL = {"PIL", "datasets", "diffusers", "liger_kernel", "pyarrow", "tensorboard", "transformers", "triton"}
 # imports the compiler, which takes seconds and which a run does without,
 COMPILES = ("specc.runtime.tables", "specc.runtime.kernels", "specc.runtime.make")
 # or is slow to import beside all of `specc check`.

@@ -12,7 +12,7 @@ from specc.compiler.placement.types import Axis, Mesh, Role
 from specc.compiler.schedule.schedules import pipeline
 from specc.spec.errors import Diagnostic, SpecError, did_you_mean
 from specc.spec.plan import PlanSpec
-from specc.spec.spec import Spec
+from specc.spec.spec import Spec, takes_text
 from specc.spec.stage import StageSpec
 
 ROLES: Mapping[str, Role] = {
@@ -142,7 +142,7 @@ def _stage(spec: Spec, name: str, stage: StageSpec, mesh: Mesh) -> Iterator[Diag
         yield Diagnostic("S522", text, at, hint)
     along = [a for a in mesh.axes if a.role == "sequence"]
     m = math.prod(a.size for a in along)
-    for length in sorted(set(stage.lengths().values())):
+    for length in sorted(set(stage.lengths().values())) if takes_text(spec, stage) else ():
         if length % m:
             at = spec.mark(("stages", name, "data", "seq_len")) or spec.mark(("stages", name))
             text = f"the sequences of '{name}' have {length} tokens, which do not divide over {_list(along)}"

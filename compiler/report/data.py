@@ -139,7 +139,8 @@ class Stage(TypedDict):
     key: str
     steps: int
     steps_done: int
-    tokens: int
+    tokens: int  # or images, as `unit` says
+    unit: str
     seconds: float
     entropy: float | None
     series: list[Series]

@@ -98,6 +98,7 @@ def _stage(spec: Spec, name: str, facts: dict[str, Any]) -> Stage:
         "steps": stage.steps(),
         "steps_done": 0,
         "tokens": 0,
+        "unit": stage.unit,
         "seconds": 0.0,
         "entropy": None,
         "series": [],

@@ -17,6 +17,7 @@ CURVES = (
     ("lr", "learning rate", False),
     ("grad_norm", "gradient norm", True),
     ("tokens_per_s", "tokens per second", False),
+    ("images_per_s", "images per second", False),
     ("memory", "memory, bytes", False),
 )
 
@@ -38,7 +39,7 @@ def stage_chips(stages: Sequence[Stage]) -> str:
 
 
 def _effort(s: Stage) -> str:
-    tokens = f", {count(s['tokens'])} tokens" if s["tokens"] else ""
+    tokens = f", {count(s['tokens'])} {s['unit']}s" if s["tokens"] else ""
     return tokens + (f", {duration(s['seconds'])}" if s["seconds"] else "")
 
 

@@ -73,13 +73,14 @@ def steps(facts: Sequence[StageFacts], decisions: Sequence[Decision], spec: Spec
 
 def summary(facts: Sequence[StageFacts], decisions: Sequence[Decision], spec: Spec) -> str:
     """A table with a column for each stage."""
+    unit = " or ".join(dict.fromkeys(f.unit for f in facts))
     rows = [
         ("", [f.name for f in facts]),
         ("parameters", [count(f.params) for f in facts]),
         ("trained", [count(f.trained) for f in facts]),
-        ("FLOPs a token", [flops(f.flops_per_token) for f in facts]),
+        (f"FLOPs {'a' if unit.startswith('t') else 'an'} {unit}", [flops(f.flops_per_token) for f in facts]),
         ("steps", [f"{f.steps:,}" for f in facts]),
-        ("tokens", [count(f.tokens) for f in facts]),
+        (unit.replace(" or ", "s or ") + "s", [count(f.tokens) for f in facts]),
         ("FLOPs in all", [flops(f.flops_per_token * f.tokens) for f in facts]),
         *steps(facts, decisions, spec),
         ("compile", [f"{f.n_graphs} graphs" if d.compiled else "no" for f, d in zip(facts, decisions, strict=True)]),

@@ -14,6 +14,7 @@ import torch
 
 # Packages of the extras, and what each is for.
 EXTRAS = {
+    "pillow": ("images", "pictures as data"),
     "pyarrow": ("parquet", "Parquet files as data"),
     "datasets": ("hf", "Hugging Face datasets on disk as data"),
     "transformers": ("parity", "comparison with published implementations"),

@@ -23,6 +23,7 @@ CURVES = {
     "lr": "lr",
     "grad_norm": "grad_norm",
     "tokens_per_s": "tokens_per_s",
+    "images_per_s": "images_per_s",
 }
 
 
@@ -50,13 +51,12 @@ def with_runs(build: Build) -> Report:
     last = next((s for s in reversed(report["stages"]) if _values(s, "val_loss")), None)
     for s in [s for s in report["stages"] if s["entropy"] is not None and _values(s, "val_loss")]:
         figure = f"{_values(s, 'val_loss')[-1]:.3f}"
-        note = f"nats per token; unigram entropy {s['entropy']:.3f}"
+        what = "nats per token; unigram entropy" if s["unit"] == "token" else "entropy of what it tells:"
+        note = f"{what} {s['entropy']:.3f}"
         report["figures"].append({"label": f"validation loss, {s['name']}", "value": figure, "note": note})
-    if last is not None and _values(last, "tokens_per_s"):
-        speed = count(_values(last, "tokens_per_s")[-1])
-        report["figures"].append(
-            {"label": "speed", "value": f"{speed} tokens/s", "note": f"measured in {last['name']}"}
-        )
+    if last is not None and (rates := _values(last, f"{last['unit']}s_per_s")):
+        value = f"{count(rates[-1])} {last['unit']}s/s"
+        report["figures"].append({"label": "speed", "value": value, "note": f"measured in {last['name']}"})
     return report
 
 
@@ -65,8 +65,8 @@ def add_run(data: StageData, stage: Stage, folder: Path) -> None:
     rows = read_lines(folder / "metrics.jsonl")
     data["series"] = [s for key, name in CURVES.items() if (s := _series(rows, key, name))["x"]]
     data["steps_done"] = int(rows[-1]["step"]) if rows else 0
-    data["tokens"] = data["steps_done"] * stage.spec.batch.sequences * stage.spec.data.seq_len
-    data["seconds"] = _seconds(rows, data["tokens"])
+    data["tokens"] = data["steps_done"] * stage.spec.units
+    data["seconds"] = _seconds(rows, data["tokens"], f"{data['unit']}s_per_s")
     data["status"] = "done" if (folder / "done.json").is_file() else "partial" if rows else "waiting"
     data["samples"] = [_sample(s) for s in read_lines(folder / "samples.jsonl")]
     if (folder / "facts.json").is_file():
@@ -102,8 +102,8 @@ def _values(stage: StageData, name: str) -> list[float]:
     return next((s["y"] for s in stage["series"] if s["name"] == name), [])
 
 
-def _seconds(rows: list[dict[str, Any]], tokens: int) -> float:
-    rate = rows[-1].get("tokens_per_s") if rows else None
+def _seconds(rows: list[dict[str, Any]], tokens: int, rate_of: str) -> float:
+    rate = rows[-1].get(rate_of) if rows else None
     return tokens / rate if rate else 0.0
 
 

@@ -63,6 +63,8 @@ def write_folder(
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} exists; name another folder, or remove it")
+    if stage.spec.of_images:
+        raise RunError(f"'{stage.name}' was trained on images; models of texts alone are exported")
     form = form_of(build, stage, names)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:

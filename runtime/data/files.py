@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from specc.runtime.errors import RunError
@@ -16,8 +16,9 @@ NO_TEXT = (".json", ".csv", ".tsv", ".gz", ".bz2", ".xz", ".zst", ".zip", ".npy"
 Row = dict[str, object]
 
 
-def find(path: Path, form: str | None) -> list[tuple[Path, str]]:
-    """Files in a fixed order, each with its format; `path` is a file, a directory or a pattern."""
+def find(path: Path, form: str | None, endings: Mapping[str, str] = ENDINGS) -> list[tuple[Path, str]]:
+    """Files in a fixed order, each with its format; `path` is a file, a directory or a pattern. `endings` are those
+    that are read below a directory."""
     first = next((i for i, part in enumerate(path.parts) if _is_pattern(path, i, part)), None)
     if first is not None:
         root = Path(*path.parts[:first])
@@ -25,14 +26,14 @@ def find(path: Path, form: str | None) -> list[tuple[Path, str]]:
         if not found:
             raise RunError(f"no file fits {path}")
         readable = [p for p in found if form or p.suffix.lower() not in NO_TEXT]
-        return [(p, form or _form(p)) for p in readable or found]
+        return [(p, form or _form(p, endings)) for p in readable or found]
     if path.is_dir():
-        return list(_below(path, form))
+        return list(_below(path, form, endings))
     if not path.exists():
         raise RunError(f"there is no {path}")
     if not path.is_file():
         raise RunError(f"{path} is not a regular file")
-    return [(path, form or _form(path))]
+    return [(path, form or _form(path, endings))]
 
 
 def _is_pattern(path: Path, i: int, part: str) -> bool:
@@ -40,16 +41,16 @@ def _is_pattern(path: Path, i: int, part: str) -> bool:
     return bool(set(part) & set("*?[")) and not Path(*path.parts[: i + 1]).exists()
 
 
-def _form(path: Path) -> str:
+def _form(path: Path, endings: Mapping[str, str]) -> str:
     """What is in a file that was named: text if its ending does not tell."""
     ending = path.suffix.lower()
     if ending in NO_TEXT:
-        known = ", ".join(dict.fromkeys(ENDINGS.values()))
+        known = ", ".join(dict.fromkeys(endings.values()))
         raise RunError(f"{path}: files that end in {ending} are not read; if it is one of {known}, say so in 'format'")
-    return ENDINGS.get(ending, "text")
+    return endings.get(ending, "text")
 
 
-def _below(path: Path, form: str | None) -> Iterator[tuple[Path, str]]:
+def _below(path: Path, form: str | None, endings: Mapping[str, str]) -> Iterator[tuple[Path, str]]:
     if (path / DATASETS).is_file():
         raise RunError(f"{path} holds several splits; name one of them, such as {path / 'train'}")
     if (path / DATASET).is_file():
@@ -61,13 +62,13 @@ def _below(path: Path, form: str | None) -> Iterator[tuple[Path, str]]:
     for folder, below, names in os.walk(path):
         below.sort()
         for file in sorted(Path(folder) / n for n in names):
-            known = ENDINGS.get(file.suffix.lower())
+            known = endings.get(file.suffix.lower())
             if known and form in (None, known) and file.is_file():
                 none = False
                 yield file, known
     if none:
-        endings = ", ".join(e for e, f in ENDINGS.items() if form in (None, f))
-        raise RunError(f"{path} has no files that end in {endings}")
+        known = ", ".join(e for e, f in endings.items() if form in (None, f))
+        raise RunError(f"{path} has no files that end in {known}")
 
 
 def well_formed(text: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from specc.compiler.ops.loss import IGNORE
+from specc.compiler.pictures import fields_of
 from specc.runtime.data.blanks import Marks, blank
 from specc.runtime.data.masked import hide
 from specc.runtime.data.noise import Ints, generator, uniforms
@@ -37,18 +38,22 @@ MORE = {"span_corruption": ("enc_tokens", "enc_doc", "enc_pos"), "blank_infillin
 
 def fields_given(stage: StageSpec) -> set[str]:
     """The inputs that a model may have for the stage's rows."""
+    if stage.of_images:
+        return fields_of(stage)
     return {*GIVEN, *MORE.get(stage.objective, ())}
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows made when they are asked for: `make(rows [B], samples [B])` gives fields [B, S].
+    """Rows made when they are asked for: `make(rows [B], samples [B])` gives fields [B, ...].
 
-    What is random in a row is a function of the stage's seed and the sample's number."""
+    What is random in a row is a function of the stage's seed and the sample's number. `answers` are what of the rows
+    the model tells, where that is known without making them."""
 
     n: int
     make: Callable[[Ints, Ints], Fields]
     notes: tuple[str, ...] = ()
+    answers: Callable[[Ints], Ints] | None = None
 
     def __len__(self) -> int:
         return self.n

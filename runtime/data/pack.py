@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from specc.compiler.ops.loss import IGNORE
 from specc.runtime.data.noise import Ints
 from specc.runtime.data.store import Store
 
-Fields = dict[str, Ints]
+Fields = dict[str, NDArray[Any]]  # whole numbers, and float32 of pictures
 
 
 def stream(store: Store, rows: Ints, seq_len: int) -> Fields:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 from tokenizers import Tokenizer
 
@@ -32,6 +33,7 @@ class Prepared:
     validation: Rows
     notes: tuple[str, ...] = ()
     documents: str = ""  # SHA-256 over those of all sources
+    classes: tuple[str, ...] = ()  # names of pictures' classes
 
 
 def corpora(stage: StageSpec, base: Path) -> list[Corpus]:
@@ -40,7 +42,17 @@ def corpora(stage: StageSpec, base: Path) -> list[Corpus]:
     return [Corpus(source, base, share, stage.data.limit, chats) for source, share in stage.data.shares]
 
 
-def first_texts(sources: list[Corpus], n: int) -> Iterator[str]:
+class Texts(Protocol):
+    """What a tokenizer is trained on: documents, or the captions of pictures."""
+
+    share: float
+
+    def __iter__(self) -> Iterator[Document]: ...
+
+    def digest(self) -> str: ...
+
+
+def first_texts(sources: Sequence[Texts], n: int) -> Iterator[str]:
     """The first documents of all sources, as many of each, for a tokenizer to be trained on."""
     read = [source for source in sources if source.share < 1]
     each = -(-n // len(read))
