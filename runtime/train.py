@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from glob import escape
@@ -86,7 +86,7 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
     seat = seat or take_seat(stage)
     seat.pulse.allow(STARTING)
     loaded = resume(stage, folder, say, seat)
-    tokenizer, data = first(seat.team, lambda: read_data(build, stage, folder, base))
+    tokenizer, data = first(seat.team, lambda: read_data(build, stage, folder, base, seat.pulse.touch))
     if loaded and loaded.facts.get("documents", data.documents) != data.documents:
         say(f"{stage.name}: its documents are not those of the steps before; the rows that follow are of the new ones")
     for note in data.notes:
@@ -187,11 +187,14 @@ def look_at_data(build: Build, stage: Stage, base: Path, documents: bool = True)
         check_origin(build, stage, stage.spec.weights, base)
 
 
-def read_data(build: Build, stage: Stage, folder: Path, base: Path) -> tuple[Tokenizer | None, Prepared]:
-    """The stage's tokenizer and rows; both are kept on the disk, where other ranks and later runs find them."""
+def read_data(
+    build: Build, stage: Stage, folder: Path, base: Path, touch: Callable[[], None] = lambda: None
+) -> tuple[Tokenizer | None, Prepared]:
+    """The stage's tokenizer and rows; both are kept on the disk, where other ranks and later runs find them. `touch`
+    says that this rank is alive, while it looks at pictures."""
     cache = cache_of(build, stage)
     if stage.spec.of_images:
-        pictures = albums(stage.spec, base, cache)
+        pictures = albums(stage.spec, base, cache, touch)
         taken = Taken(stage.facts["shapes"], stage.compute, stage.facts["classes"])
         reads = taken.has(*CAPTION)
         words = fitting_tokenizer(build, stage, folder, base, pictures) if reads else None
@@ -279,7 +282,10 @@ def _tokenizer_file(build: Build, stage: Stage, base: Path) -> Path | None:
     if spec is not None:
         return base / spec.file if spec.file else None
     assert parent is not None
-    file = stage_folder(build, build.stages[parent]) / "tokenizer.json"
+    before = build.stages[parent]
+    while before.spec.of_images and not before.fields & {*CAPTION} and before.spec.from_:
+        before = build.stages[before.spec.from_]  # a stage that reads no text keeps no tokenizer
+    file = stage_folder(build, before) / "tokenizer.json"
     if not file.is_file():
         raise RunError(NOT_RUN.format(stage.name, parent))
     return file

@@ -351,3 +351,16 @@ def test_the_time_that_the_model_is_told_is_that_of_its_noise_in_bf16_too() -> N
     assert float(t.bfloat16()) == float(t)
     u = float(t) / 1000
     np.testing.assert_allclose(made["x_t"], (1 - u) * x + u * noise, atol=1e-5)
+
+
+def test_a_pattern_finds_pictures_and_leaves_captions_beside_them(tmp_path: Path) -> None:
+    as_folder(tmp_path)
+    album = Pictures(Source(path="pictures/*o/*"), tmp_path, 0.2, tmp_path / "cache").album()
+    assert sorted(album.names) == ["two", "zero"]
+    alone = Pictures(Source(path="pictures/two"), tmp_path, 0.2, tmp_path / "cache").album()
+    named = Pictures(Source(path="pictures/two/*"), tmp_path, 0.2, tmp_path / "cache").album()
+    assert ([*alone.names], [*named.names]) == ([], ["two"]), "the same files, and classes by where one begins"
+    assert album.text(0) == "the digit two"
+    (tmp_path / "x.dat").write_text("no picture")
+    with pytest.raises(RunError, match=r"x\.dat is no picture by its ending"):
+        Pictures(Source(path="x.dat"), tmp_path, 0.2, tmp_path / "cache").album()

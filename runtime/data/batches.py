@@ -124,4 +124,4 @@ def unigram_entropy(rows: Rows) -> float | None:
     if rows.answers and not counts.sum():
         return None
     p = counts[counts > 0] / max(1, counts.sum())
-    return float(-(p * np.log(p)).sum())
+    return float((p * -np.log(p)).sum()) + 0.0  # not -0

@@ -61,10 +61,11 @@ def files_of(source: Source, path: Path) -> list[tuple[Path, str]]:
     """The files of a source, each with its format. Where some hold rows, pictures beside them are what rows name."""
     if (path / METADATA).is_file() and source.format is None:
         return [(path / METADATA, "jsonl")]
-    files = find(path, source.format, ENDINGS)
-    if strange := [f for f, form in files if form == "text"]:
+    found = find(path, source.format, ENDINGS)
+    files = [(f, form) for f, form in found if form != "text"]  # a pattern may fit captions
+    if not files:
         known = ", ".join(dict.fromkeys(ENDINGS.values()))
-        raise RunError(f"{strange[0]} is no picture by its ending; if it is one of {known}, say so in 'format'")
+        raise RunError(f"{found[0][0]} is no picture by its ending; if it is one of {known}, say so in 'format'")
     rows = [(f, form) for f, form in files if form != "image"]
     return rows or files
 

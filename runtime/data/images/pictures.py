@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -39,6 +39,7 @@ class Pictures:
     cache: Path
     limit: int | None = None
     skips: bool = False  # those that cannot be read
+    touch: Callable[[], None] = lambda: None  # called for each picture that is looked at
     known: Album | None = None
 
     def __iter__(self) -> Iterator[Document]:
@@ -85,13 +86,15 @@ class Pictures:
                 (str(f.absolute()), (at := f.stat()).st_size, at.st_mtime_ns) for f in (file, *also) if f.is_file()
             ]
         s = self.source
-        made_of = [VERSION, s.image, s.label, s.field, s.format, self.limit, self.skips, seen]
+        asked = [s.image, s.label, s.field, s.format, self.limit, self.skips]
+        made_of = [VERSION, str(self.path.absolute()), *asked, seen]
         return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
 
     def _write(self, folder: Path) -> None:
         """Look at every picture; raises RunError for one that cannot be read, unless these are left out."""
         with Writer(folder) as index:
             for one, digest, size, trouble in _looked_at(self.found()):
+                self.touch()
                 if not trouble:
                     index.add(one, digest, size)
                 elif self.skips:

@@ -6,7 +6,7 @@ noise it gets. A picture is read and decoded when its sample is asked for."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -50,10 +50,12 @@ class Taken:
         return any(name in self.shapes for name in names)
 
 
-def albums(stage: StageSpec, base: Path, cache: Path) -> list[Pictures]:
+def albums(
+    stage: StageSpec, base: Path, cache: Path, touch: Callable[[], None] = lambda: None
+) -> list[Pictures]:  # fmt: skip
     """The stage's sources, and those for validation alone; relative paths start at `base`."""
-    skips = stage.pictures.unreadable == "skip"
-    return [Pictures(source, base, share, cache, stage.data.limit, skips) for source, share in stage.data.shares]
+    skips, limit = stage.pictures.unreadable == "skip", stage.data.limit
+    return [Pictures(source, base, share, cache, limit, skips, touch) for source, share in stage.data.shares]
 
 
 def prepare_pictures(
