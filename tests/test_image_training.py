@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,21 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from specc.runtime import checkpoint
+import specc
+from specc.runtime import checkpoint, cli
 from specc.runtime.api import export, run, sample
 from specc.runtime.built import Build, Stage
+from specc.runtime.data import tokenizer as tokenizers
 from specc.runtime.data.batches import batch, microbatches
-from specc.runtime.data.images.rows import Taken, albums, prepare_pictures
+from specc.runtime.data.images.pictures import Pictures
+from specc.runtime.data.images.rows import Maker, Taken, albums, class_names, prepare_pictures
 from specc.runtime.data.prepare import Prepared
 from specc.runtime.errors import RunError
 from specc.runtime.train import stage_folder
 from tests.pictures import DIT, VIT, built, digits, folder_of_digits, same, spec_of
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
+FP32 = torch.float32
 CLIP = {"C": 1, "Y": 16, "P": 8, "DV": 32, "LV": 1, "HV": 2, "FV": 64, "V": 400, "CTX": 16, "DT": 32, "LT": 1, "HT": 2,
         "FT": 64, "Z": 16, "EOS": 1}  # fmt: skip
 VAE = {"C": 1, "Y": 16, "X": 16, "widths": [16, 16], "R": 1, "GROUPS": 4, "Z": 2}
@@ -222,3 +229,32 @@ def test_a_stage_of_images_writes_no_texts_and_is_not_exported(tmp_path: Path) -
         sample(build, "a")
     with pytest.raises(RunError, match="models of texts alone are exported"):
         export(build, tmp_path / "out")
+
+
+def test_captions_are_rows_with_an_end_padding_and_labels_of_the_next_token(tmp_path: Path) -> None:
+    folder_of_digits(tmp_path / "pictures", 12, captions=True)
+    spec = spec_of("clip", CLIP, "images", tokenizer={"vocab": 300}, data={"seq_len": 8})
+    stage = built(tmp_path, spec).stages["train"]
+    words = tokenizers.train(["the digit zero one two three four five " * 9], 300)
+    (album,) = albums(stage.spec, tmp_path, tmp_path / "cache")
+    taken, names = Taken({"tokens": [4, 8], "image": [4, 1, 16, 16]}, FP32, {}), class_names([album])
+    maker = Maker(stage.spec, album.album(), taken, names, words)
+    end, pad = words.token_to_id("<|endoftext|>"), words.token_to_id("<|pad|>")
+    ids = words.encode("one").ids
+    made = maker.caption("one")
+    assert made["tokens"].tolist() == [*ids, end, *[pad] * (7 - len(ids))]
+    assert made["labels"].tolist() == [*ids[1:], end, *[-100] * (8 - len(ids))]
+    assert made["doc"].tolist() == [0] * (len(ids) + 1) + [-1] * (7 - len(ids))
+    assert made["pos"].tolist() == [*range(len(ids) + 1), *range(7 - len(ids))]
+    long = maker.caption("one " * 40)["tokens"]
+    assert (len(long), long[-1], end in long[:-1]) == (8, end, False)
+    assert maker.caption("<|endoftext|>")["tokens"].tolist().count(end) == 1, "text has no special tokens"
+
+
+def test_the_example_of_pictures_checks_and_its_script_draws_them(tmp_path: Path) -> None:
+    draws = [sys.executable, str(EXAMPLES / "draw_digits.py"), str(tmp_path / "digits"), "-n", "20"]
+    subprocess.run(draws, check=True, timeout=60)
+    assert cli.main(["check", str(EXAMPLES / "digits.yaml")]) == 0
+    source = specc.load(EXAMPLES / "digits.yaml").stages["train"].data.sources[0]
+    album = Pictures(source, tmp_path, 0.1, tmp_path / "cache").album()
+    assert (len(album), len(album.names), album.text(0)) == (20, 10, "the digit eight")

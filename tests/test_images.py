@@ -271,6 +271,8 @@ def test_files_that_are_no_pictures_are_refused_by_name_or_left_out_and_told(tmp
         ({"image": 3}, "neither bytes"),
         ({"image": "https://x.org/a.png"}, "neither bytes"),
         ({"image": "gone.png"}, "there is no such file"),
+        ({"image": "/etc/passwd"}, "leads out of"),
+        ({"image": "b/../../a.png"}, "leads out of"),
         ({"image": "a.png", "label": 1.5}, "neither a name nor a number"),
         ({"image": "a.png", "label": -1}, "neither a name nor a number"),
         ({"image": "a.png", "label": 1 << 40}, "neither a name nor a number"),

@@ -104,6 +104,8 @@ def _of_row(source: Source, row: Row, where: str, file: Path) -> Found:
     name = value.get("path") if isinstance(value, dict) else value
     if not isinstance(name, str) or NOT_A_PATH in name or "\0" in name:
         raise RunError(f"{where}: '{column}' is neither bytes, {{bytes, path}} nor the path of a file")
+    if Path(name).is_absolute() or ".." in Path(name).parts:  # rows of others name no files of the reader's
+        raise RunError(f"{where}: '{name}' leads out of {file.parent}; paths start at the folder of the rows")
     return Found(f"{where} ({name})", file.parent / name, label=label, text=text)
 
 
