@@ -152,7 +152,7 @@ def build_stage(
     loose = () if (compared := pairs(program)) else ("microbatch",)
     hashes[name] = hash_of(counted, program, loose, hashes.get(stage.from_ or "", ""))
     room = vocabulary(program)
-    known = {"classes": classes(program)} if stage.of_images else {}
+    known: dict[str, Any] = {"classes": classes(program)} if stage.of_images else {}
     known |= {"adapters": [vars(a) for a in program.adapters]} if program.adapters else {}
     more = {**known, "vocabulary": room and room.size, "pairs": compared, "hash": hashes[name]}
     write_json(out / "stage.json", {**described, **mesh_facts(mesh, program, placed), **more})
