@@ -29,6 +29,7 @@ from specc.compiler.lower.local import Impl
 from specc.compiler.lower.placed import zigzag
 from specc.compiler.lower.placed_bodies import lower_placed
 from specc.compiler.lower.user import user_impls
+from specc.compiler.moments import Matrix, orthogonalised
 from specc.compiler.ops.row import Op
 from specc.compiler.ops.user import op_files, user_ops
 from specc.compiler.order import Lowered, Ordered, fitted, order
@@ -133,7 +134,8 @@ def build_stage(
     write_json(
         out / "calls.json", {"calls": [vars(c) for c in calls], "graphs": {n: layout(g) for n, g in graphs.items()}}
     )
-    write_json(out / "params.json", [param_facts(program, p, placed) for p in program.params])
+    matrices = orthogonalised(stage.optimizer, program)
+    write_json(out / "params.json", [param_facts(program, p, placed, matrices.get(p)) for p in program.params])
     write_order(ordered, out)
     decoding = build_decoding(whole, stage, compute, out / "decode", own, rows)
     write(out / "decode.txt", decoding + "\n")
@@ -310,8 +312,11 @@ def layout(g: Graphs) -> dict[str, Any]:
     return known
 
 
-def param_facts(program: Program, path: str, placed: Placed | None = None) -> dict[str, Any]:
-    """What the runtime knows of a parameter; `shape` is the whole's, `layout` says how it is kept on a mesh."""
+def param_facts(
+    program: Program, path: str, placed: Placed | None = None, matrix: Matrix | None = None
+) -> dict[str, Any]:  # fmt: skip
+    """What the runtime knows of a parameter; `shape` is the whole's, `layout` says how it is kept on a mesh, `matrix`
+    which dims are those of one, if Muon updates it."""
     p = program.params[path]
     shape = p.type.shape({})
     known: dict[str, Any] = {
@@ -319,6 +324,7 @@ def param_facts(program: Program, path: str, placed: Placed | None = None) -> di
         "init": {"kind": p.init.kind, "args": dict(p.init.args)}, "fan_in": shape[0] if shape else 1,
     }  # fmt: skip
     known |= {"narrow": True} if path in program.narrow else {}
+    known |= {"matrix": vars(matrix)} if matrix else {}
     return known | ({"layout": [str(at) for at in placed.params[path]]} if placed else {})
 
 

@@ -11,12 +11,10 @@ from specc.compiler.graphs import Graphs
 from specc.compiler.program import Call, Program
 from specc.compiler.schedule.actions import Action, graph_calls
 from specc.compiler.schedule.ledger import HOST
-from specc.compiler.schedule.memory import KINDS, MOMENTS, Memory
+from specc.compiler.schedule.memory import KINDS, Memory
 from specc.compiler.work import Work, graph_work
 from specc.spec.plan import PlanSpec
 from specc.spec.stage import StageSpec
-
-ADAM_BYTES = 4 + 3 + 1  # tensors of a parameter that a step of AdamW and of clipping reads and writes
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def facts_of(
     bodies = Counter(c.body for c in calls)
     n, trained = n_params(program), n_params(program, trainable=True)
     most = {**memory.fullest.most, HOST: memory.on_host}
-    optimizer = Work(0.0, memory.optimizer / MOMENTS * ADAM_BYTES, 1)
+    optimizer = Work(memory.update.flops, float(memory.update.moved), 1)
     return StageFacts(
         name, n, trained, 3 * program_cost(program, sizes).flops / max(1, tokens),
         {**{k: most.get(k, 0) for k in KINDS if most.get(k) or k != HOST}, "peak": memory.peak}, dict(bodies),

@@ -71,7 +71,7 @@ def order(
     memories_of = partial(
         rank_memories, program, placed, sizes, calls, graphs, footprints(graphs),
         widths=widths_of(plan.precision), ema=stage.ema is not None,
-        moments_on_host=plan.offload.optimizer,
+        moments_on_host=plan.offload.optimizer, optimizer=stage.optimizer,
     )  # fmt: skip
 
     def away(actions: Sequence[Action]) -> list[Action]:

@@ -17,7 +17,11 @@ from specc.compiler.schedule.footprint import Feet
 from specc.compiler.schedule.kept import Kept
 from specc.compiler.schedule.memory import Memory, memory_of
 from specc.compiler.types import TensorType
+from specc.compiler.updating import parts_of, update_of
+from specc.spec.optimizer import Optimizer, OptimizerSpec
 from specc.spec.plan import Precision
+
+ADAMW = Optimizer()
 
 
 @dataclass(frozen=True)
@@ -37,18 +41,19 @@ def widths_of(precision: Precision) -> Widths:
 def rank_memories(
     program: Program, placed: Placed | None, sizes: Mapping[str, int], calls: Sequence[Call],
     graphs: Mapping[str, Graphs], feet: Feet, schedules: Sequence[Sequence[Action]], *, widths: Widths,
-    ema: bool = False, moments_on_host: bool = False,
+    ema: bool = False, moments_on_host: bool = False, optimizer: OptimizerSpec = ADAMW,
 ) -> list[Memory]:  # fmt: skip
     """The memory of a step of each rank of the pipeline; ranks that differ in other axes have the same."""
-    numbers = {n: local_numel(p.type, n, placed, {}) for n, p in program.params.items()}
+    parts = parts_of(program, placed, optimizer)
     inputs = {n: input_bytes(t, n, placed, sizes, widths.compute) for n, t in program.inputs.items()}
     found: list[Memory] = []
     for actions in schedules:
         used = {path for a in actions if a.kind == "F" for path in calls[a.call].params}
-        params = {n: x for n, x in numbers.items() if n in used}
+        params = {n: part.numel for n, part in parts.items() if n in used}
+        trained = {n: parts[n] for n in params if n in program.trainable}
         kept = Kept(
-            params, program.trainable, widths.master, widths.compute, widths.reduce, ema, placed is not None,
-            moments_on_host, program.narrow,
+            params, program.trainable, update_of(optimizer, trained, widths.master, widths.compute), widths.master,
+            widths.compute, widths.reduce, ema, placed is not None, moments_on_host, program.narrow,
         )  # fmt: skip
         found.append(memory_of(actions, calls, graphs, feet, kept, program.loss, inputs))
     return found

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
+from specc.compiler.moments import orthogonalised
 from specc.compiler.ops.row import Op
 from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
 from specc.compiler.passes.prune import prune
@@ -16,6 +17,7 @@ from specc.compiler.placement.roles import follow
 from specc.compiler.program import Program
 from specc.compiler.vocabulary import vocabulary
 from specc.spec.errors import Diagnostic, SpecError, pattern_hint
+from specc.spec.optimizer import patterns
 from specc.spec.spec import Spec
 from specc.spec.stage import StageSpec
 
@@ -42,7 +44,8 @@ def stage_sizes(program: Program, batch: int, lengths: Mapping[str, int]) -> dic
 
 
 def training_mistakes(spec: Spec, name: str, program: Program) -> Iterator[Diagnostic]:
-    """A model without a loss, optimizer patterns that no parameter matches, more tokens than the model's table has."""
+    """A model without a loss, an optimizer's patterns that no parameter matches and a kind that no parameter is for,
+    more tokens than the model's table has."""
     stage = spec.stages[name]
     if program.loss is None:
         mark = spec.mark(spec.model_section(stage.model)[2])
@@ -51,13 +54,15 @@ def training_mistakes(spec: Spec, name: str, program: Program) -> Iterator[Diagn
         _, model, section = spec.model_section(stage.model)
         mark = spec.mark((*section, "freeze" if model.freeze else "steps"))
         yield Diagnostic("S115", "nothing is trained: the model has no parameters that are not frozen", mark)
-    o = stage.optimizer
-    groups = [(("groups", i, "match"), g.match) for i, g in enumerate(o.groups)]
-    for at, pattern in [*((("no_decay", i), p) for i, p in enumerate(o.no_decay)), *groups]:
+    for at, pattern in patterns(stage.optimizer):
         if not any(fnmatchcase(p, pattern) for p in program.params):
             mark = spec.mark(("stages", name, "optimizer", *at))
             hint = pattern_hint(pattern, program.params)
             yield Diagnostic("S108", f"no parameter matches '{pattern}'", mark, hint)
+    if stage.optimizer.kind == "muon" and not orthogonalised(stage.optimizer, program):
+        mark = spec.mark(("stages", name, "optimizer", "kind"))
+        text = "muon has no effect: the model has no hidden matrix that is trained and not left to 'adamw'"
+        yield Diagnostic("S529", text, mark, "kind: adamw")
     kept = prune(program, [*program.outputs]).params
     if program.loss is not None and (lost := [p for p in program.params if p not in kept]):
         mark = spec.mark((*spec.model_section(stage.model)[2], "steps"))

@@ -4,22 +4,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from specc.spec.stage import Optimizer
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from specc.spec.optimizer import Muon, Optimizer, OptimizerSpec
 
 
 @torch.no_grad()
-def update(
-    spec: Optimizer, params: Sequence[Tensor], grads: Sequence[Tensor], moments: Sequence[Sequence[Tensor]],
+def adamw(
+    spec: OptimizerSpec, params: Sequence[Tensor], grads: Sequence[Tensor], moments: Sequence[Sequence[Tensor]],
     steps: Sequence[Tensor], lr: float, weight_decay: float,
 ) -> None:  # fmt: skip
     """Update tensors of one dtype and device in place; each has a moment of either kind and a count of steps (fp32)."""
+    assert isinstance(spec, Optimizer | Muon)
     if not params:
         return
     torch._foreach_add_(list(steps), 1)
@@ -34,9 +33,3 @@ def update(
 def no_steps(param: Tensor) -> Tensor:
     """The count of a parameter's steps before the first."""
     return torch.zeros((), dtype=torch.float32, device=param.device)
-
-
-def state_of(moments: Mapping[str, Sequence[Tensor]], steps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Moments and counts by `name/path`, as checkpoints have them."""
-    found = {f"{kind}/{n}": m for n, both in moments.items() for kind, m in zip(MOMENTS, both, strict=True)}
-    return found | {f"step/{n}": count for n, count in steps.items()}

@@ -19,6 +19,7 @@ from specc.compiler.lower.attend import attention  # registers ops that graphs m
 from specc.compiler.lower.exchange import exchange  # and these
 from specc.compiler.lower.flash import flash_attention  # and these
 from specc.compiler.lower.grouped import grouped_mm
+from specc.compiler.moments import Matrix
 from specc.compiler.program import Adapter, Call
 from specc.compiler.schedule.actions import Action, graph_calls, parts_of
 from specc.compiler.schedule.files import calls_of, read_schedules
@@ -105,6 +106,11 @@ class Stage:
     @cached_property
     def narrow(self) -> frozenset[str]:
         return frozenset(p["path"] for p in self.params if p.get("narrow"))
+
+    def matrices(self) -> dict[str, Matrix]:
+        """The parameters that Muon makes orthogonal, whole."""
+        kept = {p["path"]: p["matrix"] for p in self.params if "matrix" in p}
+        return {path: Matrix(*(tuple(m[key]) for key in ("alike", "ins", "outs"))) for path, m in kept.items()}
 
     def shapes(self) -> dict[str, list[int]]:
         """Of all parameters, whole."""

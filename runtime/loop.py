@@ -26,7 +26,7 @@ from specc.runtime.executor import Executor, StepResult
 from specc.runtime.health import Guard, find_bad
 from specc.runtime.heartbeat import STARTING
 from specc.runtime.metrics import Metrics
-from specc.runtime.optimizer import AdamW, learning_rate, scale, squares
+from specc.runtime.optimizer import Updater, learning_rate, scale, squares
 from specc.runtime.progress import Progress, peak_memory
 from specc.runtime.seat import Seat
 from specc.runtime.signals import Signals
@@ -49,7 +49,7 @@ class Run:
     data: Prepared
     executor: Executor
     params: dict[str, Tensor]
-    optimizer: AdamW
+    optimizer: Updater
     ema: dict[str, Tensor]
     metrics: Metrics | None
     say: Say

@@ -1,24 +1,30 @@
-"""AdamW over master weights in groups, learning-rate schedules and clipping."""
+"""An optimizer over master weights in groups, learning-rate schedules and clipping."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
 
-from specc.runtime.adamw import MOMENTS, no_steps, state_of, update
+from specc.compiler.moments import MOMENTS, Matrix, Rule, rules_of
+from specc.runtime.adamw import no_steps
 from specc.runtime.host_moments import HostMoments
+from specc.runtime.muon import Bucket, buckets, muon
+from specc.runtime.pieces import WHOLE, Sharding
+from specc.runtime.updates import UPDATES, state_of
 from specc.spec.errors import Diagnostic, SpecError, did_you_mean
-from specc.spec.stage import Optimizer, Schedule
+from specc.spec.optimizer import Muon, OptimizerSpec, patterns
+from specc.spec.stage import Schedule
 
 
 def learning_rate(schedule: Schedule, base: float, step: int, steps: int) -> float:
     """The learning rate of a step (from 0) of `steps`; behind the last one it would be `final` of the base.
 
+    `inverse_sqrt` is that of arXiv:1706.03762, eq. 3: behind the warmup w it is base * sqrt(w / (step + 1)).
     `wsd` is "warm up, stay, decay" (arXiv:2404.06395): linear over the last share `decay` of all steps."""
     warmup, decays = schedule.lengths(steps)
     if step < warmup:
@@ -33,32 +39,39 @@ def learning_rate(schedule: Schedule, base: float, step: int, steps: int) -> flo
         case "wsd":
             over = (step - (steps - decays)) / decays if decays else 0.0
             return base * (1 - (1 - final) * max(0.0, over))
+        case "inverse_sqrt":
+            return base * math.sqrt(max(1, warmup) / (step + 1))
     return base * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that share their settings."""
+    """Parameters that are updated alike."""
 
+    rule: Rule
     paths: list[str]
     lr_scale: float
     weight_decay: float
 
 
-def check_patterns(spec: Optimizer, trained: Collection[str]) -> None:
+def check_patterns(spec: OptimizerSpec, trained: Collection[str]) -> None:
     """Raises SpecError for a pattern that matches no trained parameter of the model."""
-    for key, pattern in [*(("no_decay", p) for p in spec.no_decay), *(("groups", g.match) for g in spec.groups)]:
+    for (key, *_), pattern in patterns(spec):
         if not matches([pattern], trained):
             hint = did_you_mean(pattern, trained)
             text = f"no trained parameter matches the pattern '{pattern}' of optimizer.{key}"
             raise SpecError(Diagnostic("S304", text, hint=hint))
 
 
-def groups(spec: Optimizer, params: Mapping[str, Tensor]) -> list[Group]:
-    """The parameters by settings. The first of the spec's groups that matches a parameter counts.
+def groups(
+    spec: OptimizerSpec, params: Mapping[str, Tensor], matrices: Mapping[str, Matrix] | None = None
+) -> list[Group]:  # fmt: skip
+    """The parameters by rule and settings. The first of the spec's groups that matches a parameter counts.
 
     Without a word on decay, vectors, biases of whatever dims and what `no_decay` matches do not decay."""
-    made: dict[tuple[float, float], list[str]] = {}
+    made: dict[tuple[Rule, float, float], list[str]] = {}
+    rules = rules_of(spec, params, matrices or {})
+    beside = (spec.adamw_lr or spec.lr) / spec.lr if isinstance(spec, Muon) else 1.0
     free = matches(spec.no_decay, params)
     for path, tensor in params.items():
         group = next((g for g in spec.groups if fnmatchcase(path, g.match)), None)
@@ -66,9 +79,9 @@ def groups(spec: Optimizer, params: Mapping[str, Tensor]) -> list[Group]:
         decay = 0.0 if is_vector or path in free else spec.weight_decay
         if group is not None and group.weight_decay is not None:
             decay = group.weight_decay
-        made.setdefault((group.lr_scale if group else 1.0, decay), []).append(path)
-    found = [Group(paths, scale, decay) for (scale, decay), paths in made.items()]
-    return found or [Group([], 1.0, 0.0)]  # a rank of a pipeline may train nothing
+        scale = (group.lr_scale if group else 1.0) * (beside if rules[path] == "adamw" else 1.0)
+        made.setdefault((rules[path], scale, decay), []).append(path)
+    return [Group(rule, paths, scale, decay) for (rule, scale, decay), paths in made.items()]
 
 
 def matches(patterns: Iterable[str], paths: Iterable[str]) -> set[str]:
@@ -77,32 +90,67 @@ def matches(patterns: Iterable[str], paths: Iterable[str]) -> set[str]:
     return {path for path in paths if any(fnmatchcase(path, p) for p in tried)}
 
 
-class AdamW:
-    """AdamW over named tensors; weights are updated in place. `on_host` keeps moments on the host."""
+@dataclass(frozen=True)
+class Unit:
+    """Parameters of a group that are updated at once; with `bucket` by Muon."""
 
-    def __init__(self, spec: Optimizer, params: Mapping[str, Tensor], on_host: bool = False) -> None:
-        self.spec, self.params = spec, dict(params)
-        self.groups = groups(spec, params)
-        self.host = HostMoments(spec, self.params) if on_host else None
-        here = {} if on_host else self.params
-        self.moments = {n: [torch.zeros_like(p) for _ in MOMENTS] for n, p in here.items()}
-        self.steps = {n: no_steps(p) for n, p in here.items()}
+    group: Group
+    paths: Sequence[str]
+    bucket: Bucket | None = None
+
+
+class Updater:
+    """Updates named tensors in place, by the rules of the optimizer's kind. `on_host` keeps moments on the host.
+
+    `matrices` are those that Muon makes orthogonal, with products in `dtype`; on a mesh the tensors are this rank's
+    parts by `sharding`, and all ranks step together."""
+
+    def __init__(
+        self, spec: OptimizerSpec, params: Mapping[str, Tensor], on_host: bool = False,
+        matrices: Mapping[str, Matrix] | None = None, sharding: Sharding = WHOLE, dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        self.spec, self.params, self.dtype = spec, dict(params), dtype
+        self.groups = groups(spec, params, matrices)
+        self.rules = {n: g.rule for g in self.groups for n in g.paths}
+        self.units = list(self._units(matrices or {}, sharding, alone=on_host))
+        if on_host:  # in the order of the model, whose predicted memory this is
+            places = {n: i for i, n in enumerate(self.params)}
+            self.units.sort(key=lambda u: places[u.paths[0]])
+        self.host = HostMoments(self.params, self.rules) if on_host else None
+        self.moments = self.host.moments if self.host else {
+            n: [torch.zeros_like(p) for _ in MOMENTS[self.rules[n]]] for n, p in self.params.items()
+        }  # fmt: skip
+        self.steps = {n: no_steps(p) for n, p in self.params.items() if self.rules[n] == "adamw"}
+
+    def _units(self, matrices: Mapping[str, Matrix], sharding: Sharding, alone: bool) -> Iterator[Unit]:
+        for g in self.groups:
+            if g.rule == "muon":
+                assert isinstance(self.spec, Muon)
+                found = buckets(self.spec, {n: self.params[n] for n in g.paths}, matrices, sharding)
+                yield from (Unit(g, b.paths, b) for b in found)
+            else:
+                yield from (Unit(g, paths) for paths in ([[n] for n in g.paths] if alone else [g.paths]))
 
     def step(self, grads: Mapping[str, Tensor], lr: float) -> None:
-        """One update at the learning rate `lr`, times each group's scale."""
-        if self.host:
-            lrs = {p: lr * g.lr_scale for g in self.groups for p in g.paths}
-            self.host.step(grads, lrs, {p: g.weight_decay for g in self.groups for p in g.paths})
-            return
-        for g in self.groups:
-            params, given = [self.params[n] for n in g.paths], [grads[n] for n in g.paths]
-            moments, steps = [self.moments[n] for n in g.paths], [self.steps[n] for n in g.paths]
-            update(self.spec, params, given, moments, steps, lr * g.lr_scale, g.weight_decay)
+        """One update at the learning rate `lr`, times each group's scale; gradients may be overwritten."""
+        each = (u.paths for u in self.units)
+        held = self.host.each(list(each)) if self.host else ([self.moments[n] for n in paths] for paths in each)
+        for unit, moments in zip(self.units, held, strict=True):
+            self._update(unit, grads, moments, lr)
+
+    def _update(self, u: Unit, grads: Mapping[str, Tensor], moments: list[list[Tensor]], lr: float) -> None:
+        params, given = [self.params[n] for n in u.paths], [grads[n] for n in u.paths]
+        rate, decay = lr * u.group.lr_scale, u.group.weight_decay
+        if u.bucket:
+            assert isinstance(self.spec, Muon)
+            muon(self.spec, u.bucket, params, given, [m for (m,) in moments], rate, decay, self.dtype)
+        else:
+            steps = [self.steps[n] for n in u.paths if n in self.steps]
+            UPDATES[u.group.rule](self.spec, params, given, moments, steps, rate, decay)
 
     def state(self) -> dict[str, Tensor]:
         """Moments and counts by `name/path`."""
-        held = self.host or self
-        return state_of(held.moments, held.steps)
+        return state_of(self.rules, self.moments, self.steps)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state` gave."""

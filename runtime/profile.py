@@ -24,11 +24,12 @@ from specc.runtime.compile import Decision
 from specc.runtime.device import settle
 from specc.runtime.heartbeat import STARTING, Pulse
 from specc.runtime.launch import Job, launch
-from specc.runtime.optimizer import AdamW, scale, squares
+from specc.runtime.optimizer import scale, squares
 from specc.runtime.rates import measured
 from specc.runtime.seat import Seat, first_values, take_seat
 from specc.runtime.start import MODULES, ranks_of
 from specc.runtime.team import ALONE, Team
+from specc.runtime.train import updater
 from specc.runtime.tuned import Op
 from specc.runtime.verify import inputs
 from specc.runtime.worker import as_rank, own_rank
@@ -133,7 +134,7 @@ class Clocked:
         self.params = first_values(stage, seat)
         self.executor = stage.executor(decision.compiled, seat.coordinates, seat.wire, seat.device, decision.plain)
         own = {p: self.params[p] for p in stage.trainable() if p in self.params}
-        self.optimizer = AdamW(stage.spec.optimizer, own, stage.plan["offload"]["optimizer"])
+        self.optimizer = updater(stage, own, seat)
         n = stage.spec.batch.microbatches
         self.batches = [seat.cut({k: self.cast(x) for k, x in inputs(stage, m).items()}) for m in range(n)]
         keep_memory()

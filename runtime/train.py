@@ -37,7 +37,7 @@ from specc.runtime.heartbeat import STARTING, Pulse
 from specc.runtime.lock import locked
 from specc.runtime.loop import Run, Say, train
 from specc.runtime.metrics import Metrics, open_events
-from specc.runtime.optimizer import AdamW, check_patterns
+from specc.runtime.optimizer import Updater, check_patterns
 from specc.runtime.progress import Progress
 from specc.runtime.seat import Seat, first_values, take_seat
 from specc.runtime.signals import Signals
@@ -103,7 +103,7 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
     if told := slow_warmup(stage):
         say(told)
     own = {p: params[p] for p in stage.trainable() if p in params}
-    optimizer = AdamW(stage.spec.optimizer, own, stage.plan["offload"]["optimizer"])
+    optimizer = updater(stage, own, seat)
     ema = {n: t.clone() for n, t in params.items()} if stage.spec.ema else {}
     metrics = Metrics(folder, step, open_events(folder / "tensorboard", step)) if seat.leads else None
     decision = first(
@@ -136,6 +136,12 @@ def tell_data(stage: Stage, data: Prepared, folder: Path | None, say: Say) -> No
     if folder is not None:
         classes = {"classes": data.classes} if data.classes else {}
         (folder / "facts.json").write_text(json.dumps({"unigram_entropy": entropy, **classes}) + "\n")
+
+
+def updater(stage: Stage, own: dict[str, Tensor], seat: Seat) -> Updater:
+    """The stage's optimizer over this rank's parts of what is trained."""
+    on_host = stage.plan["offload"]["optimizer"]
+    return Updater(stage.spec.optimizer, own, on_host, stage.matrices(), seat.sharding, stage.compute)
 
 
 def _others(stage: Stage, folder: Path) -> list[Path]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from specc.spec.errors import MAX_MISTAKES, Diagnostic, Mark, SpecError, did_you_mean, in_order
+from specc.spec.optimizer import KIND
 from specc.spec.repair import without
 from specc.spec.use import Sources, put, read_file, shown
 from specc.spec.yaml import Document, KeyPath, load_text
@@ -59,7 +60,7 @@ def _diagnostics(document: Document, model: type[BaseModel], errors: Sequence[di
     found: list[Diagnostic] = []
     kinds: dict[KeyPath, list[str]] = {}
     for err in errors:
-        loc = tuple(err["loc"])
+        loc = (*err["loc"], "kind") if err["type"] == KIND else tuple(err["loc"])
         if err["type"] in ("extra_forbidden", "missing"):
             found.append(_wrong_key(document, model, err["type"], loc))
             continue
@@ -89,13 +90,18 @@ def _real(document: Document, loc: KeyPath) -> KeyPath:
 
 def _fields(model: type[BaseModel], loc: KeyPath) -> list[str]:
     """Names of the fields of the part that a location leads to, as far as it can be followed."""
-    here: Any = model
+    here: list[type[BaseModel]] = [model]
     for part in loc:
-        if not (isinstance(here, type) and issubclass(here, BaseModel)):
-            return []
-        info = here.model_fields.get(str(part))
-        kinds = [] if info is None else [info.annotation, *getattr(info.annotation, "__args__", ())]
-        here = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
-    if not (isinstance(here, type) and issubclass(here, BaseModel)):
-        return []
-    return [f.alias or n for n, f in here.model_fields.items()]
+        if len(here) > 1:  # the tag of one of several kinds
+            here = [k for k in here if part in get_args(k.model_fields["kind"].annotation)]
+        elif here and (info := here[0].model_fields.get(str(part))):  # others are keys of mappings, and places in lists
+            here = [k for k in _parts(info.annotation) if issubclass(k, BaseModel)]
+    return [f.alias or n for n, f in here[0].model_fields.items()] if here else []
+
+
+def _parts(annotation: Any) -> Iterator[type]:
+    """The classes in an annotation: of a list, a mapping, or of several kinds."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _parts(part)

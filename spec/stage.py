@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,6 +10,7 @@ from specc.spec.data import DataSpec, TokenizerSpec
 from specc.spec.image import Denoising, ImageSpec
 from specc.spec.node import Node
 from specc.spec.objective import BlankInfilling, MaskedLM, Sft, SpanCorruption
+from specc.spec.optimizer import Optimizer, OptimizerSpec
 
 SUFFIX = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 CHATML = (
@@ -19,31 +20,11 @@ CHATML = (
 Objective = Literal["causal_lm", "masked_lm", "span_corruption", "blank_infilling", "images", "denoising"]
 OF_IMAGES = ("images", "denoising")  # objectives whose samples are pictures
 CAPTION = ("tokens", "labels", "doc", "pos")  # fields [B S] of their captions
-Beta = Annotated[float, Field(ge=0, lt=1)]
 MOST_MICROBATCHES = 1 << 16  # of a step, each of which is a row of the schedule for every call
 
 
-class ParamGroup(Node):
-    """Settings of the parameters that a pattern matches; the first group that matches counts."""
-
-    match: str = Field(description="pattern of parameter paths, such as 'embed.*'")
-    lr_scale: float = Field(1.0, ge=0, description="times the learning rate")
-    weight_decay: float | None = Field(None, ge=0, description="default: as all others")
-
-
-class Optimizer(Node):
-    kind: Literal["adamw"] = "adamw"
-    lr: float = Field(3e-4, gt=0)
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
-    clip: float | None = Field(1.0, gt=0, description="largest norm of all gradients together; null: no bound")
-    no_decay: list[str] = Field([], description="patterns; one-dimensional parameters and biases never decay")
-    groups: list[ParamGroup] = Field([], description="parameters that learn at another rate or decay")
-
-
 class Schedule(Node):
-    kind: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    kind: Literal["cosine", "linear", "wsd", "inverse_sqrt", "constant"] = "cosine"
     warmup: float = Field(0.05, ge=0, description="steps, or a share of all steps if below 1")
     final: float = Field(0.1, ge=0, le=1, description="share of the learning rate at the end")
     decay: float = Field(0.2, ge=0, le=1, description="wsd: share of the steps that decay")
@@ -138,7 +119,7 @@ class StageSpec(Node):
     denoising: Denoising | None = None
     data: DataSpec
     tokenizer: TokenizerSpec | None = None
-    optimizer: Optimizer = Optimizer()
+    optimizer: OptimizerSpec = Optimizer()
     schedule: Schedule = Schedule()
     budget: Budget
     batch: Batch = Batch()

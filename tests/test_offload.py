@@ -18,7 +18,7 @@ from specc.runtime.device import CPU
 from specc.runtime.executor import Executor
 from specc.runtime.host import Host
 from specc.runtime.loop import one_step
-from specc.runtime.optimizer import AdamW
+from specc.runtime.optimizer import Updater
 from specc.spec.spec import load
 from tests.grid.models import TRACERS, inputs_of, weights_of
 from tests.grid.run import Case, artifact, body_of
@@ -93,7 +93,7 @@ def test_a_build_foretells_what_the_device_and_the_host_hold(tmp_path: Path) -> 
 def test_moments_on_the_host_give_the_same_weights(tmp_path: Path) -> None:
     write_spec(tmp_path)
     runs = [begun(made(tmp_path, name=name)) for name in ("here", "there")]
-    runs[1].optimizer = AdamW(runs[1].stage.spec.optimizer, runs[1].optimizer.params, on_host=True)
+    runs[1].optimizer = Updater(runs[1].stage.spec.optimizer, runs[1].optimizer.params, on_host=True)
     for run in runs:
         for run.step in range(3):
             one_step(run, 3)

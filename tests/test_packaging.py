@@ -102,11 +102,11 @@ def test_a_run_imports_no_compiler() -> None:
     code = """
 import sys, torch
 from specc.runtime.commands import run
-from specc.runtime.optimizer import AdamW
+from specc.runtime.optimizer import Updater
 from specc.runtime.rows import sum_rows
-from specc.spec.stage import Optimizer
+from specc.spec.optimizer import Optimizer
 x = torch.ones(2, 2)
-AdamW(Optimizer(lr=0.1), {"x": x}).step({"x": x}, 0.1)
+Updater(Optimizer(lr=0.1), {"x": x}).step({"x": x}, 0.1)
 sum_rows(x[None])  # ops of our own do not import it either
 print(*(m for m in ("torch._dynamo", "torch._inductor", "sympy", "triton", "specc.compiler.build") if m in sys.modules))
 """

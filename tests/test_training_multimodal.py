@@ -15,9 +15,9 @@ from torch import Tensor
 from specc.compiler.elaborate import elaborate
 from specc.compiler.program import Program
 from specc.runtime.init import initial
-from specc.runtime.optimizer import AdamW
+from specc.runtime.optimizer import Updater
+from specc.spec.optimizer import Optimizer
 from specc.spec.spec import load
-from specc.spec.stage import Optimizer
 from tests.parity.case import executor
 
 SIZES: Mapping[str, Mapping[str, Any]] = {
@@ -75,7 +75,7 @@ def trained(
     """The losses of a few steps on one batch, the first step's gradients, and the weights after the last."""
     inputs, params = random_inputs(program, n_rows), first_weights(program)
     run = executor(program, inputs, torch.float32)
-    optimizer = AdamW(
+    optimizer = Updater(
         Optimizer(lr=1e-2, weight_decay=0.0), {n: t for n, t in params.items() if program.params[n].trainable}
     )
     losses: list[float] = []

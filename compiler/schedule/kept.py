@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from specc.compiler.updating import Update
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -16,6 +18,7 @@ class Kept:
 
     params: Mapping[str, int]
     trainable: frozenset[str]
+    update: Update
     master: int
     compute: int
     reduce: int

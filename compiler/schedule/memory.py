@@ -18,7 +18,6 @@ from specc.compiler.schedule.ledger import HOST, Key, Ledger, on_device
 from specc.compiler.schedule.lifetimes import frees, idle_outs, last_uses, recomputed_later
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "work space", HOST)
-MOMENTS = 2  # of AdamW, for each number that is trained
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,10 @@ class Moment:
 
 @dataclass(frozen=True)
 class Memory:
-    """The moments of a step, in order, and the bytes of what the optimizer keeps, wherever that is."""
+    """The moments of a step, in order, and what the optimizer takes."""
 
     moments: tuple[Moment, ...]
-    optimizer: int = 0
+    update: Update
 
     @property
     def fullest(self) -> Moment:
@@ -76,8 +75,7 @@ def memory_of(
         if done >= 0 and kept.in_parts:
             walk.ledger.drop(("used", done))
         moments.append(Moment(action, dict(walk.ledger.most), dict(walk.ledger.alive)))
-    trained = sum(n for path, n in kept.params.items() if path in kept.trainable)
-    return Memory(tuple(moments), trained * kept.master * MOMENTS)
+    return Memory(tuple(moments), kept.update)
 
 
 @dataclass
@@ -115,11 +113,10 @@ class _Walk:
         """Weights, the optimizer's state and the batch."""
         new, hold = self.ledger.new, self.ledger.hold
         for path, n in self.kept.params.items():
-            trained = path in self.kept.trainable
             copies = 1 + self.kept.ema
             hold(("kept", path), [new("weights", n * self.kept.width(path) * copies)])
             kind = HOST if self.kept.moments_on_host else "optimizer"
-            hold(("state", path), [new(kind, n * self.kept.master * MOMENTS * trained)])
+            hold(("state", path), [new(kind, self.kept.update.kept.get(path, 0))])
         for m in range(n_microbatches):
             for name, nbytes in inputs.items():
                 memory = new("activations", nbytes)
@@ -344,14 +341,7 @@ class _Walk:
 
     def step(self, a: Action) -> None:
         self.arrive_all(a)
-        if self.kept.moments_on_host:
-            self.ledger.rise(self.two_moments())
-
-    def two_moments(self) -> int:
-        """The moments of a parameter and of the next one, where they are most."""
-        own = [n for path, n in self.kept.params.items() if path in self.kept.trainable]
-        pairs = zip(own, [*own[1:], 0], strict=True)
-        return max((a + b for a, b in pairs), default=0) * self.kept.master * MOMENTS
+        self.ledger.rise(self.kept.update.space + (self.kept.update.two if self.kept.moments_on_host else 0))
 
     def arrive(self, come: _Leaving | None) -> None:
         """Gradients of a call that were on their way, added to those of other calls."""

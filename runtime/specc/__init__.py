@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from specc.spec.data import DataSpec, Source, TokenizerSpec
     from specc.spec.errors import Diagnostic, SpecError
     from specc.spec.model import Attribute, Block, ModelSpec, NameRule, Step, step
+    from specc.spec.optimizer import SGD, Lion, Muon, Optimizer, ParamGroup
     from specc.spec.plan import Cluster, PlanSpec, Precision
     from specc.spec.spec import Spec, library_model, load
-    from specc.spec.stage import Batch, Budget, Checkpoint, Eval, Optimizer, Sample, Schedule, StageSpec, Weights
+    from specc.spec.stage import Batch, Budget, Checkpoint, Eval, Sample, Schedule, StageSpec, Weights
 
 _WHERE = {
     "specc.compiler.ops.user": ("op",),
@@ -30,19 +31,53 @@ _WHERE = {
     "specc.spec.data": ("DataSpec", "Source", "TokenizerSpec"),
     "specc.spec.errors": ("Diagnostic", "SpecError"),
     "specc.spec.model": ("Attribute", "Block", "ModelSpec", "NameRule", "Step", "step"),
+    "specc.spec.optimizer": ("SGD", "Lion", "Muon", "Optimizer", "ParamGroup"),
     "specc.spec.plan": ("Cluster", "PlanSpec", "Precision"),
     "specc.spec.spec": ("Spec", "library_model", "load"),
     "specc.spec.stage": (
-        "Batch", "Budget", "Checkpoint", "Eval", "Optimizer", "Sample", "Schedule", "StageSpec", "Weights",
+        "Batch", "Budget", "Checkpoint", "Eval", "Sample", "Schedule", "StageSpec", "Weights",
     ),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
-    "Attribute", "Batch", "Block", "Budget", "Build", "Checkpoint", "Cluster", "DataSpec", "Diagnostic", "Eval",
-    "ModelSpec", "NameRule", "Optimizer", "PlanSpec", "Precision", "RunError", "Sample", "Schedule", "Source", "Spec",
-    "SpecError", "StageSpec", "Step", "TokenizerSpec", "Weights", "build", "export", "library_model", "load",
-    "op", "run", "sample", "step",
+    "SGD",
+    "Attribute",
+    "Batch",
+    "Block",
+    "Budget",
+    "Build",
+    "Checkpoint",
+    "Cluster",
+    "DataSpec",
+    "Diagnostic",
+    "Eval",
+    "Lion",
+    "ModelSpec",
+    "Muon",
+    "NameRule",
+    "Optimizer",
+    "ParamGroup",
+    "PlanSpec",
+    "Precision",
+    "RunError",
+    "Sample",
+    "Schedule",
+    "Source",
+    "Spec",
+    "SpecError",
+    "StageSpec",
+    "Step",
+    "TokenizerSpec",
+    "Weights",
+    "build",
+    "export",
+    "library_model",
+    "load",
+    "op",
+    "run",
+    "sample",
+    "step",
 ]  # fmt: skip
 
 

@@ -26,9 +26,9 @@ from specc.runtime.built import body_of
 from specc.runtime.executor import Executor
 from specc.runtime.init import initial
 from specc.runtime.loop import WAIT
-from specc.runtime.optimizer import AdamW, clip
+from specc.runtime.optimizer import Updater, clip
 from specc.runtime.team import ALONE
-from specc.spec.stage import Optimizer
+from specc.spec.optimizer import Optimizer
 from tests.bench.models import BETAS, CLIP, DTYPES, FACTS, LEARNING_RATE, WEIGHT_DECAY, Setting
 
 # As the `specc` command does it.
@@ -107,7 +107,7 @@ def make(setting: Setting) -> Callable[[], float]:
     run = made.executor(not on_cpu)
     later = compiled_later(made) if on_cpu else None
     adam = Optimizer(lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, clip=CLIP, no_decay=["*.bias"])
-    optimizer = AdamW(adam, {n: made.params[n] for n in made.params if n in made.trainable})
+    optimizer = Updater(adam, {n: made.params[n] for n in made.params if n in made.trainable})
     batches = torch.Generator().manual_seed(1)
     heap, n = Heap(), 0
     keep_memory()

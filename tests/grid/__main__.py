@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ import torch
 from tests.grid.models import TRACERS
 from tests.grid.plans import PLANS
 from tests.grid.processes import spawn
-from tests.grid.run import Artifact, Case, Outcome, Sent, artifact, error, on_rank, reference
+from tests.grid.run import OPTIMIZERS, Artifact, Case, Outcome, Sent, artifact, error, on_rank, reference
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
 SECONDS = 90.0  # for a case, beside the start of its processes
@@ -36,12 +37,12 @@ def cases(
 def run(chosen: Sequence[Case], tell: bool = True) -> dict[str, str | float]:
     """The error of each case, or what went wrong."""
     found: dict[str, str | float] = {}
-    known: dict[tuple[str, torch.dtype, int], Outcome] = {}
+    known: dict[tuple[str, torch.dtype, int, str], Outcome] = {}
     for n in sorted({c.ranks for c in chosen}):
         every = [c for c in chosen if c.ranks == n]
         for i in range(0, len(every), BATCH):
             for case, result in run_batch(every[i : i + BATCH], n):
-                key = (case.model, case.dtype, PLANS[case.plan].microbatches)
+                key = (case.model, case.dtype, PLANS[case.plan].microbatches, case.optimizer)
                 if isinstance(result, Sent) and key not in known:
                     known[key] = reference(*key)
                 found[str(case)] = error(result.outcome(), known[key]) if isinstance(result, Sent) else result
@@ -81,13 +82,15 @@ def main() -> int:
     parser.add_argument("--ranks", nargs="+", type=int, default=[2, 4, 8])
     parser.add_argument("--dtype", default="float64", choices=["float64", "float32"])
     parser.add_argument("--kernels", action="store_true", help="graphs call the models' kernels, in torch's form")
+    parser.add_argument("--optimizer", default="", choices=list(OPTIMIZERS), help="default: torch's AdamW")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.kernels and args.dtype == "float64":
         parser.error("there are no kernels in fp64: --dtype float32")
     torch.set_num_threads(1)
     dtype = getattr(torch, args.dtype)
-    found = run(list(cases(args.models, args.plans, args.ranks, dtype, args.kernels)))
+    every = cases(args.models, args.plans, args.ranks, dtype, args.kernels)
+    found = run([replace(case, optimizer=args.optimizer) for case in every])
     good = [e for e in found.values() if isinstance(e, float) and e <= TOLERANCE[dtype]]
     print(f"{len(good)} of {len(found)} cases within {TOLERANCE[dtype]:g}; largest error {max(good, default=0.0):.1e}")
     if args.json:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from specc.runtime.optimizer import AdamW, scale, squares
+from specc.compiler.moments import orthogonalised
+from specc.runtime.optimizer import Updater, scale, squares
 from specc.runtime.profile import most_allocated
-from specc.spec.stage import Optimizer
 from tests.grid.models import TRACERS, inputs_of
 from tests.grid.plans import PLANS
 from tests.grid.processes import spawn
-from tests.grid.run import Artifact, Case, artifact, ready
+from tests.grid.run import Artifact, Case, artifact, ready, spec_of
 
 PLANS_MEASURED = (
     "dp", "zero1", "zero2", "zero3", "tp", "tp+sp", "ring", "ulysses", "gather-kv", "1f1b-few", "pp+zero3",
@@ -53,7 +53,8 @@ def peak(rank: int, a: Artifact) -> Peak:
     tracer, plan = TRACERS[a.case.model], PLANS[a.case.plan]
     batches = [seat.cut(inputs_of(tracer.program(), tracer.sizes, a.case.dtype, m)) for m in range(plan.microbatches)]
     own = {n: params[n] for n in sorted(a.trainable & set(params))}
-    optimizer = AdamW(Optimizer(), own)
+    spec, program = spec_of(a.case.optimizer), tracer.program()
+    optimizer = Updater(spec, own, False, orthogonalised(spec, program), seat.sharding, a.case.dtype)
 
     def step() -> None:
         grads = executor.step(params, batches, [1.0 / len(batches)] * len(batches)).grads

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from specc.compiler.graphs import Graphs, dtype_named, to_json
 from specc.compiler.kernels.emit import Cuts, impl
 from specc.compiler.kernels.load import load_kernel
 from specc.compiler.lower.placed import zigzag
+from specc.compiler.moments import orthogonalised
 from specc.compiler.order import in_turn
 from specc.compiler.passes.sink_masks import sink_masks
 from specc.compiler.placement.place import place
@@ -35,11 +36,13 @@ from specc.runtime.built import body_of
 from specc.runtime.executor import Executor
 from specc.runtime.groups import InputLayout, cut, join
 from specc.runtime.loop import mean_loss
-from specc.runtime.optimizer import scale, squares
+from specc.runtime.optimizer import Updater, scale, squares
 from specc.runtime.pieces import Sharding
 from specc.runtime.seat import Seat
 from specc.runtime.team import Processes
 from specc.runtime.wire import Wire
+from specc.spec.optimizer import OptimizerSpec
+from specc.spec.stage import StageSpec
 from tests.grid.models import TRACERS, inputs_of, weights_of
 from tests.grid.plans import PLANS, Plan
 
@@ -49,6 +52,12 @@ STEPS, CLIP = 5, 1.0
 LR = 3e-3
 
 
+OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
+    "muon": {"lr": LR, "eps": 1e-4}, "lion": {"lr": LR / 10}, "sgd": {"lr": 10 * LR, "nesterov": True},
+}  # fmt: skip
+STAGE = {"data": {"sources": [{"corpus": "python-stdlib"}]}, "budget": {"steps": STEPS}}
+
+
 @dataclass(frozen=True)
 class Case:
     model: str
@@ -56,9 +65,11 @@ class Case:
     ranks: int
     dtype: torch.dtype = torch.float64
     kernels: bool = False  # graphs call those of the models, in torch's form
+    optimizer: str = ""  # a kind; default: torch's AdamW
 
     def __str__(self) -> str:
         words = f"{self.model} {self.plan} x{self.ranks} {str(self.dtype).removeprefix('torch.')}"
+        words = f"{words} {self.optimizer}" if self.optimizer else words
         return f"{words} kernels" if self.kernels else words
 
 
@@ -126,7 +137,7 @@ def artifact(case: Case) -> Artifact:
     width = case.dtype.itemsize
     memories = rank_memories(
         program, placed, tracer.sizes, calls, graphs, footprints(graphs), actions,
-        widths=Widths(width, width, width),
+        widths=Widths(width, width, width), optimizer=spec_of(case.optimizer),
     )  # fmt: skip
     return Artifact(
         case, texts_of(graphs), calls, actions, program.loss or "", names, mesh, params, inputs, pipe,
@@ -158,7 +169,7 @@ def texts_of(graphs: Mapping[str, Graphs]) -> dict[str, tuple[dict[str, object],
     return {n: (facts(g), {p: to_json(gm) for p, gm in g.parts().items()}) for n, g in graphs.items()}
 
 
-def reference(model: str, dtype: torch.dtype, microbatches: int) -> Outcome:
+def reference(model: str, dtype: torch.dtype, microbatches: int, optimizer: str = "") -> Outcome:
     """On one process: no mesh, no placement."""
     tracer = TRACERS[model]
     program = tracer.program()
@@ -166,7 +177,7 @@ def reference(model: str, dtype: torch.dtype, microbatches: int) -> Outcome:
     bodies = {n: body_of(*each) for n, each in texts_of(graphs).items()}
     names, actions = program.trainable, in_turn(calls, graphs, microbatches, None)
     executor = Executor(calls, bodies, actions, program.loss, {}, names, dtype, dtype)
-    return train(executor, model, weights_of(program, dtype), Seat(), microbatches, names)
+    return train(executor, model, weights_of(program, dtype), Seat(), microbatches, names, optimizer)
 
 
 def on_rank(rank: int, cases: Sequence[Artifact]) -> list[Sent | str]:
@@ -183,7 +194,8 @@ def on_rank(rank: int, cases: Sequence[Artifact]) -> list[Sent | str]:
 
 def run_artifact(a: Artifact, rank: int) -> Outcome:
     seat, executor, params = ready(a, rank)
-    made = train(executor, a.case.model, params, seat, PLANS[a.case.plan].microbatches, a.trainable)
+    microbatches = PLANS[a.case.plan].microbatches
+    made = train(executor, a.case.model, params, seat, microbatches, a.trainable, a.case.optimizer)
     shapes = {n: p.type.shape({}) for n, p in TRACERS[a.case.model].program().params.items()}
     return Outcome(made.losses, seat.wholes(made.params, shapes, a.case.dtype))
 
@@ -218,13 +230,14 @@ def seat_of(a: Artifact, rank: int) -> Seat:
 
 
 def train(
-    executor: Executor, model: str, params: dict[str, Tensor], seat: Seat, microbatches: int, names: frozenset[str]
+    executor: Executor, model: str, params: dict[str, Tensor], seat: Seat, microbatches: int, names: frozenset[str],
+    optimizer: str = "",
 ) -> Outcome:  # fmt: skip
-    """A few steps of AdamW with clipping over the mesh."""
+    """A few steps of an optimizer with clipping over the mesh."""
     tracer, dtype = TRACERS[model], executor.compute
     program = tracer.program()
     own = sorted(names & set(params))
-    adam = torch.optim.AdamW([params[n] for n in own], lr=LR, eps=1e-4, weight_decay=0.1)
+    step = updater(optimizer, program, {n: params[n] for n in own}, seat, dtype)
     losses: list[float] = []
     for i in range(STEPS):
         batches = [seat.cut(inputs_of(program, tracer.sizes, dtype, 100 * i + m)) for m in range(microbatches)]
@@ -233,10 +246,32 @@ def train(
         losses.append(seat.of_loss(mean_loss(result, shares)))
         squared = seat.team.numbers([squares(result.grads, seat.owned(result.grads))]).sum()
         scale(result.grads, float(squared.sqrt()), CLIP)
-        for n in own:
-            params[n].grad = result.grads[n].to(dtype)
-        adam.step()
+        step(result.grads)
     return Outcome(losses, {n: x.detach() for n, x in params.items()})
+
+
+def spec_of(kind: str) -> OptimizerSpec:
+    """The settings of a kind; of none AdamW's."""
+    chosen = {"kind": kind, **OPTIMIZERS[kind]} if kind else {}
+    return StageSpec.model_validate({**STAGE, "optimizer": chosen}).optimizer
+
+
+def updater(
+    kind: str, program: Program, params: Mapping[str, Tensor], seat: Seat, dtype: torch.dtype
+) -> Callable[[Mapping[str, Tensor]], None]:  # fmt: skip
+    """A step of an optimizer: torch's AdamW, or one of ours."""
+    if kind:
+        spec = spec_of(kind)
+        ours = Updater(spec, params, False, orthogonalised(spec, program), seat.sharding, dtype)
+        return lambda grads: ours.step(grads, spec.lr)
+    adam = torch.optim.AdamW(params.values(), lr=LR, eps=1e-4, weight_decay=0.1)
+
+    def step(grads: Mapping[str, Tensor]) -> None:
+        for n, p in params.items():
+            p.grad = grads[n].to(dtype)
+        adam.step()
+
+    return step
 
 
 def error(ours: Outcome, theirs: Outcome) -> float:
