@@ -14,7 +14,6 @@ from specc.compiler.program import Program
 from specc.spec.optimizer import Muon, OptimizerSpec
 
 PASSES = 4  # over a parameter's bytes: it is read and written, its gradient read, and once more to be clipped
-PRODUCTS = (4, 2)  # FLOPs of an iteration on s x l, s <= l: 4 s s l of two products, 2 s s s of a square
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def update_of(spec: OptimizerSpec, parts: Mapping[str, Part], master: int, compu
     space, flops = 0, 0.0
     if isinstance(spec, Muon):
         for part, count in _alike(parts):
-            space = max(space, _space(part, count, master, compute))
+            space = max(space, _space(part, count, compute))
             flops += spec.steps * _flops(part, count)
     elif spec.kind == "lion":
         space = max((part.numel * master for part in parts.values()), default=0)
@@ -104,17 +103,20 @@ def _sides(part: Part) -> tuple[int, int, int]:
     return part.matrix.sizes(part.local)[0], min(rows, columns), max(rows, columns)
 
 
-def _space(part: Part, count: int, master: int, compute: int) -> int:
-    """A stack of parameters, as it came and before and behind an iteration, and its products with itself; and one
-    parameter's update as wide as its weight."""
+def _space(part: Part, count: int, compute: int) -> int:
+    """A stack of parameters, as it came and before and behind an iteration, and its products with itself."""
     alike, short, _ = _sides(part)
     size = min(together(part.numel, part.ranks), -(-count // part.ranks) * part.ranks)
     squares = size // part.ranks * alike * short * short
-    return compute * (3 * size * part.numel + squares) + (part.numel * master if compute != master else 0)
+    return compute * (3 * size * part.numel + squares)
 
 
 def _flops(part: Part, count: int) -> float:
     """Of an iteration on the matrices of so many parameters that this rank works on."""
     alike, short, long = _sides(part)
-    whole, square = PRODUCTS
-    return -(-count // part.ranks) * alike * float(whole * short * short * long + square * short**3)
+    return -(-count // part.ranks) * alike * iteration(short, long)
+
+
+def iteration(short: int, long: int) -> float:
+    """FLOPs of an iteration of Newton and Schulz on a matrix: two products with its other side, and a square."""
+    return 4.0 * short**2 * long + 2.0 * short**3

@@ -32,6 +32,7 @@ def lion(
         change = torch.lerp(mean, g, 1 - spec.betas[0]).sign_()
         p.mul_(1 - lr * weight_decay).add_(change, alpha=-lr)
         mean.lerp_(g, 1 - spec.betas[1])
+        del change  # before the next one is made
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from specc.compiler.foresight.calls import Cluster
 from specc.compiler.foresight.model import Model
@@ -30,7 +31,8 @@ def question(found: Stated, devices: int, on: Cluster, pins: Mapping[str, int | 
     stage, plan = found.spec.stages[found.name], found.spec.plan
     form = plan.precision.compute
     lengths = stage.lengths()
-    model = Model(found.program, lambda n: stage_sizes(found.program, n, lengths), found.rows, ITEMSIZE[form])
+    sizes = partial(stage_sizes, found.program, lengths=lengths)
+    model = Model(found.program, sizes, found.rows, ITEMSIZE[form], stage.optimizer)
     if form not in on.device.peak or form not in on.device.product:
         hint = f"peak: {{{form}: TFLOP/s}} and product: {{{form}: share}} in its row, or another plan.precision.compute"
         raise SpecError(Diagnostic("S540", f"the device's row has no figures for products in {form}", None, hint))

@@ -28,8 +28,8 @@ def values_wait(saved: float, forward: float, backward: float, recipe: Recipe, c
     return max(0.0, way - forward) + max(0.0, way - backward)
 
 
-def moments_wait(numbers: float, update: float, recipe: Recipe, cluster: Cluster) -> float:
-    """Seconds that the optimizer waits for moments beyond its own: they come and go while others are updated."""
+def moments_wait(nbytes: float, update: float, recipe: Recipe, cluster: Cluster) -> float:
+    """Seconds that the optimizer waits for its moments beyond its own: they come and go while others are updated."""
     if not recipe.moments_on_host or cluster.host is None:
         return 0.0
-    return max(0.0, MOMENTS * numbers / (cluster.host.bandwidth * 1e9) - update)
+    return max(0.0, nbytes / (cluster.host.bandwidth * 1e9) - update)

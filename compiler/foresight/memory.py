@@ -8,6 +8,7 @@ from functools import cache
 
 from specc.compiler.foresight.host import MOMENTS, moments_left, saved_left
 from specc.compiler.foresight.recipe import ITEMSIZE, Recipe
+from specc.compiler.foresight.update import MOMENT
 from specc.compiler.foresight.work import BodyWork
 from specc.compiler.schedule.schedules import pipeline
 from specc.compiler.schedule.slots import Slot
@@ -45,10 +46,11 @@ def _rank(
     each = _each(calls, works, repeated, recipe, software)
     saved = _saved(r, calls, each, works, recipe)
     weights, gradients, moments = state_bytes(recipe, software)
+    spared = 0.0 if recipe.moments_on_host else _spared(calls, works, recipe)
     return {
         "weights": weights * kept[3],
         "gradients": gradients * trained[2],
-        "optimizer": moments_left(moments, recipe) * trained[1] + master_bytes(recipe, software) * wide,
+        "optimizer": moments_left(moments, recipe) * trained[1] - spared + master_bytes(recipe, software) * wide,
         "activations": saved_left(saved, max(each.values()), recipe),
         "work space": max(_work_space(works[c], recipe, software, c in repeated) for c in each),
     }
@@ -60,11 +62,12 @@ def on_host(
     """Bytes that the rank with most has in the host's memory."""
     if not recipe.on_host and not recipe.moments_on_host:
         return 0.0
-    repeated, moments = _repeated(ranks), MOMENTS if recipe.moments_on_host else 0
+    repeated = _repeated(ranks)
 
     def held(r: int, calls: Sequence[str]) -> float:
         saved = _saved(r, calls, _each(calls, works, repeated, recipe, software), works, recipe)
-        return recipe.on_host * saved + moments * _numbers(calls, works, recipe, 1, trained=True)
+        moments = MOMENTS * _numbers(calls, works, recipe, 1, trained=True) - _spared(calls, works, recipe)
+        return recipe.on_host * saved + (moments if recipe.moments_on_host else 0.0)
 
     return max(held(r, ranks[r]) for r in _ends(ranks))
 
@@ -88,6 +91,15 @@ def _numbers(
     experts = sum(works[c].experts - works[c].frozen_experts * trained for c in calls)
     others = sum(works[c].weights - works[c].frozen * trained for c in calls) - experts
     return others / recipe.shards + experts / recipe.expert_shards if recipe.zero >= zero else others + experts
+
+
+def _spared(calls: Sequence[str], works: Mapping[str, BodyWork], recipe: Recipe) -> float:
+    """Bytes of moments that the optimizer's kind keeps fewer of on a rank than AdamW."""
+    others, experts = (sum(u.spared for u in own) for own in (
+        [works[c].update for c in calls], [works[c].experts_update for c in calls],
+    ))  # fmt: skip
+    shards, expert_shards = (recipe.shards, recipe.expert_shards) if recipe.zero else (1, 1)
+    return (8 if recipe.format == "fp64" else MOMENT) * (others / shards + experts / expert_shards)
 
 
 def _each(

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from specc.compiler.foresight.recipe import Recipe
-from specc.compiler.foresight.work import BodyWork, grown, work_of
+from specc.compiler.foresight.work import ADAMW, BodyWork, grown, work_of
 from specc.compiler.ops.row import Op
 from specc.compiler.placement.options import Options
 from specc.compiler.placement.place import place
 from specc.compiler.placement.types import Axis, Mesh
 from specc.compiler.program import Program
 from specc.spec.errors import SpecError
+from specc.spec.optimizer import OptimizerSpec
 
 Key = tuple[int, int, int, bool | None]
 
@@ -29,6 +30,7 @@ class Model:
     sizes: Callable[[int], Mapping[str, int]]
     own: Mapping[str, Op] | None = None
     itemsize: int = 2
+    optimizer: OptimizerSpec = ADAMW
     known: dict[Key, dict[str, BodyWork] | SpecError] = field(default_factory=dict)
     larger: dict[tuple[Key, int], dict[str, BodyWork]] = field(default_factory=dict)  # for more sequences
 
@@ -61,7 +63,7 @@ class Model:
             placed = place(self.program, mesh_of(recipe), self.sizes(recipe.ep), options, self.own)
         except SpecError as why:
             return why
-        return work_of(placed, self.itemsize)
+        return work_of(placed, self.itemsize, self.optimizer)
 
 
 def mesh_of(recipe: Recipe) -> Mesh:

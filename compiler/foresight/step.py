@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from specc.compiler.foresight.calls import CallTime, Cluster, call_time, exposed, tensors
-from specc.compiler.foresight.host import moments_wait, values_wait
+from specc.compiler.foresight.host import MOMENTS, moments_wait, values_wait
 from specc.compiler.foresight.kernels import Both
 from specc.compiler.foresight.memory import fullest, memories, on_host, saved_bytes
 from specc.compiler.foresight.model import Model
 from specc.compiler.foresight.pipeline import StageTime, bubble, simulated_bubble
 from specc.compiler.foresight.recipe import AGAIN, Recipe
 from specc.compiler.foresight.stages import stages_of
+from specc.compiler.foresight.update import MOMENT, MOVED, NO_OTHER, Update
 from specc.compiler.foresight.work import BodyWork
-from specc.spec.hardware import Software
+from specc.spec.hardware import Format, Software
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,16 @@ def forecast(model: Model, recipe: Recipe, cluster: Cluster, exact: bool = True)
     width = max(works[n].width for n in model.calls)
     idle = simulated_bubble(times, recipe, transfer(width, recipe, cluster)) if exact else bubble(times, recipe)
     numbers = sum(c.numbers / (c.shards if recipe.zero else 1) for c in copies)
-    optimizer = _optimizer(numbers, copies, cluster)
+    update = sum((c.update / (c.shards if recipe.zero else 1) for c in copies), NO_OTHER)
+    optimizer = _optimizer(numbers, update, copies, recipe.format, cluster)
+    moments = MOMENTS * numbers - MOMENT * update.spared
     sent = recipe.microbatches * (done.total - done.busy) + _data(copies, done, recipe, cluster)
     saved = sum(saved_bytes(works[n], recipe, cluster.software) for n in busy) if recipe.on_host else 0.0
     wait = values_wait(saved, done.forward, done.backward, recipe, cluster)
     held = memories(works, ranks, recipe, cluster.software)
     return Forecast(
         recipe.microbatches * done.busy, sent, idle, optimizer,
-        recipe.microbatches * wait + moments_wait(numbers, optimizer, recipe, cluster),
+        recipe.microbatches * wait + moments_wait(moments, optimizer, recipe, cluster),
         fullest(held), held[0], on_host(works, ranks, recipe, cluster.software),
     )  # fmt: skip
 
@@ -104,22 +107,27 @@ class Copies:
     stride: int
     shards: int
     tensors: int = 0
+    update: Update = NO_OTHER
 
 
 def _copies(works: Sequence[BodyWork], recipe: Recipe, software: Software) -> tuple[Copies, Copies]:
     """Of a pipeline rank: what all data parallel ranks have, and the experts, of which fewer ranks have a copy."""
     experts, size = sum(w.experts - w.frozen_experts for w in works), recipe.dp * recipe.cp
     others = sum(w.trained for w in works) - experts
+    update, of_experts = (sum(own, NO_OTHER) for own in ([w.update for w in works], [w.experts_update for w in works]))
     return (
-        Copies(others, size, recipe.tp, recipe.shards, sum(tensors(w, software) for w in works)),
-        Copies(experts, max(1, size // recipe.ep), recipe.tp * recipe.ep, recipe.expert_shards),
+        Copies(others, size, recipe.tp, recipe.shards, sum(tensors(w, software) for w in works), update),
+        Copies(experts, max(1, size // recipe.ep), recipe.tp * recipe.ep, recipe.expert_shards, update=of_experts),
     )
 
 
-def _optimizer(numbers: float, each: Sequence[Copies], cluster: Cluster) -> float:
-    """Seconds to update so many numbers; gradients are clipped by all ranks that have them."""
-    moved = cluster.software.updates * numbers + cluster.software.clips * sum(c.numbers for c in each)
-    return moved / (cluster.device.bandwidth * 1e9 * cluster.device.stream)
+def _optimizer(numbers: float, update: Update, each: Sequence[Copies], form: Format, cluster: Cluster) -> float:
+    """Seconds to update so many numbers; gradients are clipped by all ranks that have them. Products run at the rate of
+    large ones, and what ranks exchange to make matrices orthogonal is not counted."""
+    device, software = cluster.device, cluster.software
+    moved = software.updates * numbers + software.clips * sum(c.numbers for c in each) - MOVED * MOMENT * update.spared
+    products = update.flops / (device.peak[form] * 1e12 * device.product[form])
+    return moved / (device.bandwidth * 1e9 * device.stream) + products
 
 
 def _data(each: Sequence[Copies], beside: CallTime, recipe: Recipe, cluster: Cluster) -> float:

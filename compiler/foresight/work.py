@@ -10,12 +10,16 @@ from typing import Literal
 from specc.compiler.cost import eqn_cost
 from specc.compiler.foresight.ops import PRODUCTS, VIEWS
 from specc.compiler.foresight.saved import Saved, saved_of
+from specc.compiler.foresight.update import NO_OTHER, Update, updates_of
+from specc.compiler.moments import orthogonalised
 from specc.compiler.ops.route import MOVES_ROWS
 from specc.compiler.placement.cost import Machine, collectives, divides
 from specc.compiler.placement.placed import Placed, PlacedBody, PlacedEqn
 from specc.compiler.placement.types import Layout
 from specc.compiler.types import TensorType
+from specc.spec.optimizer import Optimizer, OptimizerSpec
 
+ADAMW = Optimizer()
 Kind = Literal["product", "loss", "attention", "rows"]
 
 
@@ -58,7 +62,8 @@ class BodyWork:
     them are trained.
 
     `saved` is what its backward needs. `frozen` are those of `weights` that are not trained, and `frozen_experts` those
-    of experts among them; `narrow` if these are kept in the dtype of compute alone."""
+    of experts among them; `narrow` if these are kept in the dtype of compute alone. `update` is what the optimizer's
+    kind changes, of experts apart."""
 
     kernels: tuple[Kernel, ...]
     messages: tuple[Message, ...]
@@ -70,6 +75,8 @@ class BodyWork:
     frozen: float = 0.0
     frozen_experts: float = 0.0
     narrow: bool = False
+    update: Update = NO_OTHER
+    experts_update: Update = NO_OTHER
 
     @property
     def trained(self) -> float:
@@ -84,11 +91,25 @@ class BodyWork:
         return sum(operands.values()) + sum(k.m * k.n * k.groups for k in products)
 
 
-def work_of(placed: Placed, itemsize: int = 2) -> dict[str, BodyWork]:
+def work_of(placed: Placed, itemsize: int = 2, optimizer: OptimizerSpec = ADAMW) -> dict[str, BodyWork]:
     """The work of each body, with numbers of so many bytes in compute."""
     machine = Machine(placed.mesh, itemsize=itemsize)
     frozen, narrow = placed.program.frozen_in(), bool(placed.program.adapters)
-    return {n: replace(_body(b, frozen[n], machine, placed.sizes), narrow=narrow) for n, b in placed.bodies.items()}
+    bodies = placed.bodies.items()
+    found = {n: replace(_body(b, frozen[n], machine, placed.sizes), narrow=narrow) for n, b in bodies}
+    if optimizer.kind == "adamw":
+        return found
+    whole = orthogonalised(optimizer, placed.program)
+    for call in placed.program.calls:
+        b = placed.bodies[call.body]
+        pairs = zip(b.body.params, call.params, strict=True)
+        own = updates_of(optimizer, b, {p.name: whole[path] for p, path in pairs if path in whole}, machine)
+        trained = {n: u for n, u in own.items() if n not in frozen[call.body]}
+        grouped = _of_experts(b)
+        experts = sum((u for n, u in trained.items() if n in grouped), NO_OTHER)
+        others = sum((u for n, u in trained.items() if n not in grouped), NO_OTHER)
+        found[call.body] = replace(found[call.body], update=others, experts_update=experts)
+    return found
 
 
 def grown(work: BodyWork, times: int) -> BodyWork:
@@ -111,7 +132,7 @@ def _body(b: PlacedBody, frozen: frozenset[str], machine: Machine, sizes: Mappin
         p.name: machine.nbytes(p.type, at, sizes) / machine.itemsize
         for p, at in zip(b.body.params, b.params, strict=True)
     }
-    grouped = {i for e in b.eqns if e.eqn.op == "grouped_linear" for i in e.eqn.ins if i in held}
+    grouped = _of_experts(b)
     width = sum(machine.nbytes(types[o], at, sizes) for o, at in zip(b.body.outs, b.outs, strict=True))
     messages = (*_moves(b, machine, sizes), *_inside(b, types, machine, sizes))
     return BodyWork(
@@ -119,6 +140,12 @@ def _body(b: PlacedBody, frozen: frozenset[str], machine: Machine, sizes: Mappin
         len(held.keys() - frozen),
         sum(held[p] for p in frozen), sum(held[p] for p in grouped & frozen),
     )  # fmt: skip
+
+
+def _of_experts(b: PlacedBody) -> set[str]:
+    """The parameters that experts have."""
+    params = {p.name for p in b.body.params}
+    return {i for e in b.eqns if e.eqn.op == "grouped_linear" for i in e.eqn.ins if i in params}
 
 
 def _kernel(e: PlacedEqn, types: Mapping[str, TensorType], machine: Machine, sizes: Mapping[str, int]) -> Kernel | None:
