@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,11 +22,12 @@ from specc.compiler.hardware.tables import hardware
 from specc.compiler.moments import Matrix
 from specc.compiler.stated import stated
 from specc.compiler.updating import Part, iteration, update_of
+from specc.runtime.loop import one_step, save
 from specc.runtime.optimizer import Updater
 from specc.runtime.profile import most_allocated
 from specc.spec.optimizer import OptimizerSpec
 from specc.spec.spec import load
-from tests.training import made, write_spec
+from tests.training import begun, made, write_spec
 
 PLAIN, EXPERTS = Matrix((), (0,), (1,)), Matrix((0,), (1,), (2,))
 SHAPES = {"a": (96, 160), "b": (96, 160), "c": (96, 160), "d": (2, 64, 48), "e": (300, 40), "f": (40,)}
@@ -141,3 +143,21 @@ def test_another_kind_is_another_run(tmp_path: Path) -> None:
         for n, kind in settings.items()
     }
     assert found["none"] == found["adamw"] != found["muon"]
+
+
+@pytest.mark.parametrize("kind", ["muon", "lion", "sgd"])
+def test_a_run_goes_on_from_its_checkpoint_bit_by_bit(kind: str, tmp_path: Path) -> None:
+    build, runs = made(tmp_path, f"optimizer={{kind: {kind}, lr: 0.01}}"), []
+    for stops in ((6,), (3, 6)):
+        for stop in stops:
+            run = begun(build)
+            assert run.step == (0 if stop == stops[0] else stops[0])
+            for run.step in range(run.step, stop):
+                one_step(run, 6)
+            run.step = stop
+            save(run, must=True)
+        runs.append(run)
+        shutil.rmtree(run.folder)
+    calm, stopped = (run.params | run.optimizer.state() for run in runs)
+    assert any(n.startswith("exp_avg/" if kind == "lion" else "momentum/") for n in calm)
+    assert all(torch.equal(x, stopped[n]) for n, x in calm.items())
