@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from specc.compiler.moments import MOMENTS, rule_of
 from specc.spec.errors import Diagnostic, did_you_mean
 from specc.spec.model import ModelSpec
 from specc.spec.node import Node
@@ -68,6 +69,10 @@ def _settings(spec: Spec) -> Iterator[Diagnostic]:
             text = f"plan.{key} has no effect: the mesh has no axis {' or '.join(map(repr, axes))}"
             hint = f"give plan.mesh the axis '{axes[0]}' (of size 1 if it is to be left out), or remove plan.{key}"
             yield Diagnostic("S529", text, spec.mark(("plan", key)), hint)
+    kinds = {rule_of(stage.optimizer, is_matrix=True) for stage in spec.stages.values()}
+    if plan.offload.optimizer and kinds and not any(MOMENTS[rule] for rule in kinds):
+        text = "plan.offload.optimizer has no effect: sgd without momentum keeps nothing from step to step"
+        yield Diagnostic("S529", text, spec.mark(("plan", "offload", "optimizer")), "remove 'optimizer'")
 
 
 def _of_stage(spec: Spec, name: str, stage: StageSpec) -> Iterator[Diagnostic]:
