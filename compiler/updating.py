@@ -30,7 +30,7 @@ class Update:
 
     @property
     def two(self) -> int:
-        """The moments of a unit and of the next one, where they are most: what is on the device of those on the host."""
+        """The moments of a unit and of the next one, at their most: what is on the device of those on the host."""
         return max((a + b for a, b in pairwise([*self.units, 0])), default=0)
 
 

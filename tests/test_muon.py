@@ -35,7 +35,8 @@ def matrices(model: str, *changes: str, **settings: object) -> dict[str, Matrix]
 def test_matrices_are_inputs_times_results_by_the_roles_of_the_op() -> None:
     found = {p: m for p, m in matrices("llama").items() if p.startswith("layers.0.")}
     assert found == {
-        "layers.0.attention.q.weight": Matrix((), (0,), (1, 2)), "layers.0.attention.k.weight": Matrix((), (0,), (1, 2)),
+        "layers.0.attention.q.weight": Matrix((), (0,), (1, 2)),
+        "layers.0.attention.k.weight": Matrix((), (0,), (1, 2)),
         "layers.0.attention.v.weight": Matrix((), (0,), (1, 2)),
         "layers.0.attention.out.weight": Matrix((), (0, 1), (2,)),
         "layers.0.glu.gate.weight": PLAIN, "layers.0.glu.up.weight": PLAIN, "layers.0.glu.down.weight": PLAIN,

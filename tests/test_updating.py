@@ -152,7 +152,8 @@ def test_a_run_goes_on_from_its_checkpoint_bit_by_bit(kind: str, tmp_path: Path)
         for stop in stops:
             run = begun(build)
             assert run.step == (0 if stop == stops[0] else stops[0])
-            for run.step in range(run.step, stop):
+            for step in range(run.step, stop):
+                run.step = step
                 one_step(run, 6)
             run.step = stop
             save(run, must=True)

@@ -16,6 +16,7 @@ from specc.compiler.schedule.footprint import Feet, value_bytes
 from specc.compiler.schedule.kept import Kept
 from specc.compiler.schedule.ledger import HOST, Key, Ledger, on_device
 from specc.compiler.schedule.lifetimes import frees, idle_outs, last_uses, recomputed_later
+from specc.compiler.updating import Update
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "work space", HOST)
 
