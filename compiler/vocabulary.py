@@ -9,7 +9,8 @@ from specc.compiler.types import Dim
 
 TOKENS = ("tokens", "enc_tokens", "labels")  # inputs that data fill with a tokenizer's numbers
 SAME = ("rearrange", "slice", "expand")  # ops whose numbers are those of their operand
-LOSSES = {"cross_entropy": (0, 1), "linear_cross_entropy": (1, 2)}  # operands: whose last dim are classes, and labels
+# Operands: whose last dim are classes, and labels.
+LOSSES = {"cross_entropy": (0, 1), "linear_cross_entropy": (1, 2), "log_prob": (0, 1), "linear_log_prob": (1, 2)}
 
 
 def vocabulary(program: Program) -> Dim | None:

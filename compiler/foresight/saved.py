@@ -93,7 +93,8 @@ def _between(e: PlacedEqn, types: Mapping[str, TensorType]) -> list[list[str]]:
 def _gathered(b: PlacedBody, machine: Machine, sizes: Mapping[str, int]) -> float:
     """Bytes of what products take, over those of the same values as they were made."""
     types, layouts = b.body.types(), b.layouts()
-    products = [e for e in b.eqns if e.eqn.op in (*PRODUCTS, "linear_cross_entropy") and e.eqn.ins[0]]
+    heads = ("linear_cross_entropy", "linear_log_prob")
+    products = [e for e in b.eqns if e.eqn.op in (*PRODUCTS, *heads) and e.eqn.ins[0]]
     more: dict[str, float] = {}
     for e in products:
         name, at = e.eqn.ins[0] or "", e.takes(0)

@@ -161,7 +161,7 @@ def _kernel(e: PlacedEqn, types: Mapping[str, TensorType], machine: Machine, siz
     nbytes = (2 * out if op == "embedding" else sum(local) + out) * machine.itemsize
     if op == "attend":
         return _attention(e, ins, flops, nbytes, local, machine, sizes)
-    if op == "linear_cross_entropy":
+    if op in ("linear_cross_entropy", "linear_log_prob"):
         rows = flops / 2 / local[1]
         return Kernel("loss", flops, nbytes, rows, flops / 2 / local[0], local[0] / rows)
     if op in PRODUCTS:

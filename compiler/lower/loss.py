@@ -75,7 +75,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         d_bias: Tensor | None = None
         for start in range(0, x.shape[0], rows):
             part, target = x[start : start + rows], labels[start : start + rows]
-            loss, grad = chunk(_logits(part, weight, bias), target, count)
+            loss, grad = chunk(logits_of(part, weight, bias), target, count)
             total = total + loss
             if needs[2]:
                 d_bias = grad.sum(0) if d_bias is None else d_bias + grad.sum(0)
@@ -114,12 +114,12 @@ def _loss_only(x: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None) -
     rows = chunk_rows(x.shape[0], weight.shape[1])
     total = wide(x.new_zeros(()))
     for start in range(0, x.shape[0], rows):
-        logits = _logits(x[start : start + rows], weight, bias)
+        logits = logits_of(x[start : start + rows], weight, bias)
         total = total + F.cross_entropy(logits, labels[start : start + rows], ignore_index=IGNORE, reduction="sum")
     return total / label_count(labels)
 
 
-def _logits(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def logits_of(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return wide(x @ weight if bias is None else torch.addmm(bias, x, weight))
 
 

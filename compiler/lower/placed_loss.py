@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from specc.compiler.lower import log_prob as whole
 from specc.compiler.lower.collectives import all_gather, all_reduce, step
 from specc.compiler.lower.local import Impl, Local, wide
 from specc.compiler.lower.loss import Chunk, LinearCrossEntropy, chunk_loss, mean_cross_entropy
@@ -129,4 +130,31 @@ def linear_cross_entropy(
     return apply(rows, matrix, bias, flat, count_of_all(e, flat), of_rows, needs)
 
 
-IMPLS: dict[str, Impl] = {"cross_entropy": cross_entropy, "linear_cross_entropy": linear_cross_entropy}
+def log_prob(e: Local, logits: Tensor, labels: Tensor) -> Tensor:
+    vocab = vocabulary(e, 0)
+    if vocab is None:
+        return whole.log_prob(e, logits, labels)
+    rows, flat = wide(logits).reshape(-1, logits.shape[-1]), labels.reshape(-1)
+    terms = _exchanged(_own_terms(rows, flat, vocab.places), vocab, differentiable=True)
+    return whole.of_terms(terms, flat).reshape(labels.shape)
+
+
+def linear_log_prob(
+    e: Local, x: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None
+) -> Tensor:  # fmt: skip
+    vocab = vocabulary(e, 1)
+    if vocab is None:
+        return whole.linear_log_prob(e, x, weight, labels, bias)
+    if bias is not None and bias.numel() != vocab.places.numel():
+        bias = bias.index_select(0, vocab.places)
+
+    def terms(logits: Tensor, some: Tensor) -> Tensor:
+        return _exchanged(_own_terms(logits, some, vocab.places), vocab)
+
+    return whole.linear_log_prob(e, x, weight, labels, bias, terms, partial(own_entries, places=vocab.places))
+
+
+IMPLS: dict[str, Impl] = {
+    "cross_entropy": cross_entropy, "linear_cross_entropy": linear_cross_entropy, "log_prob": log_prob,
+    "linear_log_prob": linear_log_prob,
+}  # fmt: skip

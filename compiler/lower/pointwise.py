@@ -31,16 +31,10 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 }  # fmt: skip
 
 
-def _chosen(better: Callable[[Tensor, Tensor], Tensor], a: Operand, b: Operand) -> Tensor:
-    """Minimum or maximum by selection, whose gradient (unlike torch.minimum's) mutates nothing; NaN goes through."""
-    x, y = _tensors(a, b)
-    return torch.where(better(x, y) | (x != x), x, y)
-
-
-def _tensors(a: Operand, b: Operand) -> tuple[Tensor, Tensor]:
-    one = a if isinstance(a, Tensor) else b
-    assert isinstance(one, Tensor)
-    return torch.as_tensor(a, dtype=one.dtype), torch.as_tensor(b, dtype=one.dtype)
+def _chosen(better: Callable[[Any, Any], Any], a: Any, b: Any) -> Tensor:
+    """Minimum or maximum by selection, whose gradient (unlike torch.minimum's) mutates nothing; NaN goes through. One
+    of the two may be a number: made a tensor, it would be a constant of the graph."""
+    return torch.where(better(a, b) | (a != a), a, b)
 
 
 def formula(e: Expr, values: Mapping[str, Operand], dtype: torch.dtype | None = None) -> Operand:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from specc.compiler.lower import attention, linear, loss, norm, pointwise, shape
+from specc.compiler.lower import attention, linear, log_prob, loss, norm, pointwise, shape
 from specc.compiler.lower.decode import Decoding
 from specc.compiler.lower.local import Impl, Local
 from specc.compiler.program import Body, Program
 
-FAMILIES = (linear, norm, attention, pointwise, shape, loss)
+FAMILIES = (linear, norm, attention, pointwise, shape, loss, log_prob)
 IMPLS: dict[str, Impl] = {name: impl for family in FAMILIES for name, impl in family.IMPLS.items()}
 
 

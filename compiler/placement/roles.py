@@ -19,7 +19,10 @@ Context = Literal["auto", "ulysses", "ring", "gather"]
 Marks = frozenset[tuple[str, int]]  # values of a body and the place of their marked dim
 KIND_OF: Mapping[Role, Kind] = {"batch": "batch", "experts": "batch", "sequence": "sequence"}
 ANY = Axis("any", 1)
-WEIGHT_AT = {"linear": 1, "embedding": 1, "linear_cross_entropy": 1, "conv": 1, "grouped_linear": 2, "routed_linear": 2}
+WEIGHT_AT = {
+    "linear": 1, "embedding": 1, "linear_cross_entropy": 1, "linear_log_prob": 1, "conv": 1, "grouped_linear": 2,
+    "routed_linear": 2,
+}  # fmt: skip
 EXPERT_OPS = (*MOVES_ROWS, "grouped_linear")
 CONTEXT: Mapping[Context, tuple[str, ...]] = {"ring": ("ring",), "gather": ("gather_kv",), "ulysses": ()}
 

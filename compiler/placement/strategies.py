@@ -296,6 +296,23 @@ def _linear_cross_entropy(c: Case) -> Iterator[Strategy | None]:
     yield c.whole(c.cut({1: len(c.at(1).dims) - 1} | bias, {}, name="vocab"))
 
 
+def _log_prob(c: Case) -> Iterator[Strategy | None]:
+    """As the losses, but each row has its own result."""
+    yield from (c.cut({0: p, 1: p}, {0: p}) for p in range(len(c.at(1).dims)))
+    yield c.whole(c.cut({0: len(c.at(1).dims)}, {}, name="vocab"))
+
+
+def _alike(c: Case) -> Iterator[Strategy | None]:
+    """Operands and result have the same dims."""
+    yield from (c.cut(dict.fromkeys(range(len(c.ins)), p), {0: p}) for p in range(len(c.at(0).dims)))
+
+
+def _linear_log_prob(c: Case) -> Iterator[Strategy | None]:
+    yield from (c.cut({0: p, 2: p}, {0: p}) for p in range(len(c.at(2).dims)))
+    bias = {3: 0} if c.type(3) else {}
+    yield c.whole(c.cut({1: len(c.at(1).dims) - 1} | bias, {}, name="vocab"))
+
+
 def _dispatch(c: Case) -> Iterator[Strategy | None]:
     """Tokens of a rank stay with it, or (`experts`) go to the ranks that have their experts."""
     x, index = c.at(0).dims, c.at(1).dims
@@ -330,5 +347,6 @@ FAMILIES: Mapping[str, Family] = {
     "slice": _beside, "pick": _without, "unbind": _without, "take": _take, "rename": _rename, "expand": _expand,
     "upsample": _first(2), "param": _param, "topk": _all_but_last, "dispatch": _dispatch, "row_gates": _row_gates,
     "combine": _combine, "stack": _stack, "cross_entropy": _cross_entropy,
-    "linear_cross_entropy": _linear_cross_entropy,
+    "linear_cross_entropy": _linear_cross_entropy, "log_prob": _log_prob, "linear_log_prob": _linear_log_prob,
+    "from_bits": _alike,
 }  # fmt: skip
