@@ -17,7 +17,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from specc.compiler.elaborate import elaborate, sizes_of
+from specc.compiler.elaborate import elaborate_stage, sizes_of
 from specc.compiler.facts import StageFacts, facts_of
 from specc.compiler.graphs import Graphs, to_json, to_text, verify
 from specc.compiler.kernels.coverage import coverage
@@ -54,6 +54,7 @@ from specc.spec.spec import Spec
 from specc.spec.stage import StageSpec
 
 MANIFEST = "manifest.json"
+PREFERENCE = "preference"  # a kind of stage, and its settings
 CHUNK = 32  # tokens of a prompt that are decoded at once
 WATCH_WORDS = ("eval", "sample", "checkpoint")  # what of a stage looks at its steps and does not change them
 DERIVED = ("sizes", "shapes", "decodes", "flops_per_token")  # what of a stage follows from its spec and its program
@@ -70,7 +71,7 @@ def build_spec(spec: Spec, out: Path, allow_ops: bool = False, trains: bool = Tr
         raise SpecError(Diagnostic("S305", "there are no stages to build", spec.mark(()), "add 'stages:'"))
     if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
         raise SpecError(Diagnostic("S306", f"{out} is not a build, so it is not replaced"))
-    programs = {name: elaborate(spec, stage.model, stage.objective) for name, stage in spec.stages.items()}
+    programs = {name: elaborate_stage(spec, stage) for name, stage in spec.stages.items()}
     mistakes = [d for name, program in programs.items() for d in training_mistakes(spec, name, program)]
     mistakes += parent_mistakes(spec, programs)
     if mistakes := [d for d in mistakes if trains or d.code == NO_LOSS]:
@@ -152,12 +153,13 @@ def build_stage(
     dims = dims_of(spec.model_section(stage.model)[1])
     counted = {**described, "dims": dims, "trained": sorted(program.trainable)}
     loose = () if (compared := pairs(program)) else ("microbatch",)
-    hashes[name] = hash_of(counted, program, loose, hashes.get(stage.from_ or "", ""))
+    hashes[name] = hash_of(counted, program, loose, "".join(hashes.get(parent, "") for parent in stage.parents))
     room = vocabulary(program)
+    watched = {n: program.outputs[n] for n in program.watched}
     known: dict[str, Any] = {"classes": classes(program)} if stage.of_images else {}
     known |= {"adapters": [vars(a) for a in program.adapters]} if program.adapters else {}
-    more = {**known, "vocabulary": room and room.size, "pairs": compared, "hash": hashes[name]}
-    write_json(out / "stage.json", {**described, **mesh_facts(mesh, program, placed), **more})
+    known |= {"vocabulary": room and room.size, "pairs": compared, "hash": hashes[name], "watched": watched}
+    write_json(out / "stage.json", {**described, **mesh_facts(mesh, program, placed), **known})
     return result
 
 
@@ -186,6 +188,7 @@ def dims_of(model: ModelSpec) -> dict[str, Any]:
 def hash_of(described: Mapping[str, Any], program: Program, loose: Sequence[str], parent: str) -> str:
     """What a stage computes, and from what; not on which mesh, how it is watched, and what of its batch is `loose`."""
     spec, plan = _without(described["spec"], WATCH_WORDS), _without(described["plan"], MESH_WORDS)
+    spec = spec if spec["kind"] == PREFERENCE else _without(spec, (PREFERENCE,))  # others have nothing to say in it
     spec["batch"] = _without(spec["batch"], loose)
     kept = {**_without(described, DERIVED), "spec": _given(spec), "plan": plan}
     text = json.dumps(kept, sort_keys=True) + str(program) + parent
@@ -221,14 +224,23 @@ def local_masks(plan: PlanSpec, program: Program, mesh: Mesh) -> Program:
 
 
 def mesh_facts(mesh: Mesh, program: Program, placed: Placed | None) -> dict[str, Any]:
-    """The mesh, and how the inputs lie on it: for each axis a place, for each dim the ranks of its zigzag."""
+    """The mesh, and how inputs and watched outputs lie on it: for each axis a place, for each dim of an input the ranks
+    of its zigzag."""
     order = zigzag(placed) if placed else {}
     inputs = {
         n: {"layout": [str(p) for p in placed.inputs[n]] if placed else [],
             "zigzag": [order.get(d.of or d.name, 0) for d in t.dims]}
         for n, t in program.inputs.items()
     }  # fmt: skip
-    return {"mesh": [vars(a) for a in mesh.axes], "input_layouts": inputs} if mesh.axes else {}
+    made = (
+        {v: at for c in program.calls for v, at in zip(c.outs, placed.bodies[c.body].outs, strict=True)}
+        if placed
+        else {}
+    )
+    outputs = {n: [str(p) for p in made[program.outputs[n]]] for n in program.watched} if placed else {}
+    return (
+        {"mesh": [vars(a) for a in mesh.axes], "input_layouts": inputs, "output_layouts": outputs} if mesh.axes else {}
+    )
 
 
 def lower(

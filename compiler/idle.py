@@ -84,7 +84,7 @@ def _of_stage(spec: Spec, name: str, stage: StageSpec) -> Iterator[Diagnostic]:
         (schedule.kind == "constant", schedule, ("schedule", "final"), "kind", "the learning rate is constant"),
         (schedule.kind == "inverse_sqrt", schedule, ("schedule", "final"), "kind", "inverse_sqrt falls as it does"),
         (schedule.kind != "wsd", schedule, ("schedule", "decay"), "kind", f"it is for wsd, not {schedule.kind}"),
-        (stage.kind != "sft", stage, ("template",), "kind", "an sft stage has chats"),
+        (not stage.has_chats, stage, ("template",), "kind", "an sft or a preference stage has chats"),
         (bool(own and own.file), own, ("tokenizer", "vocab"), "file", "the tokenizer is read from a file"),
         (bool(own and own.file), own, ("tokenizer", "documents"), "file", "the tokenizer is read from a file"),
         (not reads, stage, ("tokenizer",), "objective", NO_TEXT),

@@ -126,7 +126,9 @@ class Call:
 
 @dataclass(frozen=True)
 class Program:
-    """A typed model: inputs, parameters, bodies, and the calls that connect them in order."""
+    """A typed model: inputs, parameters, bodies, and the calls that connect them in order.
+
+    `watched` are the outputs that a stage reads beside the loss: scalars that it logs, and what a reference says."""
 
     name: str
     inputs: Mapping[str, TensorType]
@@ -136,6 +138,7 @@ class Program:
     outputs: Mapping[str, str]
     loss: str | None
     adapters: tuple[Adapter, ...] = ()
+    watched: tuple[str, ...] = ()
 
     @property
     def trainable(self) -> frozenset[str]:

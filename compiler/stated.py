@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from specc.compiler.build import placement
-from specc.compiler.elaborate import elaborate
+from specc.compiler.elaborate import elaborate_stage
 from specc.compiler.ops.row import Op
 from specc.compiler.ops.user import user_ops
 from specc.compiler.placement.mesh import mesh_mistakes, mesh_of
@@ -42,5 +42,5 @@ def stated(spec: Spec, name: str | None = None) -> Stated:
         raise SpecError(Diagnostic("S305", "there are no stages to place", spec.mark(()), "add 'stages:'"))
     found = name or next(iter(spec.stages))
     stage = spec.stages[found]
-    program, sizes = trained(elaborate(spec, stage.model, stage.objective), stage)
+    program, sizes = trained(elaborate_stage(spec, stage), stage)
     return Stated(spec, found, program, sizes, user_ops(spec, (), ()))

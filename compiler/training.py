@@ -22,11 +22,12 @@ from specc.spec.spec import Spec
 from specc.spec.stage import StageSpec
 
 NO_LOSS = "S307"
+AT_REFERENCE = ("preference", "reference")
 
 
 def trained(whole: Program, stage: StageSpec) -> tuple[Program, dict[str, int]]:
     """What a stage trains of a model, and the sizes of open dims in a microbatch."""
-    program = fuse_linear_cross_entropy(prune(whole, []))
+    program = fuse_linear_cross_entropy(prune(whole, whole.watched))
     return program, stage_sizes(program, stage.batch.size, stage.lengths())
 
 
@@ -97,24 +98,26 @@ def pairs(program: Program) -> str:
 
 
 def parent_mistakes(spec: Spec, programs: Mapping[str, Program]) -> Iterator[Diagnostic]:
-    """Parameters of a stage that the stage it starts from does not have, or has in another shape; adapters may be new,
-    and those that are not have the same scale."""
+    """Parameters of a stage that the stage it starts from (or is compared with) does not have, or has in another shape;
+    adapters may be new, and those that are not have the same scale."""
     for name, stage in spec.stages.items():
-        if stage.from_ is None or stage.from_ not in programs or name not in programs:
-            continue
-        known, own = prune(programs[stage.from_], []).params, programs[name]
-        scales = {a.weight: a.scale for a in programs[stage.from_].adapters}
-        if other := next((a for a in own.adapters if scales.get(a.weight, a.scale) != a.scale), None):
-            text = f"'{stage.from_}' adds the adapter of '{other.weight}' times {scales[other.weight]:g}, '{name}'"
-            yield Diagnostic("S311", f"{text} times {other.scale:g}", spec.mark(("stages", name, "from")))
-            continue
-        new = {path for a in own.adapters for path in (a.a, a.b)} - known.keys()
-        for path, p in prune(own, []).params.items():
-            if path not in new and (path not in known or known[path].type.shape({}) != p.type.shape({})):
-                has = f"'{path}' as {known[path].type.shown()}" if path in known else f"no '{path}'"
-                text = f"'{stage.from_}' has {has}, and '{name}' starts from its weights with {p.type.shown()}"
-                yield Diagnostic("S311", text, spec.mark(("stages", name, "from")))
-                break
+        reference = stage.asked.reference if stage.asked else None
+        for parent, at, does in ((stage.from_, ("from",), "starts from"), (reference, AT_REFERENCE, "reads")):
+            if parent is None or parent not in programs or name not in programs:
+                continue
+            known, own = prune(programs[parent], []).params, programs[name]
+            mark, scales = spec.mark(("stages", name, *at)), {a.weight: a.scale for a in programs[parent].adapters}
+            if other := next((a for a in own.adapters if scales.get(a.weight, a.scale) != a.scale), None):
+                text = f"'{parent}' adds the adapter of '{other.weight}' times {scales[other.weight]:g}, '{name}'"
+                yield Diagnostic("S311", f"{text} times {other.scale:g}", mark)
+                continue
+            new = {path for a in own.adapters for path in (a.a, a.b)} - known.keys()
+            for path, p in prune(own, []).params.items():
+                if path not in new and (path not in known or known[path].type.shape({}) != p.type.shape({})):
+                    has = f"'{path}' as {known[path].type.shown()}" if path in known else f"no '{path}'"
+                    text = f"'{parent}' has {has}, and '{name}' {does} its weights with {p.type.shown()}"
+                    yield Diagnostic("S311", text, mark)
+                    break
 
 
 def axis_mistakes(spec: Spec, name: str, whole: Program, own: Mapping[str, Op] | None = None) -> list[Diagnostic]:

@@ -32,6 +32,7 @@ from specc.runtime.executor import Compiled, Executor
 from specc.runtime.rates import measured
 from specc.runtime.tuned import Seconds, step_seconds, tuned_of
 from specc.runtime.wire import Wire
+from specc.spec.objective import LOG_PROBS
 from specc.spec.stage import StageSpec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -85,6 +86,16 @@ class Stage:
     def reads_in_parts(self) -> bool:
         """Whether a rank of a mesh reads its own samples alone: pictures, of which no labels are counted."""
         return self.spec.of_images and "labels" not in self.fields
+
+    @property
+    def watched(self) -> dict[str, str]:
+        """The values by name that a run reads beside the loss."""
+        return dict(self.facts.get("watched", {}))
+
+    @property
+    def metrics(self) -> list[str]:
+        """Those that are single numbers, which a run logs."""
+        return [n for n in self.watched if n != LOG_PROBS]
 
     @property
     def refusal(self) -> str:
@@ -167,7 +178,7 @@ class Stage:
         faster = self.runs(actions) - set(plain) if compiled else set()
         bodies = {n: self._body(n, at, actions, faster, device) for n, at in self.graphs.items()}
         return Executor(
-            self.calls, bodies, actions, self.facts["loss"], {}, frozenset(self.trainable()), self.compute,
+            self.calls, bodies, actions, self.facts["loss"], self.watched, frozenset(self.trainable()), self.compute,
             torch.float64 if self.compute == torch.float64 else torch.float32, coordinates, wire,
             device,
         )  # fmt: skip
@@ -230,8 +241,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _depth(stages: Mapping[str, Stage], name: str) -> int:
-    parent = stages[name].spec.from_
-    return 0 if parent is None else 1 + _depth(stages, parent)
+    return max((1 + _depth(stages, parent) for parent in stages[name].spec.parents), default=0)
 
 
 def _stage(name: str, path: Path) -> Stage:

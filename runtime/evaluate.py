@@ -10,7 +10,7 @@ from torch import Tensor
 
 from specc.compiler.ops.loss import IGNORE
 from specc.runtime.built import Stage
-from specc.runtime.data.batches import batch
+from specc.runtime.data.batches import batch, counted
 from specc.runtime.data.objectives import Rows
 from specc.runtime.errors import RunError
 from specc.runtime.executor import Executor
@@ -18,30 +18,39 @@ from specc.runtime.sample import Choice, write_text
 from specc.runtime.seat import Seat
 
 ALONE_HERE = Seat()
+LOSS = "loss"
 
 
 def validation_loss(
     stage: Stage, executor: Executor, params: Mapping[str, Tensor], rows: Rows, seat: Seat = ALONE_HERE
 ) -> float:
-    """Mean loss over the labels of the first held-out rows, each row once: of as many as `eval.batches` steps take, by
-    microbatches, so that the plan does not choose the rows."""
+    """Mean loss over the labels of the first held-out rows."""
+    return validation(stage, executor, params, rows, seat)[LOSS]
+
+
+def validation(
+    stage: Stage, executor: Executor, params: Mapping[str, Tensor], rows: Rows, seat: Seat = ALONE_HERE
+) -> dict[str, float]:
+    """Mean `loss` and metrics over the labels (or pairs of answers) of the first held-out rows, each row once: of as
+    many as `eval.batches` steps take, by microbatches, so that the plan does not choose the rows."""
     size, batches = stage.spec.batch.size, stage.spec.eval.batches
     n = min(batches * stage.spec.batch.sequences, len(rows))
-    total, labels = 0.0, 0
+    names = [LOSS, *stage.metrics]
+    totals, labels = dict.fromkeys(names, 0.0), 0
     for begin in range(0, n, size):
         chosen = [j % n for j in range(begin, begin + size)]
         made = batch(rows, chosen, stage.fields, stage.compute, seat.kept(size) if stage.reads_in_parts else None)
         if "labels" in made:
             made["labels"][n - begin :] = IGNORE  # rows that fill up the batch were counted before
-            count = int((made["labels"] != IGNORE).sum())
+            count = counted({k: made[k].numpy() for k in ("labels", "doc") if k in made}, stage.spec)
         else:
             count = min(size, n - begin)
         if count:
-            found = executor.forward(params, seat.cut(made)).get("loss")
-            total += float(found) * count if found is not None else 0.0
+            found = executor.forward(params, seat.cut(made))
+            totals |= {k: totals[k] + float(found[k]) * count for k in names if k in found}
             labels += count
         seat.pulse.touch()
-    return seat.of_loss(total) / labels if labels else math.nan
+    return {k: x / labels if labels else math.nan for k, x in zip(names, seat.of_loss(*totals.values()), strict=True)}
 
 
 def write_samples(

@@ -22,11 +22,12 @@ FORWARD = ("F", "SEND", "RECV")
 @dataclass(frozen=True)
 class StepResult:
     """Losses by microbatch (none on ranks that do not make it), gradients by parameter path, and the named outputs of
-    the last microbatch."""
+    the last microbatch; of those that are single numbers all microbatches."""
 
     losses: list[Tensor]
     grads: dict[str, Tensor]
     outputs: dict[str, Tensor]
+    metrics: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
 @dataclass
@@ -90,8 +91,10 @@ class Executor:
         if self.wire:
             self.wire.settle()
         last = len(microbatches) - 1
-        outputs = {n: state.values[last, v] for n, v in self.outputs.items()}
-        return StepResult(state.losses, state.weights.grads, outputs)
+        outputs = {n: state.values[last, v] for n, v in self.outputs.items() if (last, v) in state.values}
+        single = [n for n, x in outputs.items() if x.ndim == 0]
+        metrics = {n: [state.values[m, self.outputs[n]] for m in range(last + 1)] for n in single}
+        return StepResult(state.losses, state.weights.grads, outputs, metrics)
 
     def _run(self, a: Action, state: _State, weights: Sequence[float]) -> None:
         if a.kind == "F":

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from specc.compiler.build import placement
-from specc.compiler.elaborate import elaborate
+from specc.compiler.elaborate import elaborate_stage
 from specc.compiler.kernels.emit import sources
 from specc.compiler.kernels.load import LIST, load_kernel
 from specc.compiler.kernels.made import Made
@@ -34,7 +34,7 @@ def load_kernels(build: Path, stage: StageSpec, compute: torch.dtype) -> None:
 
 def _wanted(spec: Spec, stage: StageSpec, compute: torch.dtype) -> dict[str, Made]:
     """The files that a build of the spec has, by name."""
-    program, sizes = trained(elaborate(spec, stage.model, stage.objective), stage)
+    program, sizes = trained(elaborate_stage(spec, stage), stage)
     mesh = mesh_of(spec.plan)
     placed = placement(spec.plan, program, mesh, sizes, user_ops(spec, (), ())) if mesh.inner.axes else None
     return sources(placed or program, sizes, compute)

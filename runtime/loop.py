@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from specc.runtime.data.batches import Batch, microbatches
 from specc.runtime.data.prefetch import Prefetch
 from specc.runtime.data.prepare import Prepared
 from specc.runtime.errors import Stopped
-from specc.runtime.evaluate import validation_loss, write_samples
+from specc.runtime.evaluate import LOSS, validation, write_samples
 from specc.runtime.executor import Executor, StepResult
 from specc.runtime.health import Guard, find_bad
 from specc.runtime.heartbeat import STARTING
@@ -32,6 +32,7 @@ from specc.runtime.seat import Seat
 from specc.runtime.signals import Signals
 
 Say = Callable[[str], None]
+Held = dict[str, float]  # the loss and the metrics of held-out rows
 Microbatches = tuple[list[Batch], list[float]]
 MAX_FAILED_SAVES = 3  # in a row; a disk that is full for a while does not end a run
 WAIT = 0.2  # seconds between looks at the compiler
@@ -77,6 +78,7 @@ class Step:
     bad: list[str]
     seconds: dict[str, float]
     asked: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def train(run: Run, signals: Signals, progress: Progress) -> None:
@@ -98,10 +100,10 @@ def batches_of(run: Run, step: int) -> Microbatches:
     return [run.seat.cut(b) for b in made], weights
 
 
-def train_on(run: Run, progress: Progress, take: Callable[[int], Microbatches]) -> float | None:
-    """All steps that are left; the validation loss if the last of them gave it."""
+def train_on(run: Run, progress: Progress, take: Callable[[int], Microbatches]) -> Held | None:
+    """All steps that are left; what the last of them gave of validation."""
     spec, steps = run.stage.spec, run.stage.spec.steps()
-    held: float | None = None
+    held: Held | None = None
     while run.step < steps:
         if run.later and run.step >= run.later.step:
             take_over(run, run.later, progress)
@@ -115,7 +117,7 @@ def train_on(run: Run, progress: Progress, take: Callable[[int], Microbatches]) 
         last = run.step == steps
         held = None
         if last or run.step % spec.eval.every == 0:
-            held = validation_loss(run.stage, run.executor, run.best, run.data.validation, run.seat)
+            held = validation(run.stage, run.executor, run.best, run.data.validation, run.seat)
         report(run, made, held, progress)
         if last or run.step % spec.checkpoint.every == 0 or asked:
             save(run, must=last or bool(asked))
@@ -149,17 +151,17 @@ def stopped(run: Run, asked: int) -> Stopped:
     return Stopped(f"{run.stage.name}: saved at step {run.step}; run again to go on", asked)
 
 
-def finish(run: Run, held: float | None) -> None:
+def finish(run: Run, held: Held | None) -> None:
     """Mark the stage as done; also when only this was left to do."""
     if held is None:
-        held = validation_loss(run.stage, run.executor, run.best, run.data.validation, run.seat)
-    done = {"step": run.step, "validation_loss": held, "skipped": run.guard.skipped}
+        held = validation(run.stage, run.executor, run.best, run.data.validation, run.seat)
+    done = {"step": run.step, **{f"validation_{n}": x for n, x in held.items()}, "skipped": run.guard.skipped}
     if run.seat.leads:
         temporary = run.folder / "done.tmp"
         checkpoint.write(temporary, json.dumps(done) + "\n")
         temporary.rename(run.folder / "done.json")
     team.wait(run.seat.team)
-    run.say(f"{run.stage.name}: done, validation loss {held:.4f}")
+    run.say(f"{run.stage.name}: done, validation loss {held[LOSS]:.4f}{first_of(run.stage, held)}")
 
 
 def one_step(run: Run, steps: int, take: Callable[[int], Microbatches] | None = None) -> Step:
@@ -174,7 +176,8 @@ def one_step(run: Run, steps: int, take: Callable[[int], Microbatches] | None = 
     seat.pulse.at(run.step, COMPUTED)
     computed = time.perf_counter()
     own = squares(result.grads, seat.owned(result.grads))
-    told = seat.team.numbers([own, loss, float(run.signals.asked or 0)])
+    said = [weighted(result.metrics.get(n, []), weights) for n in run.stage.metrics]
+    told = seat.team.numbers([own, loss, float(run.signals.asked or 0), *said])
     seat.pulse.at(run.step, AGREED)
     loss = float(told[seat.makes_loss, 1])
     norm, asked = math.sqrt(float(told[:, 0].sum())), int(told[:, 2].max())
@@ -188,12 +191,23 @@ def one_step(run: Run, steps: int, take: Callable[[int], Microbatches] | None = 
         bad = seat.lists(found) or ["the norm of the gradients overflows"]
     seat.pulse.at(run.step, UPDATED)
     seconds = {"data": ready - begin, "compute": computed - ready, "optimizer": time.perf_counter() - computed}
-    return Step(loss, norm, lr, bad, seconds, asked)
+    metrics = dict(zip(run.stage.metrics, told[seat.makes_loss, 3:].tolist(), strict=True))
+    return Step(loss, norm, lr, bad, seconds, asked, metrics)
 
 
 def mean_loss(result: StepResult, weights: list[float]) -> float:
     """Of the microbatches; 0 on a rank of a pipeline that does not make it."""
-    return sum(float(x) * w for x, w in zip(result.losses, weights, strict=True)) if result.losses else 0.0
+    return weighted(result.losses, weights)
+
+
+def weighted(values: Sequence[Tensor], weights: Sequence[float]) -> float:
+    return sum(float(x) * w for x, w in zip(values, weights, strict=True)) if values else 0.0
+
+
+def first_of(stage: Stage, found: Held) -> str:
+    """The first of the stage's metrics, in words."""
+    name = next(iter(stage.metrics), None)
+    return f"  {name.replace('_', ' ')} {found[name]:.3f}" if name else ""
 
 
 def update(run: Run, grads: dict[str, Tensor], lr: float) -> None:
@@ -202,18 +216,19 @@ def update(run: Run, grads: dict[str, Tensor], lr: float) -> None:
         torch._foreach_lerp_(list(run.ema.values()), [run.params[n] for n in run.ema], 1 - run.stage.spec.ema)
 
 
-def report(run: Run, made: Step, held: float | None, progress: Progress) -> None:
+def report(run: Run, made: Step, held: Held | None, progress: Progress) -> None:
     """Log and show the step; counts it if it was skipped, which may end the run."""
-    facts: dict[str, object] = {"loss": made.loss, "lr": made.lr, "grad_norm": made.norm}
+    facts: dict[str, object] = {"loss": made.loss, **made.metrics, "lr": made.lr, "grad_norm": made.norm}
     if held is not None:
-        facts["validation_loss"] = held
+        facts |= {f"validation_{n}": x for n, x in held.items()}
     if made.bad:
         facts["skipped"] = made.bad
     rate = progress.rate(run.step)
     facts |= {f"{run.stage.spec.unit}s_per_s": rate, "memory": peak_memory(), "seconds": made.seconds}
     if run.metrics:
         run.metrics.add(run.step, facts)
-    progress.update(run.step, made.loss, rate, held)
+    validated = None if held is None else held[LOSS]
+    progress.update(run.step, made.loss, rate, validated, first_of(run.stage, held or made.metrics))
     if not made.bad:
         run.guard.good()
         return

@@ -53,17 +53,17 @@ class Progress:
             self.is_cold, self.first, self.began = False, step, now
         return rate
 
-    def update(self, step: int, loss: float, rate: float, validation: float | None) -> None:
-        """A step is done."""
+    def update(self, step: int, loss: float, rate: float, validation: float | None, more: str = "") -> None:
+        """A step is done; `more` is told of it beside its loss, or beside that of validation."""
         left = clock((self.steps - step) * self.units / rate)
         speed = f"{rate:.0f} {self.unit}s/s  {left} left  {megabytes(peak_memory())}"
         if self.bar:
-            self.bar.update(self.task, completed=step, told=f"loss {loss:.4f}  {speed}")
+            self.bar.update(self.task, completed=step, told=f"loss {loss:.4f}{more}  {speed}")
         now = time.monotonic()
         due = validation is not None or step in (1, self.steps)
         if due or (self.bar is None and now - self.told >= LINE_EVERY):
             held = "" if validation is None else f"  validation {validation:.4f}"
-            self.tell(f"{self.name} {step}/{self.steps}  loss {loss:.4f}{held}  {speed}")
+            self.tell(f"{self.name} {step}/{self.steps}  loss {loss:.4f}{held}{more}  {speed}")
             self.told = now
 
     def tell(self, line: str) -> None:

@@ -116,7 +116,7 @@ def write_text(
 
     An sft stage's prompt goes in its chat template, up to the answer, unless it is `raw`."""
     text = well_formed(prompt)
-    if stage.spec.kind == "sft" and not raw:
+    if stage.spec.has_chats and not raw:
         by = coder(tokenizer)
         ids = by.encode(render(stage.spec.template, [{"role": "user", "content": by.hide(text)}], ask=True))
     else:

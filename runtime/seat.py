@@ -95,9 +95,15 @@ class Seat:
             return to_first(x, holder * mesh.inner.size, self.sharding.rank, kind, self.device)
         return x if self.leads else None
 
-    def of_loss(self, x: float) -> float:
-        """A number that only the ranks with the loss know, on all ranks."""
-        return float(self.team.numbers([x])[self.makes_loss, 0])
+    def whole_output(self, x: Tensor, layout: Sequence[str]) -> Tensor:
+        """A value of the model, whole, from this rank's part, on the ranks of its stage of the pipeline."""
+        mesh = self.sharding.mesh.inner
+        return whole(x, layout_of(list(layout)), mesh) if mesh.axes else x
+
+    def of_loss(self, *own: float) -> list[float]:
+        """Numbers that only the ranks with the loss know, on all ranks."""
+        found: list[float] = self.team.numbers(own)[self.makes_loss].tolist()
+        return found
 
     def place(self, action: int) -> int:
         """How far the rank is in its step, as all ranks count."""

@@ -26,7 +26,7 @@ from specc.runtime.convert.config import CONFIG
 from specc.runtime.convert.start import check_origin, origin, origin_weights
 from specc.runtime.data import tokenizer as tokenizers
 from specc.runtime.data.batches import unigram_entropy
-from specc.runtime.data.corpus import CHATS
+from specc.runtime.data.corpus import CHATS, PAIRS
 from specc.runtime.data.images.rows import Taken, albums, prepare_pictures
 from specc.runtime.data.objectives import fields_given
 from specc.runtime.data.prepare import Prepared, Texts, corpora, first_texts, prepare
@@ -39,10 +39,12 @@ from specc.runtime.loop import Run, Say, train
 from specc.runtime.metrics import Metrics, open_events
 from specc.runtime.optimizer import Updater, check_patterns
 from specc.runtime.progress import Progress
+from specc.runtime.reference import Reference
 from specc.runtime.seat import Seat, first_values, take_seat
 from specc.runtime.signals import Signals
 from specc.runtime.team import ALONE, Team, first
 from specc.runtime.team import say as say_all
+from specc.spec.objective import REFERENCE
 from specc.spec.stage import CAPTION
 
 DIGITS = 12  # of a stage's hash in the name of its folder
@@ -114,6 +116,10 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
         stage.executor, coordinates=seat.coordinates, wire=seat.wire, device=seat.device, plain=decision.plain
     )
     executor = ready(decision.compiled and step >= decision.begins)
+    if stage.spec.asked and stage.spec.asked.has_reference:
+        weights = partial(reference_weights, build, stage, folder, base, seat, None if loaded else params)
+        of = f"{stage.hash} {hashlib.sha256(tokenizer.to_str().encode() if tokenizer else b'').hexdigest()}"
+        data = Reference(stage, folder, executor, weights, of, say, seat).beside(data)
     run = Run(stage, folder, tokenizer, data, executor, params, optimizer, ema, metrics, say, step, seat)
     if loaded:
         run.guard = Guard(int(loaded.facts["skipped"]), int(loaded.facts["in_a_row"]))
@@ -128,7 +134,7 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
 
 def tell_data(stage: Stage, data: Prepared, folder: Path | None, say: Say) -> None:
     """Say how many rows there are, and keep what a report shows of them."""
-    entropy = unigram_entropy(data.validation)
+    entropy = None if stage.spec.asked else unigram_entropy(data.validation)
     of = "entropy of classes" if stage.spec.of_images else "unigram entropy"
     what = "" if entropy is None else f"; {of} {entropy:.3f} nats"
     rows = f"{len(data.train)} images" if stage.spec.of_images else f"{len(data.train)} rows"
@@ -166,7 +172,7 @@ def check_inputs(stage: Stage) -> None:
     if strange := sorted(stage.fields - given):
         has = ", ".join(sorted(given))
         raise RunError(f"'{stage.name}': its data have no field for the model's input '{strange[0]}' (they have {has})")
-    for name in sorted(stage.fields):
+    for name in sorted(stage.fields - {REFERENCE}):
         dims, text = ("B",) if name == "key" else ("B", "S"), str(stage.facts["inputs"][name])
         if len(text.partition("[")[2].split()) != len(dims):
             raise RunError(f"'{stage.name}': its data have '{name}' as int[{' '.join(dims)}], the model has {text}")
@@ -176,7 +182,7 @@ def look_at_data(build: Build, stage: Stage, base: Path, documents: bool = True)
     """See that a stage that has not run finds its data: what a later one lacks is told before the first one trains."""
     if (stage_folder(build, stage) / "done.json").is_file():
         return
-    if stage.spec.kind == "sft":
+    if stage.spec.has_chats:
         check_template(stage.spec.template)
     if stage.spec.of_images and documents:
         for album in albums(stage.spec, base, cache_of(build, stage)):
@@ -185,6 +191,8 @@ def look_at_data(build: Build, stage: Stage, base: Path, documents: bool = True)
         document = next(iter(source), None)
         if document is not None and stage.spec.kind == "sft" and not document.messages:
             raise RunError(f"'{stage.name}': {CHATS}")
+        if document is not None and stage.spec.kind == "preference" and not document.rejected:
+            raise RunError(f"'{stage.name}': {PAIRS}")
     file = stage.spec.tokenizer.file if stage.spec.tokenizer else None
     if file and not (base / file).is_file():
         raise RunError(f"'{stage.name}': there is no {base / file}")
@@ -310,7 +318,7 @@ def first_weights(build: Build, stage: Stage, folder: Path, base: Path, seat: Se
     Of a published checkpoint the run keeps the config, and which one it was."""
     start = stage.spec.weights
     if stage.spec.from_ is not None:
-        return parent_weights(build, stage, seat)
+        return parent_weights(build, stage, build.stages[stage.spec.from_], seat)
     if start is None:
         return first_values(stage, seat)
 
@@ -324,10 +332,19 @@ def first_weights(build: Build, stage: Stage, folder: Path, base: Path, seat: Se
     return checkpoint.agreed(seat.team, folder, read)
 
 
-def parent_weights(build: Build, stage: Stage, seat: Seat) -> dict[str, Tensor]:
-    """This rank's parts of the weights of the stage that this one starts from."""
-    assert stage.spec.from_ is not None
-    parent = build.stages[stage.spec.from_]
+def reference_weights(
+    build: Build, stage: Stage, folder: Path, base: Path, seat: Seat, first: dict[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """This rank's parts of the weights that a policy is compared with: those of a stage that is named, or what the
+    policy starts from (`first`, before it has made a step)."""
+    named = stage.spec.preference.reference
+    if named is not None:
+        return parent_weights(build, stage, build.stages[named], seat)
+    return first_weights(build, stage, folder, base, seat) if first is None else first
+
+
+def parent_weights(build: Build, stage: Stage, parent: Stage, seat: Seat) -> dict[str, Tensor]:
+    """This rank's parts of the weights of another stage, such as the one that this one starts from."""
     root, only = stage_folder(build, parent) / "checkpoints", ("weights", "ema")
     loaded = checkpoint.load_newest(root, parent.hash, seat.sharding, seat.team, only)
     if loaded is None:

@@ -34,6 +34,7 @@ from specc.runtime.team import Team
 from specc.runtime.worker import as_rank, own_rank
 from specc.spec.errors import Diagnostic, SpecError
 from specc.spec.expr import parse
+from specc.spec.objective import REFERENCE
 from specc.spec.spec import Spec
 
 CAPS = (32, 64, 128, 256)  # a dim is at most as large, in the first of these that the model allows
@@ -207,7 +208,7 @@ def step(stage: Stage, seat: Seat) -> tuple[float, dict[str, Tensor]]:
     n = stage.spec.batch.microbatches
     batches, shares = [seat.cut(inputs(stage, m)) for m in range(n)], [1.0 / n] * n
     result = stage.executor(False, seat.coordinates, seat.wire).step(params, batches, shares)
-    return seat.of_loss(mean_loss(result, shares)), result.grads
+    return seat.of_loss(mean_loss(result, shares))[0], result.grads
 
 
 def weight(p: Mapping[str, Any], sharding: Sharding = WHOLE) -> Tensor:
@@ -227,6 +228,11 @@ def inputs(stage: Stage, microbatch: int) -> dict[str, Tensor]:
         shape = stage.facts["shapes"][name]
         if text.startswith("float"):
             made[name] = torch.randn(shape, generator=draw, dtype=torch.float64)
+        elif name == REFERENCE and stage.spec.asked:
+            made[name] = torch.randn(shape, generator=draw, dtype=torch.float64).view(torch.int64)
+        elif name == "doc" and stage.spec.asked:  # a row's answers
+            answers = 2 * stage.spec.asked.pairs
+            made[name] = (torch.arange(shape[-1]) * answers // shape[-1]).expand(shape).contiguous()
         elif name.endswith("doc"):
             made[name] = torch.randint(0, 2, shape, generator=draw).cumsum(-1) // 4
         elif name.endswith("pos"):

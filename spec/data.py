@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from specc.spec.image import ImageSpec
 from specc.spec.node import Node
 
-Corpus = Literal["python-stdlib", "python-docstrings"]
+Corpus = Literal["python-stdlib", "python-docstrings", "python-docstring-pairs"]
 
 
 Format = Literal["text", "jsonl", "parquet", "arrow", "image", "tar"]

@@ -99,3 +99,62 @@ class Sft(Node):
 
     answers: Literal["all", "last"] = Field("all", description="of the assistant's turns, those that the loss is on")
     long: Literal["cut", "drop"] = Field("cut", description="conversations of more than data.seq_len tokens")
+
+
+# What `beta` is if nothing is said: as in the papers, and for orpo its lambda.
+BETA = {"dpo": 0.1, "ipo": 0.1, "hinge": 0.1, "simpo": 2.0, "orpo": 0.1, "cpo": 0.1}
+# What a preference stage adds to a model: what the reference says of the answers of a row, and what the model says.
+REFERENCE, LOG_PROBS = "reference", "log_probs"
+AGAINST_REFERENCE = ("dpo", "ipo", "hinge")
+BY_TOKEN = ("simpo", "orpo")
+
+
+class Preference(Node):
+    """The loss of pairs of answers, and the model that they are compared with."""
+
+    loss: Literal["dpo", "ipo", "hinge", "simpo", "orpo", "cpo"] = "dpo"
+    beta: float | None = Field(None, gt=0, description="default: 0.1; simpo: 2")
+    gamma: float | None = Field(None, ge=0, description="simpo: by how much an answer is to be better (default: 1)")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="dpo, cpo: share of pairs the wrong way round")
+    nll: float | None = Field(
+        None, ge=0, description="weight of the chosen answers' mean negative log-likelihood; default: 0; orpo, cpo: 1"
+    )
+    average: bool = Field(False, description="log-probabilities by token, not of whole answers (ipo in TRL, say)")
+    reference: str | None = Field(None, description="a stage of the same model; default: what the stage starts from")
+    pairs: int = Field(1, ge=1, le=1 << 12, description="the most pairs of a row")
+    long: Literal["drop", "cut"] = Field("drop", description="pairs whose two answers do not fit a row of data.seq_len")
+
+    @property
+    def has_reference(self) -> bool:
+        return self.loss in AGAINST_REFERENCE
+
+    @property
+    def by_token(self) -> bool:
+        return self.average or self.loss in BY_TOKEN
+
+    @property
+    def scale(self) -> float:
+        """`beta`, or what it is by default."""
+        return BETA[self.loss] if self.beta is None else self.beta
+
+    @property
+    def likelihood(self) -> float:
+        """`nll`, or what it is by default."""
+        return (1.0 if self.loss in ("orpo", "cpo") else 0.0) if self.nll is None else self.nll
+
+    @property
+    def head_start(self) -> float:
+        """`gamma`, or what it is by default."""
+        return (1.0 if self.loss == "simpo" else 0.0) if self.gamma is None else self.gamma
+
+    @model_validator(mode="after")
+    def _settings(self) -> Preference:
+        if self.gamma is not None and self.loss != "simpo":
+            raise ValueError(f"'gamma' has no effect on the loss '{self.loss}'")
+        if self.label_smoothing and self.loss not in ("dpo", "cpo"):
+            raise ValueError(f"'label_smoothing' has no effect on the loss '{self.loss}'")
+        if self.average and self.loss in BY_TOKEN:
+            raise ValueError(f"'average' has no effect on the loss '{self.loss}', which is by token")
+        if self.reference is not None and not self.has_reference:
+            raise ValueError(f"'reference' has no effect on the loss '{self.loss}', which has none")
+        return self

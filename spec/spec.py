@@ -170,6 +170,11 @@ def stage_mistakes(spec: Spec) -> list[Diagnostic]:
             found.append(Diagnostic("S310", text, spec.mark((*at, "tokenizer")), hint))
         if stage.tokenizer is None and takes_text(spec, stage) and not _knows(spec, stage):
             found.append(Diagnostic("S303", f"the stage '{name}' has no tokenizer", spec.mark(at), "add 'tokenizer:'"))
+        reference = stage.asked.reference if stage.asked else None
+        if reference is not None and reference not in earlier:
+            mark = spec.mark((*at, "preference", "reference"))
+            hint = did_you_mean(reference, earlier) or "a stage comes after the one that it is compared with"
+            found.append(Diagnostic("S302", f"no earlier stage is called '{reference}'", mark, hint))
         table = stage.weights.names if stage.weights else None
         if table is not None and table not in (known := name_tables()):
             mark = spec.mark((*at, "weights", "names"))

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from specc.spec.data import DataSpec, TokenizerSpec
 from specc.spec.image import Denoising, ImageSpec
 from specc.spec.node import Node
-from specc.spec.objective import BlankInfilling, MaskedLM, Sft, SpanCorruption
+from specc.spec.objective import BlankInfilling, MaskedLM, Preference, Sft, SpanCorruption
 from specc.spec.optimizer import Optimizer, OptimizerSpec
 
 SUFFIX = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -17,6 +17,7 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+Kind = Literal["pretrain", "sft", "preference"]
 Objective = Literal["causal_lm", "masked_lm", "span_corruption", "blank_infilling", "images", "denoising"]
 OF_IMAGES = ("images", "denoising")  # objectives whose samples are pictures
 CAPTION = ("tokens", "labels", "doc", "pos")  # fields [B S] of their captions
@@ -107,7 +108,7 @@ class Weights(Node):
 class StageSpec(Node):
     """One stage of training."""
 
-    kind: Literal["pretrain", "sft"] = "pretrain"
+    kind: Kind = "pretrain"
     from_: str | None = Field(None, alias="from")
     weights: Weights | None = None
     model: str | None = None
@@ -117,6 +118,7 @@ class StageSpec(Node):
     blank_infilling: BlankInfilling = BlankInfilling()
     sft: Sft = Sft()
     denoising: Denoising | None = None
+    preference: Preference = Preference()
     data: DataSpec
     tokenizer: TokenizerSpec | None = None
     optimizer: OptimizerSpec = Optimizer()
@@ -130,6 +132,22 @@ class StageSpec(Node):
     template: str = CHATML
     seed: int = Field(0, ge=0, lt=1 << 32)
 
+    @property
+    def has_chats(self) -> bool:
+        """Whether its documents go through the chat template."""
+        return self.kind != "pretrain"
+
+    @property
+    def asked(self) -> Preference | None:
+        """What the loss of the model gives way to, if anything."""
+        return self.preference if self.kind == "preference" else None
+
+    @property
+    def parents(self) -> list[str]:
+        """The stages whose weights it reads."""
+        reference = self.asked.reference if self.asked else None
+        return list(dict.fromkeys(name for name in (self.from_, reference) if name is not None))
+
     @model_validator(mode="after")
     def _one_start(self) -> StageSpec:
         if self.from_ is not None and self.weights is not None:
@@ -138,10 +156,11 @@ class StageSpec(Node):
 
     @model_validator(mode="after")
     def _objective(self) -> StageSpec:
-        if self.kind == "sft" and self.objective != "causal_lm":
-            raise ValueError("an sft stage has the objective 'causal_lm'")
-        if self.kind != "sft" and self.sft != Sft():
-            raise ValueError("'sft' has no effect on a stage of another kind")
+        if self.kind != "pretrain" and self.objective != "causal_lm":
+            raise ValueError(f"{'an' if self.kind == 'sft' else 'a'} {self.kind} stage has the objective 'causal_lm'")
+        for name, default in (("sft", Sft()), ("preference", Preference())):
+            if self.kind != name and getattr(self, name) != default:
+                raise ValueError(f"'{name}' has no effect on a stage of another kind")
         for name in ("masked_lm", "span_corruption", "blank_infilling"):
             if name != self.objective and getattr(self, name) != type(getattr(self, name))():
                 raise ValueError(f"'{name}' has no effect on the objective '{self.objective}'")

@@ -75,7 +75,9 @@ def run_step(frame: Frame, step: Step, at: Path) -> list[Value]:
         raise Poisoned
     op = frame.ctx.ops.get(step.op)
     if op is not None and not op.internal:
-        return apply_op(frame, op, step, at)
+        other = frame.ctx.instead.get(step.op)
+        made = other(frame, step, at) if other else None
+        return apply_op(frame, op, step, at) if made is None else made
     block, locate, where = find_block(frame, step.op, at)
     note_call(frame, step.name or step.op, step.op)
     try:

@@ -17,11 +17,18 @@ def library_names() -> list[str]:
     )
 
 
-@cache
 def library_block(name: str) -> tuple[Block, Locate] | None:
     """The block of a library file and where its parts stand, or None."""
-    if name not in library_names():
-        return None
-    source = files("specc.spec.library") / f"{name}.yaml"
-    document = load_text(source.read_text(encoding="utf-8"), f"specc:library/{name}.yaml")
+    return _block("library", name) if name in library_names() else None
+
+
+def objective_block(name: str) -> tuple[Block, Locate]:
+    """A block that a stage puts in place of a model's loss."""
+    return _block("objectives", name)
+
+
+@cache
+def _block(folder: str, name: str) -> tuple[Block, Locate]:
+    source = files(f"specc.spec.{folder}") / f"{name}.yaml"
+    document = load_text(source.read_text(encoding="utf-8"), f"specc:{folder}/{name}.yaml")
     return validate(document, Block), document.mark

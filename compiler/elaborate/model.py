@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from specc.compiler.elaborate.adapt import adapter_mistakes, adapters_of, declare_key
 from specc.compiler.elaborate.block import run_steps
 from specc.compiler.elaborate.library import library_block, library_names
+from specc.compiler.elaborate.preference import PairLoss, check_found
 from specc.compiler.elaborate.scope import Context, Frame, Path, Poisoned, StepFailed, gather
 from specc.compiler.elaborate.step import formula, formula_values
 from specc.compiler.elaborate.unit import Locate, Model, Value, finish
@@ -27,25 +28,38 @@ from specc.spec.expr import Expr, ExprError, parse
 from specc.spec.model import ModelSpec
 
 if TYPE_CHECKING:
+    from specc.spec.objective import Preference
     from specc.spec.spec import Spec
+    from specc.spec.stage import StageSpec
 
 TYPE = re.compile(r"(float|int|bool)\[([^\[\]]*)\]")
 
 
-def elaborate(spec: Spec, model: str | None = None, objective: str | None = None) -> Program:
-    """The Program of a spec's model (of the one called `model` if it has several)."""
+def elaborate(
+    spec: Spec, model: str | None = None, objective: str | None = None, asked: Preference | None = None
+) -> Program:
+    """The Program of a spec's model (of the one called `model` if it has several).
+
+    `asked` is the loss of pairs of answers that stands for its cross-entropy."""
     name, section, at = spec.model_section(model)
     own = user_ops(spec, OPS, library_names()) if spec.ops else None
-    return elaborate_model(section, name, spec.mark, at, objective, own)
+    return elaborate_model(section, name, spec.mark, at, objective, own, asked)
+
+
+def elaborate_stage(spec: Spec, stage: StageSpec) -> Program:
+    """The Program of a stage's model under its objective."""
+    return elaborate(spec, stage.model, stage.objective, stage.asked)
 
 
 def elaborate_model(
     spec: ModelSpec, name: str, locate: Locate = lambda _: None, at: Path = ("model",), objective: str | None = None,
-    own_ops: Mapping[str, Op] | None = None,
+    own_ops: Mapping[str, Op] | None = None, asked: Preference | None = None,
 ) -> Program:  # fmt: skip
     """Raises SpecError with all independent mistakes."""
     masks = {"objective": OBJECTIVES[objective or "causal_lm"], **spec.masks}
+    pairs = PairLoss(asked) if asked else None
     ctx = Context(spec, Model(), {**OPS, **(own_ops or {})}, masks, library_block, library_names)
+    ctx.instead = {"cross_entropy": pairs} if pairs else {}
     frame = Frame(ctx, locate, at, args=dict(spec.numbers), unknown=ctx.unknown)
     declare_dims(frame)
     declare_inputs(frame)
@@ -54,14 +68,18 @@ def elaborate_model(
     loss: list[str] = []
     parameters_are_known = not ctx.diagnostics
     guarded(ctx, lambda: find_outputs(frame, outputs))
+    if pairs and parameters_are_known:
+        guarded(ctx, lambda: check_found(frame, pairs))
+    watched = pairs.watched if pairs else {}
     guarded(ctx, lambda: loss.extend(find_loss(frame)))
     if parameters_are_known:
         guarded(ctx, lambda: set_trainable(frame))
     stop_on_mistakes(ctx)
+    outputs |= watched
     bodies, calls = finish(ctx.model, [*outputs.values(), *loss])
     inputs, adapters = dict(ctx.model.inputs), adapters_of(spec.lora, ctx.model.params)
     end = loss[0] if loss else None
-    program = check(Program(name, inputs, ctx.model.params, bodies, calls, outputs, end, adapters))
+    program = check(Program(name, inputs, ctx.model.params, bodies, calls, outputs, end, adapters, tuple(watched)))
     ctx.diagnostics += adapter_mistakes(ctx, program, locate, at)
     stop_on_mistakes(ctx)
     return program

@@ -11,7 +11,7 @@ from specc.compiler.ops.row import Op
 from specc.compiler.types import Dim, TensorType, derived
 from specc.spec.errors import MAX_MISTAKES, Diagnostic, Mark, SpecError, did_you_mean, in_order
 from specc.spec.expr import Expr, ExprError, evaluate, parse
-from specc.spec.model import Block, ModelSpec
+from specc.spec.model import Block, ModelSpec, Step
 
 Path = tuple[str | int, ...]
 MAX_WORK = 50_000
@@ -67,6 +67,7 @@ class Context:
     unknown_attributes: set[str] = field(default_factory=set)  # the same by role
     shared: set[str] = field(default_factory=set)  # parameters that a step takes from another one: `tie:`
     diagnostics: list[Diagnostic] = field(default_factory=list)
+    instead: Mapping[str, Instead] = field(default_factory=dict)  # what a stage may put in place of steps, by op
     work: int = 0  # steps, block calls and parameters so far
 
     def count(self, n: int, mark: Mark | None) -> None:
@@ -77,6 +78,10 @@ class Context:
         if self.work > MAX_WORK:
             message = f"the model has more than {MAX_WORK} steps, block calls and parameters"
             raise SpecError(*in_order([*self.diagnostics, Diagnostic("S005", message, mark)]))
+
+
+# The results that stand for a step's, or None for the step's own.
+Instead = Callable[["Frame", Step, Path], "list[Value] | None"]
 
 
 @dataclass(frozen=True)

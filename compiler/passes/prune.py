@@ -22,7 +22,7 @@ def prune(program: Program, outputs: Sequence[str], loss: bool = True) -> Progra
     inputs = {n: t for n, t in program.inputs.items() if any(n in c.ins for c in calls) or n in wanted}
     return replace(
         program, inputs=inputs, params=params, bodies=bodies, calls=tuple(calls), outputs=kept,
-        loss=program.loss if loss else None,
+        loss=program.loss if loss else None, watched=tuple(n for n in program.watched if n in kept),
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from specc.compiler.elaborate import elaborate
+from specc.compiler.elaborate import elaborate_stage
 from specc.compiler.kernels.load import LIST
 from specc.compiler.program import Call, Program
 from specc.compiler.report.data import Action, Compiled, Cover, Kernel, Memory, Model, Report, Schedule, Stage
@@ -31,7 +31,7 @@ def read_build(build: Path) -> Report:
     manifest = read_json(build / "manifest.json")
     spec = load(build / "spec.yaml")
     facts = {name: read_json(build / "stages" / name / "stage.json") for name in spec.stages}
-    programs = {name: elaborate(spec, s.model, s.objective) for name, s in spec.stages.items()}
+    programs = {name: elaborate_stage(spec, s) for name, s in spec.stages.items()}
     cards = {p.name: _card(spec, p, facts[name]) for name, p in reversed(programs.items())}
     digest = hashlib.sha256((build / "manifest.json").read_bytes()).hexdigest()
     memory = [_memory(name, read_json(build / "stages" / name / "memory.json")) for name in spec.stages]

@@ -21,7 +21,11 @@ from specc.compiler.units import count
 from specc.runtime.data.template import template_mistakes
 from specc.runtime.terminal import show_error
 from specc.spec.errors import Diagnostic, SpecError, in_order
+from specc.spec.objective import Preference
 from specc.spec.spec import Spec, examine
+from specc.spec.stage import StageSpec
+
+Asked = tuple[str, str, Preference | None]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 def check_file(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Load, type and elaborate a spec; what it holds, in numbers. Raises all mistakes of its form and its meaning."""
     spec, mistakes = examine(path, overrides)
-    found: dict[tuple[str, str], Program] = {}
+    found: dict[Asked, Program] = {}
     if spec is not None:
         mistakes += template_mistakes(spec)
         try:
@@ -70,15 +74,13 @@ def check_file(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def programs(spec: Spec) -> dict[tuple[str, str], Program]:
-    """The Program of every model for every objective that a stage gives it."""
-    first = spec.model_section()[0]
-    wanted = [(s.model or first, s.objective) for s in spec.stages.values()]
+def programs(spec: Spec) -> dict[Asked, Program]:
+    """The Program of every model for everything that a stage asks of it."""
     known = [*([spec.name] if spec.model is not None else []), *spec.models]
-    wanted = [(name, objective) for name, objective in wanted if name in known]  # the loader reports the others
-    used = {name for name, _ in wanted}
-    wanted += [(name, "causal_lm") for name in known if name not in used]
-    found: dict[tuple[str, str], Program] = {}
+    wanted = [key for s in spec.stages.values() if (key := asked_by(spec, s))[0] in known]  # the loader reports others
+    used = {name for name, *_ in wanted}
+    wanted += [(name, "causal_lm", None) for name in known if name not in used]
+    found: dict[Asked, Program] = {}
     mistakes: list[Diagnostic] = []
     for key in dict.fromkeys(wanted):
         try:
@@ -90,10 +92,14 @@ def programs(spec: Spec) -> dict[tuple[str, str], Program]:
     return found
 
 
-def of_stages(spec: Spec, found: dict[tuple[str, str], Program]) -> Iterator[tuple[str, Program]]:
+def asked_by(spec: Spec, stage: StageSpec) -> Asked:
+    """A stage's model, its objective, and the loss of pairs."""
+    return stage.model or spec.model_section()[0], stage.objective, stage.asked
+
+
+def of_stages(spec: Spec, found: dict[Asked, Program]) -> Iterator[tuple[str, Program]]:
     """Every stage whose model could be made, with its Program."""
-    first = spec.model_section()[0]
-    each = {name: found.get((stage.model or first, stage.objective)) for name, stage in spec.stages.items()}
+    each = {name: found.get(asked_by(spec, stage)) for name, stage in spec.stages.items()}
     yield from ((name, program) for name, program in each.items() if program)
 
 

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
         (written,) = write_behind(build, stage, loaded, [prompt], args.tokens, choice, args.raw)
         found.append({"prompt": prompt, "text": written})
         if not args.json:
-            between = "\n" if stage.spec.kind == "sft" and not args.raw else ""
+            between = "\n" if stage.spec.has_chats and not args.raw else ""
             print(paint(prompt, BOLD, on=has_colour(sys.stdout)) + between + written + "\n")
     if args.json:
         print(json.dumps({"stage": stage.name, "step": loaded.step, "samples": found}, indent=1))

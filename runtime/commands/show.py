@@ -10,7 +10,7 @@ from pathlib import Path
 from specc.compiler.cost import n_params, program_cost
 from specc.compiler.program import Program
 from specc.compiler.show import model_tree, work_table
-from specc.runtime.commands.check import programs
+from specc.runtime.commands.check import asked_by, programs
 from specc.spec.errors import Diagnostic, SpecError, did_you_mean
 from specc.spec.spec import Spec, load
 
@@ -47,8 +47,7 @@ def chosen(spec: Spec, stage: str | None) -> list[Program]:
         return list({p.name: p for p in found.values()}.values())
     if stage not in spec.stages:
         raise SpecError(Diagnostic("S302", f"no stage is called '{stage}'", hint=did_you_mean(stage, spec.stages)))
-    section = spec.stages[stage]
-    return [found[section.model or spec.model_section()[0], section.objective]]
+    return [found[asked_by(spec, spec.stages[stage])]]
 
 
 def sizes(spec: Spec, program: Program, stage: str | None) -> dict[str, int]:

@@ -144,7 +144,7 @@ def form_of(build: Build, stage: Stage, names: str | None) -> Form:
     if kept is not None:
         config, name = read_json(kept / CONFIG), names or str(read_json(kept / ORIGIN)["names"])
         table = load_names(name)
-        if stage.spec.kind == "sft":  # an answer's end ends what is written, too
+        if stage.spec.has_chats:  # an answer's end ends what is written, too
             known = config.get("eos_token_id")
             stops = [*(known if isinstance(known, list) else [known]), *_ids(stage, tokenizer)]
             config["eos_token_id"] = [i for i in dict.fromkeys(stops) if i is not None]
@@ -264,7 +264,7 @@ def _ids(stage: Stage, tokenizer: Tokenizer) -> list[int]:
 
 def _stops(stage: Stage, tokenizer: Tokenizer) -> list[str]:
     own = [tokenizers.end_of(tokenizer) or EOS]
-    return [*own, END] if stage.spec.kind == "sft" and tokenizer.token_to_id(END) is not None else own
+    return [*own, END] if stage.spec.has_chats and tokenizer.token_to_id(END) is not None else own
 
 
 def tokenizer_config(stage: Stage, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -272,6 +272,6 @@ def tokenizer_config(stage: Stage, tokenizer: Tokenizer) -> dict[str, Any]:
     stops = _stops(stage, tokenizer)
     special = {"eos_token": stops[-1], "pad_token": PAD}
     found: dict[str, Any] = {k: t for k, t in special.items() if tokenizer.token_to_id(t) is not None}
-    if stage.spec.kind == "sft":
+    if stage.spec.has_chats:
         found["chat_template"] = stage.spec.template
     return {**found, "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}

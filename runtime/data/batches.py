@@ -37,15 +37,20 @@ class Mixture:
     def fields(self, samples: Ints, seed: int, kept: Kept | None = None) -> Fields:
         """The fields [B, ...] of the samples with these numbers, in the endless sequence of a stage; zeros for those
         that are not `kept` [B]."""
+        sources, rows = self.find(samples, seed)
+        if kept is not None:
+            rows[~kept] = UNREAD
+        return gathered(self.parts, sources, rows, samples)
+
+    def find(self, samples: Ints, seed: int) -> tuple[Ints, Ints]:
+        """The source and the row of each sample."""
         sources, numbers = place(samples, self.weights, seed)
         rows = np.empty_like(samples)
         for s, part in enumerate(self.parts):
             here = sources == s
             if here.any():
                 rows[here] = rows_at(len(part), numbers[here], seed, s)
-        if kept is not None:
-            rows[~kept] = UNREAD
-        return gathered(self.parts, sources, rows, samples)
+        return sources, rows
 
 
 def joined(parts: Sequence[Rows], weights: Sequence[float]) -> Rows:
@@ -94,6 +99,11 @@ def batch(
     return tensors({**rows.make(read, at), "key": np.full_like(at, NO_DROPOUT)}, fields, compute)
 
 
+def sampled(data: Mixture, samples: Ints, seed: int, fields: set[str]) -> Batch:
+    """Samples by their numbers, without dropout."""
+    return tensors({**data.fields(samples, seed), "key": np.full_like(samples, NO_DROPOUT)}, fields)
+
+
 def microbatches(
     data: Mixture, stage: StageSpec, step: int, fields: set[str], compute: torch.dtype = torch.float32,
     kept: Kept | None = None,
@@ -106,9 +116,20 @@ def microbatches(
     read = None if kept is None else np.tile(kept, n // size)
     made = {**data.fields(samples, stage.seed, read), "key": keys}
     parts = [{name: values[i : i + size] for name, values in made.items()} for i in range(0, n, size)]
-    counts = [int((p["labels"] != IGNORE).sum()) if "labels" in p else size for p in parts]
+    counts = [counted(p, stage) for p in parts]
     total = max(1, sum(counts))
     return [tensors(p, fields, compute) for p in parts], [c / total for c in counts]
+
+
+def counted(made: Fields, stage: StageSpec) -> int:
+    """What the loss of some rows is the mean of: labels, pairs of answers, or samples where there are no labels."""
+    if "labels" not in made:
+        return len(made["key"])
+    has = made["labels"] != IGNORE
+    if stage.asked is None:
+        return int(has.sum())
+    last = np.where(has, made["doc"], -1).max(1)  # answers are numbered, and all of them have labels
+    return int(((last + 2) // 2).sum())
 
 
 def unigram_entropy(rows: Rows) -> float | None:

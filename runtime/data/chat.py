@@ -47,9 +47,11 @@ def coder(tokenizer: Tokenizer) -> Coder:
     return Coder(tokenizer, literal(tokenizer), frozenset(found.values()), hidden)
 
 
-def conversation(template: str, messages: Messages, by: Coder, asked: Literal["all", "last"] = "all") -> Piece:
-    """Tokens, and which of them the assistant wrote, in all its turns or the last: its words and the special token that
-    ends them.
+def conversation(
+    template: str, messages: Messages, by: Coder, asked: Literal["all", "last"] = "all", since: int = 0
+) -> Piece:
+    """Tokens, and which of them the assistant wrote, in all its turns `since` a message, or the last: its words and the
+    special token that ends them.
 
     Text is tokenised up to where the assistant begins, and anew from there, as it is when the model answers."""
     safe = [{**m, "content": by.hide(m["content"])} for m in messages]
@@ -68,6 +70,7 @@ def conversation(template: str, messages: Messages, by: Coder, asked: Literal["a
         context, answer = by.encode(before[len(done) :]), by.encode(full[len(before) :])
         ends = [at for at, t in enumerate(answer) if t in by.specials]
         said = ends[-1] + 1 if ends else len(answer)  # what stands behind the end token is the template's
+        said = said if i >= since else 0
         ids += context + answer
         answers = answers if asked == "all" else [False] * len(answers)
         answers += [False] * len(context) + [True] * said + [False] * (len(answer) - said)

@@ -14,7 +14,7 @@ from specc.compiler.pictures import fields_of
 from specc.runtime.data.blanks import Marks, blank
 from specc.runtime.data.masked import hide
 from specc.runtime.data.noise import Ints, generator, uniforms
-from specc.runtime.data.pack import Fields, fit, packed, restarts, stream
+from specc.runtime.data.pack import Fields, fit, packed, restarts, shares, stream
 from specc.runtime.data.spans import corrupt
 from specc.runtime.data.store import Store
 from specc.runtime.data.tokenizer import (
@@ -29,6 +29,7 @@ from specc.runtime.data.tokenizer import (
     special,
     words,
 )  # fmt: skip
+from specc.spec.objective import REFERENCE
 from specc.spec.stage import StageSpec
 
 # What every objective gives, and some more.
@@ -40,7 +41,8 @@ def fields_given(stage: StageSpec) -> set[str]:
     """The inputs that a model may have for the stage's rows."""
     if stage.of_images:
         return fields_of(stage)
-    return {*GIVEN, *MORE.get(stage.objective, ())}
+    reference = [REFERENCE] if stage.asked and stage.asked.has_reference else []
+    return {*GIVEN, *MORE.get(stage.objective, ()), *reference}
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ def rows_of(stage: StageSpec, store: Store, tokenizer: Tokenizer, site: str) -> 
     """The rows of the stage's objective; `site` tells the random numbers of training and validation apart."""
     if stage.kind == "sft":
         return _answers(stage, store, tokenizer)
+    if stage.kind == "preference":
+        return _pairs(stage, store, tokenizer)
     n = stage.data.seq_len
     if stage.objective == "span_corruption":
         n = stage.span_corruption.piece(n)
@@ -97,6 +101,39 @@ def _answers(stage: StageSpec, store: Store, tokenizer: Tokenizer) -> Rows:
         return packed(store, [members[r] for r in rows], seq_len, pad)
 
     return Rows(len(members), make, tuple(notes))
+
+
+def _pairs(stage: StageSpec, store: Store, tokenizer: Tokenizer) -> Rows:
+    """Rows of whole pairs, both answers of each one after the other: document 2i is preferred to document 2i + 1."""
+    seq_len, drops, pad = stage.data.seq_len, stage.preference.long == "drop", padding(tokenizer)
+    lengths, begin = np.diff(store.starts).reshape(-1, 2), store.starts[:-1].reshape(-1, 2)
+    kept = shares(lengths, seq_len)
+    before = np.concatenate([[0], np.cumsum(store.answers, dtype=np.int64)])
+    asked = before[begin + kept] - before[np.minimum(begin + 1, begin + kept)]
+    long = lengths.sum(1) > seq_len
+    left = ~(long & drops)
+    empty = (asked == 0).any(1) & left
+    same = np.asarray([_alike(store, b, k) for b, k in zip(begin, kept, strict=True)], dtype=bool) & left & ~empty
+    good = np.flatnonzero(left & ~empty & ~same)
+    counts = {
+        f"longer than {seq_len} tokens and are {'left out' if drops else 'cut'}": long,
+        "without an answer on one side and are left out": empty,
+        "the same answer twice and are left out": same,
+    }
+    notes = [f"{n} of {len(lengths)} pairs are {what}" for what, those in counts.items() if (n := int(those.sum()))]
+    rows = fit(kept[good].sum(1).tolist(), seq_len, stage.preference.pairs)
+    members = [[2 * int(good[i]) + side for i in row for side in (0, 1)] for row in rows]
+
+    def make(rows: Ints, samples: Ints) -> Fields:
+        return packed(store, [members[r] for r in rows], seq_len, pad, kept.reshape(-1))
+
+    return Rows(len(members), make, tuple(notes))
+
+
+def _alike(store: Store, begin: Ints, kept: Ints) -> bool:
+    """Whether the two answers of a pair are the same."""
+    first, second = (store.tokens[b : b + n] for b, n in zip(begin, kept, strict=True))
+    return bool(np.array_equal(first, second))
 
 
 def _masked(stage: StageSpec, store: Store, tokenizer: Tokenizer, site: str) -> Callable[[Ints, Ints], Fields]:

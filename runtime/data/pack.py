@@ -38,8 +38,9 @@ def restarts(doc: Ints) -> Ints:
     return positions
 
 
-def fit(lengths: Sequence[int], seq_len: int) -> list[list[int]]:
-    """Which samples share a row: longest first, each where it leaves the least room (best-fit decreasing)."""
+def fit(lengths: Sequence[int], seq_len: int, most: int | None = None) -> list[list[int]]:
+    """Which samples share a row, at most so many: longest first, each where it leaves the least room (best-fit
+    decreasing)."""
     rows: list[list[int]] = []
     room: dict[int, list[int]] = {}  # rows by what is free in them
     free: list[int] = []  # the keys of `room` in order
@@ -56,6 +57,8 @@ def fit(lengths: Sequence[int], seq_len: int) -> list[list[int]]:
             rows.append([])
         rows[row].append(i)
         left -= need
+        if most is not None and len(rows[row]) == most:
+            continue
         if left not in room:
             room[left] = []
             insort(free, left)
@@ -63,14 +66,25 @@ def fit(lengths: Sequence[int], seq_len: int) -> list[list[int]]:
     return rows
 
 
-def packed(store: Store, members: Sequence[Sequence[int]], seq_len: int, pad: int) -> Fields:
-    """Rows of whole samples, cut at `seq_len`; labels on answers alone. Padding is the document -1, without labels."""
+def shares(lengths: Ints, seq_len: int) -> Ints:
+    """Of the lengths [N 2] of two answers each those [N 2] that fit a row: each has half of it, or what the other
+    leaves."""
+    first = np.minimum(lengths[:, 0], np.maximum(seq_len // 2, seq_len - lengths[:, 1]))
+    return np.stack([first, np.minimum(lengths[:, 1], seq_len - first)], axis=1)
+
+
+def packed(
+    store: Store, members: Sequence[Sequence[int]], seq_len: int, pad: int, lengths: Ints | None = None
+) -> Fields:
+    """Rows of whole samples, cut at `seq_len` or at their `lengths`; labels on answers alone. Padding is the document
+    -1, without labels."""
     shape = (len(members), seq_len)
     tokens, labels, doc = np.full(shape, pad), np.full(shape, IGNORE), np.full(shape, -1)
     for r, samples in enumerate(members):
         start = 0
         for number, i in enumerate(samples):
-            span = slice(store.starts[i], min(store.starts[i + 1], store.starts[i] + seq_len))
+            most = seq_len if lengths is None else lengths[i]
+            span = slice(store.starts[i], min(store.starts[i + 1], store.starts[i] + most))
             ids, answers = store.tokens[span].astype(np.int64), store.answers[span]
             here = slice(start, start + len(ids))
             tokens[r, here], doc[r, here] = ids, number

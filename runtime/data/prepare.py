@@ -6,15 +6,15 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Protocol
 
 from tokenizers import Tokenizer
 
 from specc.runtime.data.batches import Mixture, joined
-from specc.runtime.data.chat import coder, conversation
-from specc.runtime.data.corpus import CHATS, Corpus, Document
+from specc.runtime.data.chat import Coder, coder, conversation
+from specc.runtime.data.corpus import CHATS, PAIRS, Corpus, Document
 from specc.runtime.data.objectives import Rows, rows_of
 from specc.runtime.data.store import Piece, Store, stored
 from specc.runtime.data.tokenizer import end_id, literal
@@ -38,8 +38,7 @@ class Prepared:
 
 def corpora(stage: StageSpec, base: Path) -> list[Corpus]:
     """The stage's sources, and those for validation alone; relative paths start at `base`."""
-    chats = stage.kind == "sft"
-    return [Corpus(source, base, share, stage.data.limit, chats) for source, share in stage.data.shares]
+    return [Corpus(source, base, share, stage.data.limit, stage.kind) for source, share in stage.data.shares]
 
 
 class Texts(Protocol):
@@ -106,14 +105,18 @@ def _nothing_held(stage: StageSpec, sources: list[Corpus]) -> str:
 
 def _store(stage: StageSpec, source: Corpus, digest: str, tokenizer: Tokenizer, cache: Path, held: bool) -> Store:
     """The tokens of the source's documents for validation or training."""
-    chat = [stage.template, stage.sft.answers] if stage.kind == "sft" else None
+    chat = [stage.template, stage.sft.answers if stage.kind == "sft" else "pairs"] if stage.has_chats else None
     made_of = [VERSION, tokenizer.to_str(), chat, digest, source.share, held]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
     return stored(cache, key, lambda: _pieces(stage, source.part(held), tokenizer))
 
 
 def _pieces(stage: StageSpec, docs: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Piece]:
-    """Tokens of each document: a conversation by its template, or a text and an end token."""
+    """Tokens of each document: a conversation by its template (of a pair each, the better one first), or a text and an
+    end token."""
+    if stage.kind == "preference":
+        yield from _sides(stage.template, docs, coder(tokenizer))
+        return
     if stage.kind == "sft":
         by = coder(tokenizer)
         for d in docs:
@@ -128,3 +131,13 @@ def _pieces(stage: StageSpec, docs: Iterable[Document], tokenizer: Tokenizer) ->
         for e in plain.encode_batch(group, add_special_tokens=False):
             if e.ids:
                 yield [*e.ids, end], [False] * (len(e.ids) + 1)
+
+
+def _sides(template: str, docs: Iterable[Document], by: Coder) -> Iterator[Piece]:
+    """Both conversations of each pair; asked for is what the assistant says behind the messages that they share."""
+    for d in docs:
+        if not d.rejected:
+            raise RunError(PAIRS)
+        shared = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(d.messages, d.rejected, strict=False)))
+        for side in (d.messages, d.rejected):
+            yield conversation(template, [{"role": r, "content": c} for r, c in side], by, since=shared)

@@ -18,9 +18,9 @@ EXAMPLE: Messages = ({"role": "user", "content": "a question"}, {"role": "assist
 
 
 def template_mistakes(spec: Spec) -> Iterator[Diagnostic]:
-    """Templates of sft stages that cannot be read; none is run, which may take for ever."""
+    """Templates of stages with chats that cannot be read; none is run, which may take for ever."""
     for name, stage in spec.stages.items():
-        if stage.kind != "sft":
+        if not stage.has_chats:
             continue
         try:
             _read(stage.template)

@@ -27,7 +27,7 @@ def needed(stage: StageSpec) -> list[str]:
     found = [EOS]
     if stage.objective in ("span_corruption", "blank_infilling"):
         found += [PAD]
-    if stage.kind == "sft" and stage.template == CHATML:
+    if stage.has_chats and stage.template == CHATML:
         found += [START, END]
     if stage.objective == "masked_lm":
         found += [MASK]
