@@ -232,11 +232,8 @@ def mesh_facts(mesh: Mesh, program: Program, placed: Placed | None) -> dict[str,
             "zigzag": [order.get(d.of or d.name, 0) for d in t.dims]}
         for n, t in program.inputs.items()
     }  # fmt: skip
-    made = (
-        {v: at for c in program.calls for v, at in zip(c.outs, placed.bodies[c.body].outs, strict=True)}
-        if placed
-        else {}
-    )
+    found = placed.program.calls if placed else ()
+    made = {v: at for c in found if placed for v, at in zip(c.outs, placed.bodies[c.body].outs, strict=True)}
     outputs = {n: [str(p) for p in made[program.outputs[n]]] for n in program.watched} if placed else {}
     return (
         {"mesh": [vars(a) for a in mesh.axes], "input_layouts": inputs, "output_layouts": outputs} if mesh.axes else {}

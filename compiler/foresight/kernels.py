@@ -37,7 +37,8 @@ def seconds(kernel: Kernel, device: Device, software: Software, form: Format) ->
         return _product(kernel, device, software, form)
     if kernel.kind == "loss":
         logits = stream(kernel.m * kernel.n * software.logits / 2, device)
-        return _product(kernel, device, software, min_format(form)) + Both(logits, logits)
+        made = _product(kernel, device, software, min_format(form))
+        return made + Both(logits, logits + (made.forward if kernel.again else 0.0))
     if kernel.kind == "attention":
         return _attention(kernel, device, software, min_format(form))
     once = stream(kernel.nbytes * software.passes, device)

@@ -38,6 +38,7 @@ class Kernel:
     k: float = 1
     groups: int = 1
     causal: float = 1.0
+    again: bool = False  # whether the backward of a loss makes its logits once more
     operand: str = ""  # what it reads first: products with one operand may be one
     frozen: bool = False
 
@@ -163,7 +164,8 @@ def _kernel(e: PlacedEqn, types: Mapping[str, TensorType], machine: Machine, siz
         return _attention(e, ins, flops, nbytes, local, machine, sizes)
     if op in ("linear_cross_entropy", "linear_log_prob"):
         rows = flops / 2 / local[1]
-        return Kernel("loss", flops, nbytes, rows, flops / 2 / local[0], local[0] / rows)
+        again = op == "linear_log_prob"
+        return Kernel("loss", flops, nbytes, rows, flops / 2 / local[0], local[0] / rows, again=again)
     if op in PRODUCTS:
         return _product(e, flops, nbytes, local, out)
     return Kernel("rows", 0.0, nbytes)

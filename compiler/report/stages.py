@@ -11,6 +11,7 @@ from specc.compiler.report.text import esc
 from specc.compiler.units import count, duration
 
 STATUS = {"done": "done", "partial": "stopped half way", "waiting": "not run yet"}
+HELD = "val_"  # begins the name of a series of held-out rows
 SHOWN_SAMPLES = 3  # of the last step; earlier ones are folded away
 # Curves below the loss: the name of a series, its title, whether its axis is logarithmic.
 CURVES = (
@@ -45,7 +46,7 @@ def _effort(s: Stage) -> str:
 
 def stage_page(s: Stage) -> str:
     """Curves, notes and samples of a stage; empty if it was not run."""
-    charts = _loss(s) + "".join(_curve(s, *row) for row in CURVES)
+    charts = _loss(s) + "".join(_metric(s, name) for name in _metrics(s)) + "".join(_curve(s, *row) for row in CURVES)
     notes = "".join(f"<li>{esc(n)}</li>" for n in s["notes"])
     notes = f"<ul class=notes>{notes}</ul>" if notes else ""
     samples = _samples(s["samples"])
@@ -59,14 +60,26 @@ def _points(series: Sequence[Series], name: str) -> Points:
     return list(zip(found["x"], found["y"], strict=True)) if found else []
 
 
+def _metrics(s: Stage) -> list[str]:
+    """The series that a model logs beside its loss."""
+    known = {"loss", *(name for name, *_ in CURVES)}
+    return [name for x in s["series"] if (name := x["name"]) not in known and not name.startswith(HELD)]
+
+
+def _metric(s: Stage, name: str) -> str:
+    train, val = _points(s["series"], name), _points(s["series"], f"{HELD}{name}")
+    lines = [Line("train", smooth(train)), *([Line("validation", val, "val")] if val else [])]
+    return line_chart(name.replace("_", " "), lines)
+
+
 def _loss(s: Stage) -> str:
-    train, val = _points(s["series"], "loss"), _points(s["series"], "val_loss")
+    train, val = _points(s["series"], "loss"), _points(s["series"], f"{HELD}loss")
     if not train and not val:
         return ""
     lines = [Line("train, each step", train, "raw"), Line("train", smooth(train))]
     lines += [Line("validation", val, "val")] if val else []
     entropy = [Reference(f"unigram entropy {s['entropy']:.2f}", s["entropy"])] if s["entropy"] else []
-    return line_chart("loss, nats per token", lines, entropy)
+    return line_chart("loss of pairs" if s["kind"] == "preference" else "loss, nats per token", lines, entropy)
 
 
 def _curve(s: Stage, name: str, title: str, log: bool) -> str:

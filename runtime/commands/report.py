@@ -12,6 +12,7 @@ from specc.compiler.report import Report, render
 from specc.compiler.report.data import Sample, Series
 from specc.compiler.report.data import Stage as StageData
 from specc.compiler.report.gather import read_build, read_json
+from specc.compiler.report.stages import HELD
 from specc.compiler.units import count
 from specc.runtime.built import Build, Stage, open_build
 from specc.runtime.train import stage_folder
@@ -19,7 +20,7 @@ from specc.runtime.train import stage_folder
 # Keys of metrics.jsonl and the curves that they become.
 CURVES = {
     "loss": "loss",
-    "validation_loss": "val_loss",
+    "validation_loss": f"{HELD}loss",
     "lr": "lr",
     "grad_norm": "grad_norm",
     "tokens_per_s": "tokens_per_s",
@@ -63,7 +64,8 @@ def with_runs(build: Build) -> Report:
 def add_run(data: StageData, stage: Stage, folder: Path) -> None:
     """Put what a stage's folder holds into its data."""
     rows = read_lines(folder / "metrics.jsonl")
-    data["series"] = [s for key, name in CURVES.items() if (s := _series(rows, key, name))["x"]]
+    curves = {**CURVES, **{n: n for n in stage.metrics}, **{f"validation_{n}": f"{HELD}{n}" for n in stage.metrics}}
+    data["series"] = [s for key, name in curves.items() if (s := _series(rows, key, name))["x"]]
     data["steps_done"] = int(rows[-1]["step"]) if rows else 0
     data["tokens"] = data["steps_done"] * stage.spec.units
     data["seconds"] = _seconds(rows, data["tokens"], f"{data['unit']}s_per_s")

@@ -112,8 +112,8 @@ def _pairs(stage: StageSpec, store: Store, tokenizer: Tokenizer) -> Rows:
     asked = before[begin + kept] - before[np.minimum(begin + 1, begin + kept)]
     long = lengths.sum(1) > seq_len
     left = ~(long & drops)
-    empty = (asked == 0).any(1) & left
-    same = np.asarray([_alike(store, b, k) for b, k in zip(begin, kept, strict=True)], dtype=bool) & left & ~empty
+    same = np.asarray([_alike(store, b, k) for b, k in zip(begin, kept, strict=True)], dtype=bool) & left
+    empty = (asked == 0).any(1) & left & ~same
     good = np.flatnonzero(left & ~empty & ~same)
     counts = {
         f"longer than {seq_len} tokens and are {'left out' if drops else 'cut'}": long,

@@ -1,0 +1,347 @@
+"""Stages that learn from pairs of answers: their rows, their reference, and runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from specc.compiler.build import build_spec
+from specc.runtime import reference
+from specc.runtime.built import Build, open_build
+from specc.runtime.data.batches import batch, counted, microbatches
+from specc.runtime.data.corpus import Document, docstring_choices, documents
+from specc.runtime.data.pack import fit, shares
+from specc.runtime.data.prepare import corpora, prepare
+from specc.runtime.data.tokenizer import train
+from specc.runtime.errors import RunError
+from specc.runtime.loop import Run, one_step, train_on
+from specc.runtime.progress import Progress
+from specc.runtime.run import run_build
+from specc.runtime.train import begin, stage_folder
+from specc.runtime.verify import verify
+from specc.spec.data import Source
+from specc.spec.spec import Spec, load
+from specc.spec.stage import StageSpec
+
+WORDS = ["red", "blue", "green", "cat", "dog", "sun", "moon", "tree", "river", "stone"]
+SPEC = """
+specc: 1
+use: models/llama
+model:
+  dims: {D: 32, L: 2, H: 2, K: 1, F: 48, V: 512}
+stages:
+  first:
+    data: {sources: [{path: PAIRS, field: prompt}], seq_len: 32, validation: 0.2}
+    tokenizer: {vocab: 320}
+    batch: {sequences: 4}
+    budget: {steps: 1}
+  dpo:
+    kind: preference
+    from: first
+    preference: {pairs: 2}
+    data: {sources: [{path: PAIRS}], seq_len: 192, validation: 0.2}
+    optimizer: {lr: 2e-2}
+    batch: {sequences: 4, microbatch: 2}
+    eval: {every: 12, batches: 4}
+    checkpoint: {every: 2, keep: 10}
+    budget: {steps: 24}
+plan: {compile: 'off'}
+"""
+
+
+def write_rows(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    file = folder / "pairs.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return file
+
+
+def made_up(n: int = 120) -> list[dict[str, Any]]:
+    """A word that is to be said twice, and an answer that does not."""
+    draw = np.random.default_rng(0)
+    found = []
+    for i in range(n):
+        a, b = draw.permutation(WORDS)[:2]
+        found.append({"prompt": f"say {a} twice, {i}", "chosen": f"{a} {a}", "rejected": f"{b} {a} {b}"})
+    return found
+
+
+def spec_of(folder: Path, *overrides: str) -> Spec:
+    file = write_rows(folder, made_up())
+    (folder / "pairs.yaml").write_text(SPEC.replace("PAIRS", json.dumps(str(file))))
+    return load(folder / "pairs.yaml", overrides)
+
+
+def built(folder: Path, *overrides: str, name: str = "pairs") -> Build:
+    build_spec(spec_of(folder, *overrides), folder / "build" / name)
+    return open_build(folder / "build" / name)
+
+
+def lines(build: Build) -> list[dict[str, Any]]:
+    file = stage_folder(build, build.stages["dpo"]) / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Its first stage has run."""
+    build = built(tmp_path_factory.mktemp("ready"))
+    run_build(build.path, "first", say=lambda _: None)
+    return build
+
+
+@pytest.fixture(scope="module")
+def trained(ready: Build, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    build = copied(ready, tmp_path_factory.mktemp("trained"))
+    run_build(build.path, say=lambda _: None)
+    return build
+
+
+def copied(build: Build, folder: Path) -> Build:
+    """A build with its runs, in another place."""
+    shutil.copytree(build.path.parent, folder / "build")
+    return open_build(folder / "build" / build.path.name)
+
+
+def begun(build: Build) -> Run:
+    stage = build.stages["dpo"]
+    folder = stage_folder(build, stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    return begin(build, stage, folder, Path.cwd(), lambda _: None)
+
+
+def test_a_run_begins_at_log_2_and_learns_to_prefer(trained: Build) -> None:
+    found = lines(trained)
+    assert np.float32(found[0]["loss"]) == np.log(np.float32(2))
+    assert [found[0][f"reward_{n}"] for n in ("accuracy", "margin", "chosen", "rejected")] == [0.5, 0, 0, 0]
+    assert found[-1]["loss"] < 0.5
+    assert found[-1]["validation_loss"] < 0.5
+    assert found[-1]["validation_reward_accuracy"] >= 0.9
+    margin = found[-1]["reward_chosen"] - found[-1]["reward_rejected"]
+    assert found[-1]["reward_margin"] == pytest.approx(margin, rel=1e-4)
+
+
+def test_a_run_that_was_killed_goes_on_with_the_same_bits(ready: Build, trained: Build, tmp_path: Path) -> None:
+    """Also without the parent, whose weights it then does not need: what the reference said is kept."""
+    build = copied(ready, tmp_path)
+    run = begun(build)
+    with Progress("dpo", 0, 24, 1, lambda _: None) as progress, pytest.raises(InterruptedError):
+        train_on(run, progress, stops_at(run, 5))
+    assert run.metrics
+    run.metrics.close()
+    parent = stage_folder(build, build.stages["first"]) / "checkpoints"
+    parent.rename(parent.with_name("elsewhere"))
+    told: list[str] = []
+    run_build(build.path, "dpo", say=told.append)
+    assert any("goes on from step 4" in line for line in told)
+    assert not any("through the reference" in line for line in told)
+    same = ("step", "loss", "reward_accuracy", "reward_margin", "grad_norm", "validation_loss")
+    assert [[x.get(k) for k in same] for x in lines(build)] == [[x.get(k) for k in same] for x in lines(trained)]
+
+
+def stops_at(run: Run, last: int) -> Callable[[int], Any]:
+    def take(step: int) -> Any:
+        if step == last:
+            raise InterruptedError
+        made, weights = microbatches(run.data.train, run.stage.spec, step, run.stage.fields)
+        return made, weights
+
+    return take
+
+
+def test_the_reference_is_what_the_first_weights_say_of_each_row(ready: Build, tmp_path: Path) -> None:
+    run = begun(copied(ready, tmp_path))
+    made = batch(run.data.validation, [0, 1], run.stage.fields)
+    said = run.executor.forward(run.params, made)["log_probs"].double()
+    labels = made["labels"] != -100
+    assert bool(labels.any())
+    torch.testing.assert_close(made["reference"].view(torch.float64), said, rtol=1e-5, atol=1e-5)
+    one_step(run, run.stage.spec.steps())
+    assert not torch.equal(run.executor.forward(run.params, made)["log_probs"].double(), said)
+
+
+def test_a_reference_of_other_documents_is_made_anew(tmp_path: Path) -> None:
+    table = {"train.0": np.zeros((2, 2)), "validation": np.zeros((1, 2))}
+    reference.save(tmp_path, table, b"a" * 32)
+    found = reference.known(tmp_path, b"a" * 32)
+    assert found is not None
+    assert sorted(found) == ["train.0", "validation"]
+    assert reference.known(tmp_path, b"b" * 32) is None
+    (tmp_path / reference.FILE).write_bytes(b"damaged")
+    assert reference.known(tmp_path, b"a" * 32) is None
+
+
+def test_the_reference_may_be_another_stage(tmp_path: Path) -> None:
+    """One with other weights than the policy's first ones: the rewards of the first step are not zero."""
+    build = built(tmp_path, "stages.first.budget.steps=2", "stages.dpo.preference.reference=first",
+                  "stages.dpo.from=null", "stages.dpo.tokenizer={vocab: 320}", "stages.dpo.seed=7",
+                  "stages.dpo.budget.steps=1")  # fmt: skip
+    run_build(build.path, say=lambda _: None)
+    assert lines(build)[0]["reward_chosen"] != 0
+
+
+def test_losses_without_a_reference_compute_none(tmp_path: Path) -> None:
+    build = built(tmp_path, "stages.dpo.preference={loss: simpo}", "stages.dpo.budget.steps=2")
+    told: list[str] = []
+    run_build(build.path, say=told.append)
+    assert not any("reference" in line for line in told)
+    assert not (stage_folder(build, build.stages["dpo"]) / reference.FILE).exists()
+    assert "reference" not in build.stages["dpo"].fields
+
+
+def test_accumulation_equals_the_big_batch_of_uneven_rows(tmp_path: Path) -> None:
+    """A microbatch counts by its pairs."""
+    exact = "plan={precision: {compute: fp64, master: fp64, reduce: fp64}, compile: 'off'}"
+    runs = []
+    for n in (1, 4):
+        build = built(tmp_path, exact, f"stages.dpo.batch.microbatch={n}", "stages.dpo.preference.pairs=3",
+                      "stages.dpo.data.limit=25", name=f"of{n}")  # fmt: skip
+        run_build(build.path, "first", say=lambda _: None)
+        runs.append(begun(build))
+    pairs = [counted({k: x.numpy() for k, x in b.items()}, runs[0].stage.spec)
+             for step in range(4) for b in microbatches(runs[0].data.train, runs[0].stage.spec, step,
+                                                        runs[0].stage.fields)[0]]  # fmt: skip
+    assert len(set(pairs)) > 1
+    losses = [[one_step(replace_step(run, step), 24).loss for step in range(4)] for run in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
+def replace_step(run: Run, step: int) -> Run:
+    run.step = step
+    return run
+
+
+CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "yes"}]
+NO = {"role": "assistant", "content": "no"}
+WANT = Document(messages=(("user", "q"), ("assistant", "yes")), rejected=(("user", "q"), ("assistant", "no")))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "chosen": "yes", "rejected": "no"},
+        {"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": [NO]},
+        {"prompt": CHAT[:1], "chosen": "yes", "rejected": "no"},
+        {"chosen": CHAT, "rejected": [CHAT[0], NO]},
+        {"prompt": "q", "chosen": CHAT, "rejected": [CHAT[0], NO], "score": 3},
+        {"prompt": "q", "chosen": CHAT[1:], "rejected": [NO]},
+    ],
+)
+def test_formats_of_pairs(tmp_path: Path, row: dict[str, Any]) -> None:
+    found = list(documents(Source(path=str(write_rows(tmp_path, [row]))), tmp_path, kind="preference"))
+    assert found == [WANT]
+    assert found[0].digest() != Document(messages=WANT.messages).digest()
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": "q", "chosen": "yes"}, "needs 'chosen' and 'rejected'"),
+        ({"chosen": "yes", "rejected": "no"}, "no 'prompt' that it answers"),
+        ({"chosen": CHAT, "rejected": []}, "'rejected' is a list"),
+        ({"prompt": 3, "chosen": "yes", "rejected": "no"}, "no 'prompt' that it answers"),
+        ({"messages": CHAT}, "there is messages"),
+    ],
+)
+def test_rows_that_are_no_pairs(tmp_path: Path, row: dict[str, Any], words: str) -> None:
+    with pytest.raises(RunError, match=words):
+        list(documents(Source(path=str(write_rows(tmp_path, [row]))), tmp_path, kind="preference"))
+
+
+def test_a_stage_with_other_documents_is_told_before_the_first_one_trains(tmp_path: Path) -> None:
+    build = built(tmp_path, "stages.dpo.data.sources=[{corpus: python-docstrings}]")
+    with pytest.raises(RunError, match="'dpo': a preference stage needs 'chosen' and 'rejected'"):
+        run_build(build.path, say=lambda _: None)
+
+
+def stage(**changes: Any) -> StageSpec:
+    given = {"kind": "preference", "data": {"sources": [{"path": "pairs.jsonl"}], "seq_len": 64, "validation": 0.5},
+             "tokenizer": {"vocab": 300}, "budget": {"steps": 1}, **changes}  # fmt: skip
+    return StageSpec.model_validate(given)
+
+
+def prepared(folder: Path, rows: list[dict[str, Any]], **changes: Any) -> Any:
+    write_rows(folder, rows)
+    spec = stage(**changes)
+    tokenizer = train([], 300)
+    return spec, prepare(spec, corpora(spec, folder), tokenizer, folder / "tokens"), tokenizer
+
+
+def test_labels_are_the_tokens_behind_the_shared_turns(tmp_path: Path) -> None:
+    """Of two rounds, the first is shared: its answer is context."""
+    begun = [*CHAT, {"role": "user", "content": "and?"}]
+    rows = [{"prompt": begun, "chosen": f"w{i}", "rejected": f"lose{i}"} for i in range(8)]
+    _, data, tokenizer = prepared(tmp_path, rows, data={"sources": [{"path": "pairs.jsonl"}], "seq_len": 160,
+                                                        "validation": 0.5})  # fmt: skip
+    made = data.train.parts[0].make(np.array([0]), np.array([0]))
+    for side, begins in ((0, "w"), (1, "lose")):
+        here = (made["doc"][0] == side) & (made["labels"][0] != -100)
+        text = tokenizer.decode(made["labels"][0][here].tolist(), skip_special_tokens=False)
+        assert text.startswith(begins)
+        assert text.endswith("<|im_end|>")
+        assert made["pos"][0][made["doc"][0] == side].tolist() == list(range(int((made["doc"][0] == side).sum())))
+
+
+@pytest.mark.parametrize(("long", "word", "rows"), [("drop", "left out", 0), ("cut", "cut", 4)])
+def test_pairs_that_do_not_fit_are_told(tmp_path: Path, long: str, word: str, rows: int) -> None:
+    short = [{"prompt": f"q{i}", "chosen": "y", "rejected": "n"} for i in range(4)]
+    many = [{"prompt": f"p{i}", "chosen": "a" * 99, "rejected": "b" * 20} for i in range(4)]
+    same = [{"prompt": f"s{i}", "chosen": "y", "rejected": "y"} for i in range(2)]
+    own = [{"path": "held.jsonl"}]
+    (tmp_path / "held.jsonl").write_text(json.dumps({"prompt": "h", "chosen": "y", "rejected": "n"}) + "\n")
+    data = {"sources": [{"path": "pairs.jsonl"}], "seq_len": 128, "held_out": own}
+    _, found, _ = prepared(tmp_path, [*short, *many, *same], data=data, preference={"long": long})
+    assert len(found.train) == 4 + rows
+    assert found.notes == (
+        f"4 of 10 pairs are longer than 128 tokens and are {word}",
+        "2 of 10 pairs are the same answer twice and are left out",
+    )
+    for row in range(len(found.train)):
+        made = found.train.parts[0].make(np.array([row]), np.array([row]))
+        assert {d for d in made["doc"][0][made["labels"][0] != -100]} == {0, 1}
+
+
+def test_rows_hold_as_many_pairs_as_asked_for() -> None:
+    assert sorted(map(len, fit([10, 10, 10, 10, 30], 64, most=2))) == [1, 2, 2]
+    assert sorted(map(len, fit([10, 10, 10, 10, 30], 64, most=1))) == [1] * 5
+
+
+def test_cut_pairs_share_a_row() -> None:
+    found = shares(np.array([[10, 20], [100, 20], [20, 100], [90, 80]]), 64)
+    assert found.tolist() == [[10, 20], [44, 20], [20, 44], [32, 32]]
+
+
+def test_pairs_are_counted_by_row() -> None:
+    doc = np.array([[0, 0, 1, 1, 2, 2, 3, 3, -1], [0, 0, 0, 1, 1, 1, -1, -1, -1]])
+    labels = np.where(doc >= 0, 5, -100)
+    assert counted({"labels": labels, "doc": doc}, stage(preference={"pairs": 2})) == 3
+    labels[1] = -100
+    assert counted({"labels": labels, "doc": doc}, stage(preference={"pairs": 2})) == 2
+
+
+def test_docstring_pairs_prefer_the_own_body() -> None:
+    text = "".join(
+        f'def f{i}(x):\n    """Return x and the number {i}, always."""\n    return x, {i}\n' for i in range(3)
+    )
+    found = list(docstring_choices(text))
+    assert [d.messages[-1][1].strip() for d in found] == [f"return x, {i}" for i in range(3)]
+    assert [d.rejected[-1][1].strip() for d in found] == [f"return x, {i}" for i in (1, 2, 0)]
+    assert all(d.messages[:-1] == d.rejected[:-1] for d in found)
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "plan", ["{mesh: {dp: 2}, zero: 3}", "{mesh: {tp: 2}}", "{mesh: {pp: 2}}", "{mesh: {cp: 2}}", "{mesh: {dp: 2}}"]
+)
+def test_a_mesh_has_the_loss_and_gradients_of_one_process(tmp_path: Path, plan: str) -> None:
+    found = verify(spec_of(tmp_path, f"plan={plan}"), 2, "dpo")
+    assert found.agrees, found
+    assert found.worst < 1e-12 or math.isclose(found.loss, 0)
