@@ -152,6 +152,15 @@ def _knows(spec: Spec, stage: StageSpec) -> bool:
     return not stage.of_images and bool(seen)
 
 
+def _words(spec: Spec, name: str) -> object:
+    """Where the tokens of a stage come from: the file of a tokenizer, or the stage that trains one."""
+    stage = spec.stages[name]
+    if stage.tokenizer is not None or stage.from_ not in spec.stages or stage.from_ == name:
+        return stage.tokenizer.file if stage.tokenizer and stage.tokenizer.file else (name,)
+    earlier = list(spec.stages)[: list(spec.stages).index(name)]
+    return _words(spec, stage.from_) if stage.from_ in earlier else (name,)
+
+
 def stage_mistakes(spec: Spec) -> list[Diagnostic]:
     """`model:` names a model, `from:` an earlier stage, `weights.names:` a table; the first stage of a chain has a
     tokenizer."""
@@ -175,6 +184,9 @@ def stage_mistakes(spec: Spec) -> list[Diagnostic]:
             mark = spec.mark((*at, "preference", "reference"))
             hint = did_you_mean(reference, earlier) or "a stage comes after the one that it is compared with"
             found.append(Diagnostic("S302", f"no earlier stage is called '{reference}'", mark, hint))
+        elif reference is not None and _words(spec, name) != _words(spec, reference):
+            text = f"'{name}' is compared with '{reference}', which knows the tokens of another tokenizer"
+            found.append(Diagnostic("S310", text, spec.mark((*at, "preference", "reference"))))
         table = stage.weights.names if stage.weights else None
         if table is not None and table not in (known := name_tables()):
             mark = spec.mark((*at, "weights", "names"))

@@ -180,9 +180,15 @@ def test_a_reference_of_other_documents_is_made_anew(tmp_path: Path) -> None:
 
 def test_the_reference_may_be_another_stage(tmp_path: Path) -> None:
     """One with other weights than the policy's first ones: the rewards of the first step are not zero."""
-    build = built(tmp_path, "stages.first.budget.steps=2", "stages.dpo.preference.reference=first",
-                  "stages.dpo.from=null", "stages.dpo.tokenizer={vocab: 320}", "stages.dpo.seed=7",
-                  "stages.dpo.budget.steps=1")  # fmt: skip
+    spec = spec_of(tmp_path, "stages.dpo.preference.reference=first", "stages.dpo.budget.steps=1")
+    more = spec.stages["first"].model_copy(update={"from_": "first", "tokenizer": None})
+    stages = {
+        "first": spec.stages["first"],
+        "more": more,
+        "dpo": spec.stages["dpo"].model_copy(update={"from_": "more"}),
+    }
+    build_spec(spec.model_copy(update={"stages": stages}), tmp_path / "build" / "pairs")
+    build = open_build(tmp_path / "build" / "pairs")
     run_build(build.path, say=lambda _: None)
     assert lines(build)[0]["reward_chosen"] != 0
 

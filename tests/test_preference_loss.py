@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from specc.compiler.elaborate import elaborate_model
+from specc.compiler.kernels.cut import cut
 from specc.compiler.lower.run import run_program
 from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
 from specc.compiler.passes.prune import prune
@@ -189,6 +190,15 @@ def test_other_terms_of_the_loss_stay() -> None:
     assert whole.loss not in whole.outputs.values()
     head = whole.bodies["head"]
     assert "balance" in str(next(e for e in head.eqns if whole.loss in e.outs))
+
+
+def test_kernels_in_bf16_leave_the_formulas_of_pairs_which_are_fp32() -> None:
+    """A kernel's operands in memory are of the compute type."""
+    head = fuse_linear_cross_entropy(program(Preference(pairs=2))).bodies["head"]
+    found = cut(head, {"B": 2, "S": 8}, torch.bfloat16)
+    assert [name.rpartition("_")[0] for name in found.made] == ["rms_norm"]
+    assert set(found.left.values()) >= {"it computes in fp32"}
+    assert any(name.startswith("expr") for name in cut(head, {"B": 2, "S": 8}, torch.float32).made)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from specc.compiler.types import Dim, TensorType, size_of
 from specc.compiler.work import is_view
 
 PLACED = "placed."  # before the op of an equation that looks beyond what a rank has (compiler.kernels.on_mesh)
+IN_FP32, OF_FP32 = ("log_prob", "linear_log_prob", "one_hot"), ("expr", "sum", "min", "rearrange", "unbind")
 LEAST = 2  # kernels of ATen that a region replaces; one alone gains nothing
 
 
@@ -52,7 +53,8 @@ class Part:
 def cut(body: Body, sizes: Mapping[str, int], compute: torch.dtype) -> Cut:
     """The body with its regions as kernels; `sizes` are those of open dims."""
     left: dict[str, str] = {}
-    parts = [_part(body, i, sizes, compute, left) for i in range(len(body.eqns))]
+    wide = set() if compute == torch.float32 else wide_values(body)
+    parts = [_part(body, i, sizes, compute, wide, left) for i in range(len(body.eqns))]
     merged = merge([p or Part((i,), (), False, 0) for i, p in enumerate(parts)], body)
     made: dict[str, Made] = {}
     regions: dict[str, Region] = {}
@@ -73,7 +75,20 @@ def cut(body: Body, sizes: Mapping[str, int], compute: torch.dtype) -> Cut:
     return Cut(replace(body, eqns=tuple(eqns)), made, regions, places, left, ops)
 
 
-def _part(body: Body, i: int, sizes: Mapping[str, int], compute: torch.dtype, left: dict[str, str]) -> Part | None:
+def wide_values(body: Body) -> set[str]:
+    """Values in fp32 where the model computes in less: log-probabilities of labels, ones of an index, and what formulas
+    and sums make of them."""
+    found: set[str] = set()
+    for e in body.eqns:
+        op = e.op.removeprefix(PLACED)
+        if op in IN_FP32 or (op in OF_FP32 and found & set(e.ins)):
+            found |= set(e.outs)
+    return found
+
+
+def _part(
+    body: Body, i: int, sizes: Mapping[str, int], compute: torch.dtype, wide: set[str], left: dict[str, str]
+) -> Part | None:
     """An equation as a part, if it is row-wise."""
     e, types = body.eqns[i], body.types()
     if (own := OPS.get(e.op.removeprefix(PLACED))) and e.op.startswith(PLACED) and own.flops == "pointwise":
@@ -82,6 +97,9 @@ def _part(body: Body, i: int, sizes: Mapping[str, int], compute: torch.dtype, le
     operands = [*e.types, *(types[n] for n in e.ins if n)]
     widest = max(operands, key=lambda t: len(t.dims))
     if e.op not in OPS or OPS[e.op].flops != "pointwise" or not widest.dims:
+        return None
+    if wide & set(e.ins):
+        left[e.outs[0]] = "it computes in fp32"
         return None
     fixed = [t.letter for t in (OPS[e.op].parsed.ins or ((),))[0] if t.fixed]
     if fixed and fixed != [OPS[e.op].parsed.ins[0][-1].letter]:
