@@ -19,6 +19,7 @@ import torch
 from torch.nn.attention.flex_attention import create_mask
 
 from specc.compiler.kernels.attention import attentions, make_attention
+from specc.compiler.kernels.attention_ranges import Ranges
 from specc.compiler.kernels.cross_entropy import Head, make_cross_entropy
 from specc.compiler.kernels.cut import Cut
 from specc.compiler.kernels.emit import impl, kernels_of, with_kernels
@@ -27,6 +28,7 @@ from specc.compiler.kernels.mask_forms import mask_mod
 from specc.compiler.kernels.region import Region, sub_body, trace
 from specc.compiler.kernels.source import make, plain
 from specc.compiler.lower.run import run_program
+from specc.compiler.masks import expand
 from specc.compiler.passes.sink_masks import sink_masks
 from specc.compiler.program import Eqn
 from specc.compiler.types import Dim, TensorType
@@ -140,6 +142,11 @@ def test_documents_and_chunks_cost_their_tiles_alone(process: dict[str, Any]) ->
     rows = process["documents"]
     assert [r for r in rows if not max(r["forward"], r["backward"]) <= TOLERANCE["float32"]] == []
     assert len(rows) == 6
+
+
+@pytest.mark.parametrize("text", ["full", "causal", "window(9) & causal", "causal & 1 < 2"])
+def test_a_predicate_whose_form_tells_it_all_looks_at_no_tiles(text: str) -> None:
+    assert Ranges(expand(text, {}, {}), (), False).functions() == []
 
 
 def test_a_tile_goes_over_all_that_it_sees(process: dict[str, Any]) -> None:

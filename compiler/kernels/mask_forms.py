@@ -67,8 +67,8 @@ def may_hold(e: Expr, spans: Mapping[str, Span]) -> str:
 
 
 def _claim(e: Expr, spans: Mapping[str, Span]) -> Claim:
-    if e.op == "num":
-        return (ALWAYS, "False") if e.value else ("False", ALWAYS)
+    if not any(node.op == "attr" for node in e.walk()):
+        return (ALWAYS, "False") if evaluate(e, {}) else ("False", ALWAYS)
     if e.op == "not":
         holds, fails = _claim(e.args[0], spans)
         return fails, holds
