@@ -50,8 +50,8 @@ class Loaded:
 
     @property
     def best(self) -> dict[str, Tensor]:
-        """The weights that are sampled and handed on: the moving average where there is one."""
-        return self.tensors.get("ema", self.tensors["weights"])
+        """The weights that are sampled and handed on: moving averages where there are any."""
+        return {**self.tensors["weights"], **self.tensors.get("ema", {})}
 
 
 def folder_of(root: Path, step: int) -> Path:

@@ -64,8 +64,8 @@ class Run:
 
     @property
     def best(self) -> dict[str, Tensor]:
-        """The weights that are evaluated, sampled and handed on: the moving average where there is one."""
-        return self.ema or self.params
+        """The weights that are evaluated, sampled and handed on: moving averages of those that are trained, if any."""
+        return {**self.params, **self.ema}
 
 
 @dataclass(frozen=True)

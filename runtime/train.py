@@ -106,7 +106,7 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
         say(told)
     own = {p: params[p] for p in stage.trainable() if p in params}
     optimizer = updater(stage, own, seat)
-    ema = {n: t.clone() for n, t in params.items()} if stage.spec.ema else {}
+    ema = {n: t.clone() for n, t in own.items()} if stage.spec.ema else {}
     metrics = Metrics(folder, step, open_events(folder / "tensorboard", step)) if seat.leads else None
     decision = first(
         seat.team, lambda: decided(folder / "compile.json", lambda: stage.decide(seat.device), seat.device)

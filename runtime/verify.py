@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from specc.runtime.team import Team
 from specc.runtime.worker import as_rank, own_rank
 from specc.spec.errors import Diagnostic, SpecError
 from specc.spec.expr import parse
+from specc.spec.model import ModelSpec
 from specc.spec.objective import REFERENCE
 from specc.spec.spec import Spec
 
@@ -43,6 +45,7 @@ MICROBATCHES = 2  # for each rank of the pipeline: what every schedule takes
 TOLERANCE = 1e-9
 ROUNDING = 64 * torch.finfo(torch.float64).eps  # of the largest gradient: what is below is rounding
 RESULT = "result.json"
+TILE = re.compile(r"(?<=\.)\d+(?=\.)")  # its number in the path of a parameter
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,13 @@ def shrunk(spec: Spec, stage: str, ranks: int) -> tuple[Spec, dict[str, int]]:
     numbers = {n: v for n, v in model.dims.items() if isinstance(v, int)}
     least, times = max(TILES, _stages(spec, mesh)), _tiles(model.model_dump(by_alias=True))
     tiles = {n: v for text in times for n, v in _fewer_tiles(text, numbers, least).items()}
+    patterns = _patterns(where, model, least)
     error: SpecError | None = None
     for cap in (*CAPS, max(numbers.values(), default=0)):
         dims = {n: tiles.get(n, min(v, cap)) for n, v in numbers.items()}
         changes = [f"{where}.dims.{n}={v}" for n, v in dims.items() if v != numbers[n]]
         try:
-            small = spec.changed(*changes, *_plan(mesh), *_sizes(stage, mesh))
+            small = spec.changed(*changes, *patterns, *_plan(mesh), *_sizes(stage, mesh))
             found = stated(small, stage)
             if mesh_of(small.plan).inner.axes:
                 found.placed()
@@ -152,6 +156,13 @@ def _fewer_tiles(text: str, numbers: Mapping[str, int], least: int) -> dict[str,
     names = sorted((n for n in parse(text).names() if n in numbers), key=lambda n: numbers[n])
     small = {n: min(numbers[n], least) for n in names[:-1]}
     return small | {n: min(numbers[n], least + sum(small.values())) for n in names[-1:]}
+
+
+def _patterns(where: str, model: ModelSpec, tiles: int) -> list[str]:
+    """Patterns of parameters whose numbers are those of tiles that there are."""
+    lists = {"freeze": model.freeze, "train": model.train, "lora.match": model.lora.match if model.lora else []}
+    small = {key: [TILE.sub(lambda m: str(int(m[0]) % tiles), p) for p in given] for key, given in lists.items()}
+    return [f"{where}.{key}={json.dumps(small[key])}" for key, given in lists.items() if small[key] != given]
 
 
 def _plan(mesh: Mapping[str, int]) -> list[str]:

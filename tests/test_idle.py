@@ -83,6 +83,15 @@ def test_a_small_plan_to_verify_may_lack_an_axis(tmp_path: Path) -> None:
     assert left
 
 
+def test_a_small_plan_to_verify_has_patterns_of_tiles_that_are_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(f"{OVER}plan: {{mesh: {{dp: 2}}}}\n{STAGE}", encoding="utf-8")
+    last = "{rank: 2, alpha: 2, match: ['layers.7.attention.*']}"
+    whole = load(path, ["model.dims.L=8", f"model.lora={last}", "model.train=['layers.5.glu.*']"])
+    small, dims = shrunk(whole, "pretrain", 4)
+    assert (dims["L"], small.model.lora.match, small.model.train) == (2, ["layers.1.attention.*"], ["layers.1.glu.*"])
+
+
 def test_a_setting_that_the_command_line_decides_over_may_stand(tmp_path: Path) -> None:
     assert found(tmp_path, OVER + STAGE, "stages.pretrain.tokenizer.file=t.json") == []
     whole = [("S529", "--set:stages.pretrain.schedule.final has no effect: the learning rate is constant")]

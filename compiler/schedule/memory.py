@@ -114,7 +114,7 @@ class _Walk:
         """Weights, the optimizer's state and the batch."""
         new, hold = self.ledger.new, self.ledger.hold
         for path, n in self.kept.params.items():
-            copies = 1 + self.kept.ema
+            copies = 1 + (self.kept.ema and path in self.kept.trainable)
             hold(("kept", path), [new("weights", n * self.kept.width(path) * copies)])
             kind = HOST if self.kept.moments_on_host else "optimizer"
             hold(("state", path), [new(kind, self.kept.update.kept.get(path, 0))])

@@ -101,10 +101,19 @@ def fill_adapter(
         raise RunError(f"the model of '{stage.name}' has no adapters ('lora:')")
     if more := sorted(set(stage.trainable()) - factors_of(stage.adapters)):
         raise RunError(f"'{stage.name}' trains '{more[0]}' beside its adapters: export merged weights")
-    base = str(stage.spec.weights.path) if stage.spec.weights else None
-    tensors, config = peft_adapter(stage.adapters, lora, form.links, weights, base)
+    tensors, config = peft_adapter(stage.adapters, lora, form.links, weights, published_base(build, stage))
     write_tensors(work / ADAPTER, {name: narrowed(name, t, DTYPES[dtype]) for name, t in tensors.items()}, METADATA)
     write_json(work / ADAPTER_CONFIG, config)
+
+
+def published_base(build: Build, stage: Stage) -> str | None:
+    """The checkpoint whose weights the stage's adapters stand beside, if no stage before has changed them."""
+    if stage.spec.from_ is None:
+        return stage.spec.weights.path if stage.spec.weights else None
+    parent = build.stages[stage.spec.from_]
+    own = factors_of(stage.adapters)
+    changed = set(parent.trainable()) | factors_of(parent.adapters)
+    return published_base(build, parent) if changed <= own else None
 
 
 def narrowed(name: str, t: Tensor, dtype: torch.dtype) -> Tensor:
@@ -244,8 +253,8 @@ def otherwise(spec: Spec, stage: Stage, table: NameTable, config: Mapping[str, A
 
 def _computed(spec: Spec, model: str | None, objective: str) -> str:
     """What the logits are made by, without first values, when adapters are merged."""
-    section = spec.model_section(model)[2]
-    plain = spec.changed(f"{'.'.join(map(str, section))}.lora=null")
+    section = ".".join(map(str, spec.model_section(model)[2]))
+    plain = spec.changed(f"{section}.lora=null", f"{section}.freeze=[]", f"{section}.train=[]")
     program = prune(elaborate(plain, model, objective), ["logits"], loss=False)
     return INIT.sub("", "\n".join(map(str, [*program.bodies.values(), *program.calls])))
 
