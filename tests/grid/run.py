@@ -243,7 +243,7 @@ def train(
         batches = [seat.cut(inputs_of(program, tracer.sizes, dtype, 100 * i + m)) for m in range(microbatches)]
         shares = [1.0 / microbatches] * microbatches
         result = executor.step(params, batches, shares)
-        losses.append(seat.of_loss(mean_loss(result, shares)))
+        losses.append(seat.of_loss(mean_loss(result, shares))[0])
         squared = seat.team.numbers([squares(result.grads, seat.owned(result.grads))]).sum()
         scale(result.grads, float(squared.sqrt()), CLIP)
         step(result.grads)
