@@ -18,6 +18,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from specc.runtime.errors import RunError
+
 Ints = NDArray[np.int64]
 FACTS = "facts.json"
 KINDS = {"tokens": np.uint32, "answers": np.uint8, "starts": np.int64}
@@ -64,7 +66,8 @@ def kept(root: Path, key: str, write: Callable[[Path], None], read: Callable[[Pa
     finally:
         shutil.rmtree(work, ignore_errors=True)
     found = read(path)
-    assert found is not None, path
+    if found is None:
+        raise RunError(f"what was just written to {path} is not good: files have changed meanwhile; run again")
     return found
 
 

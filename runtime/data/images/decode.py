@@ -21,6 +21,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # other decoders
 MOST_PIXELS = 80_000_000  # more is a mistake, or meant to fill the memory
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 WIDE = ("I;16", "I;16L", "I;16B", "I;16N")  # grey of 16 bits
+READ = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", *WIDE)  # what Pillow makes grey or RGB of
 RATIOS = (3 / 4, 4 / 3)  # width over height of crops of a random size, as in torchvision
 TRIES = 10
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
@@ -40,6 +41,8 @@ def opened(raw: bytes) -> Image:
         with Image.open(BytesIO(raw), formats=FORMATS) as image:
             if math.prod(image.size) > MOST_PIXELS:
                 raise Unreadable(f"it has {image.size[0]} x {image.size[1]} pixels, more than {MOST_PIXELS:,}")
+            if image.mode not in READ:
+                raise Unreadable(f"its numbers are of the kind {image.mode}, not grey or colours of 8 or 16 bits")
             image.load()
             return ImageOps.exif_transpose(image)
     except Image.DecompressionBombError:
@@ -57,8 +60,6 @@ def with_channels(image: Image, channels: int) -> Image:
     mode = MODES[channels]
     if image.mode in WIDE:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise Unreadable(f"its numbers are of the kind {image.mode}, not of 8 or 16 bits")
     elif image.mode in ("P", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == mode else image.convert(mode)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from stat import S_ISREG
 
 from specc.runtime.data.files import Row, find, read_rows, read_text, well_formed
 from specc.runtime.errors import RunError
@@ -25,6 +27,7 @@ METADATA, FILE_NAME = "metadata.jsonl", "file_name"
 NOT_A_PATH = "://"
 MOST_CLASSES = 1 << 31
 Class = int | str | None
+Stamp = list[int] | None  # bytes and time of change (ns) of a file, as JSON has them; None if there is none
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,15 @@ def read_part(file: Path, offset: int, length: int, where: str) -> bytes:
     return found
 
 
+def stamp(file: Path) -> Stamp:
+    """What a file's stamp is now."""
+    try:
+        at = file.stat()
+    except OSError:
+        return None
+    return [at.st_size, at.st_mtime_ns] if S_ISREG(at.st_mode) else None
+
+
 def files_of(source: Source, path: Path) -> list[tuple[Path, str]]:
     """The files of a source, each with its format. Where some hold rows, pictures beside them are what rows name."""
     if (path / METADATA).is_file() and source.format is None:
@@ -80,6 +92,16 @@ def pictures(source: Source, path: Path, files: list[tuple[Path, str]]) -> Itera
         else:
             for where, row in read_rows(file, form):
                 yield _of_row(source, row, where, file)
+
+
+def first_of_classes(files: list[tuple[Path, str]], path: Path, limit: int) -> list[tuple[Path, str]]:
+    """So many pictures, a first one of each class before a second one of any, in the order that they had."""
+    seen = Counter[str | None]()
+    turns: list[int] = []
+    for file, _ in files:
+        turns.append(seen[label := _folder(file, path)])
+        seen[label] += 1
+    return [files[i] for i in sorted(sorted(range(len(files)), key=turns.__getitem__)[:limit])]
 
 
 def _folder(file: Path, path: Path) -> str | None:

@@ -1,6 +1,7 @@
 """The index of a source's pictures: where each of them is, its class, its caption and its hash, kept beside the build.
 
-It holds the bytes of pictures in Parquet and Arrow. An index appears at once and whole, as a store of tokens does."""
+It holds the bytes of pictures in Parquet and Arrow. An index appears at once and whole, as a store of tokens does. It
+is good as long as the pictures that rows name have the sizes and times that they had when it was made."""
 
 from __future__ import annotations
 
@@ -15,18 +16,18 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from specc.runtime.data.images.find import Found, read_part
+from specc.runtime.data.images.find import Found, Stamp, read_part, stamp
 from specc.runtime.data.noise import Ints
 from specc.runtime.data.store import FACTS, flush, intact, mapped
 from specc.runtime.errors import RunError
 
-FILE, OFFSET, LENGTH, CLASS, BEGIN, END = range(6)  # columns of the table; -1: it has none
-KINDS = {"table": np.int64, "digests": np.uint8, "texts": np.uint8, "bytes": np.uint8}
+FILE, OFFSET, LENGTH, CLASS, BEGIN, END, WHERE = range(7)  # columns of the table; -1: it has none
+KINDS = {"table": np.int64, "digests": np.uint8, "texts": np.uint8, "wheres": np.uint8, "bytes": np.uint8}
 
 
 @dataclass(frozen=True)
 class Album:
-    """An index: table [N 6], SHA-256 of the pictures' bytes [N 32], captions in UTF-8 and pictures one after the other.
+    """An index: table [N 7], SHA-256 of the pictures' bytes [N 32]; captions, places and pictures in bytes.
 
     Classes are numbers of `names`, or numbers as they were given where there are no names."""
 
@@ -37,6 +38,7 @@ class Album:
     table: Ints
     digests: NDArray[np.uint8]
     texts: NDArray[np.uint8]
+    wheres: NDArray[np.uint8]
 
     def __len__(self) -> int:
         return len(self.table)
@@ -45,14 +47,19 @@ class Album:
         """The bytes of a picture; raises RunError if they are not those that the index is of."""
         file, offset, length = (int(n) for n in self.table[i, :CLASS])
         path = self.folder / "bytes" if file < 0 else Path(self.files[file])
-        raw = read_part(path, offset, length, str(path))
+        raw = read_part(path, offset, length, self.where(i))
         if hashlib.sha256(raw).digest() != self.digests[i].tobytes():
-            raise RunError(f"{path} has changed since the run began; run again")
+            raise RunError(f"{self.where(i)} has changed since the run began; run again")
         return raw
+
+    def where(self, i: int) -> str:
+        """Its file, with the member or the row that it is of one of many."""
+        begin, *rest = self.table[i : i + 2, WHERE].tolist()
+        return self.wheres[begin : rest[0] if rest else None].tobytes().decode()
 
     def text(self, i: int) -> str | None:
         """Its caption."""
-        begin, end = self.table[i, BEGIN:]
+        begin, end = self.table[i, BEGIN:WHERE]
         return None if begin < 0 else self.texts[begin:end].tobytes().decode()
 
     def held(self, share: float) -> NDArray[np.bool_]:
@@ -73,6 +80,7 @@ class Writer:
     unreadable: list[str] = field(default_factory=list)
     kinds: set[type] = field(default_factory=set)
     outs: dict[str, BinaryIO] = field(default_factory=dict)
+    stamps: dict[str, Stamp] = field(default_factory=dict)  # of pictures that rows name
 
     def __enter__(self) -> Writer:
         self.outs = {name: (self.folder / name).open("wb") for name in KINDS}
@@ -96,7 +104,8 @@ class Writer:
             where = [self.files.setdefault(str(one.file.absolute()), len(self.files)), one.offset, size]
         label = self.names.setdefault(one.label, len(self.names)) if isinstance(one.label, str) else one.label
         text = [-1, -1] if one.text is None else [self._put("texts", one.text.encode()), self.outs["texts"].tell()]
-        row = [*where, -1 if label is None else label, *text]
+        told = self._put("wheres", one.where.encode("utf-8", "replace"))
+        row = [*where, -1 if label is None else label, *text, told]
         self._put("table", np.asarray(row, dtype=np.int64).tobytes())
         self._put("digests", digest)
 
@@ -114,20 +123,22 @@ class Writer:
                 digest = hashlib.file_digest(opened, "sha256").hexdigest()
             hashes[name] = {"sha256": digest, "bytes": (self.folder / name).stat().st_size}
             flush(self.folder / name)
-        facts = {"files": [*self.files], "names": [*self.names], "unreadable": self.unreadable, "hashes": hashes}
+        facts = {"files": [*self.files], "names": [*self.names], "unreadable": self.unreadable, "hashes": hashes,
+                 "stamps": self.stamps}  # fmt: skip
         (self.folder / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
         flush(self.folder / FACTS)
 
 
 def read(path: Path) -> Album | None:
-    """The index, or None if it is not there or its files are not those that were written."""
+    """The index, or None if it is not there, its files are not those that were written, or pictures have changed."""
     try:
         facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
-        good = all(intact(path / name, facts["hashes"][name]) for name in KINDS)
+        good = all(stamp(Path(file)) == seen for file, seen in facts["stamps"].items())
+        good = good and all(intact(path / name, facts["hashes"][name]) for name in KINDS)
         files, names, bad = facts["files"], facts["names"], facts["unreadable"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if not good:
         return None
-    table, digests, texts, _ = (mapped(path / name, kind) for name, kind in KINDS.items())
-    return Album(path, files, names, bad, table.reshape(-1, END + 1), digests.reshape(-1, 32), texts)
+    table, digests, texts, wheres, _ = (mapped(path / name, kind) for name, kind in KINDS.items())
+    return Album(path, files, names, bad, table.reshape(-1, WHERE + 1), digests.reshape(-1, 32), texts, wheres)

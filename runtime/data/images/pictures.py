@@ -1,7 +1,7 @@
 """The pictures of a source: found, looked at once, and known by an index from then on.
 
 Making the index reads and decodes every picture. It is named by the names, sizes and times of the files, so that later
-runs need not read them all again."""
+runs need not read them all again; those of pictures that rows name stand in it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import numpy as np
 
 from specc.runtime.data.corpus import Document
 from specc.runtime.data.images.decode import Unreadable, opened
-from specc.runtime.data.images.find import Found, files_of, pictures
-from specc.runtime.data.images.index import CLASS, Album, Writer, read
+from specc.runtime.data.images.find import Found, Stamp, files_of, first_of_classes, pictures, stamp
+from specc.runtime.data.images.index import CLASS, WHERE, Album, Writer, read
 from specc.runtime.data.store import kept
 from specc.runtime.errors import RunError
 from specc.spec.data import Source
 
-VERSION = 1  # of what an index holds; part of its name
+VERSION = 2  # of what an index holds; part of its name
 AT_ONCE = 256  # pictures that are in memory together while an index is made
 THREADS = min(8, os.cpu_count() or 1)  # that decode; Pillow lets others run meanwhile
 
@@ -57,14 +57,17 @@ class Pictures:
         return self.base / self.name
 
     def found(self) -> Iterator[Found]:
-        """The pictures as their files give them."""
-        return islice(pictures(self.source, self.path, files_of(self.source, self.path)), self.limit)
+        """The pictures as their files give them, as many as `limit` says."""
+        files = files_of(self.source, self.path)
+        if self.limit is not None and files[0][1] == "image":
+            files = first_of_classes(files, self.path, self.limit)
+        return islice(pictures(self.source, self.path, files), self.limit)
 
     def digest(self) -> str:
         """SHA-256 over pictures, classes and captions."""
         album = self.album()
         total = hashlib.sha256(json.dumps([*album.names]).encode())
-        for part in (album.digests, album.table[:, CLASS:], album.texts):
+        for part in (album.digests, album.table[:, CLASS:WHERE], album.texts):
             total.update(np.ascontiguousarray(part).tobytes())
         return total.hexdigest()
 
@@ -92,9 +95,12 @@ class Pictures:
 
     def _write(self, folder: Path) -> None:
         """Look at every picture; raises RunError for one that cannot be read, unless these are left out."""
+        known = {file for file, _ in files_of(self.source, self.path)}
         with Writer(folder) as index:
-            for one, digest, size, trouble in _looked_at(self.found()):
+            for one, at, digest, size, trouble in _looked_at(self.found()):
                 self.touch()
+                if one.raw is None and one.file not in known:
+                    index.stamps[str(one.file.absolute())] = at
                 if not trouble:
                     index.add(one, digest, size)
                 elif self.skips:
@@ -104,19 +110,20 @@ class Pictures:
                     raise RunError(f"{one.where} is no picture: {trouble}; {hint}")
 
 
-def _looked_at(found: Iterator[Found]) -> Iterator[tuple[Found, bytes, int, str]]:
-    """Each picture with the SHA-256 and the number of its bytes, and what is wrong with it."""
+def _looked_at(found: Iterator[Found]) -> Iterator[tuple[Found, Stamp, bytes, int, str]]:
+    """Each picture with its file's stamp, the SHA-256 and the number of its bytes, and what is wrong with it."""
     with ThreadPoolExecutor(THREADS, thread_name_prefix="pictures") as pool:
         while group := list(islice(found, AT_ONCE)):
             yield from zip(group, *zip(*pool.map(_look, group), strict=True), strict=True)
 
 
-def _look(one: Found) -> tuple[bytes, int, str]:
-    if one.raw is None and not one.file.is_file():
-        return b"", 0, "there is no such file"
+def _look(one: Found) -> tuple[Stamp, bytes, int, str]:
+    at = None if one.raw is not None else stamp(one.file)
+    if one.raw is None and at is None:
+        return at, b"", 0, "there is no such file"
     raw = one.read()
     try:
         opened(raw)
     except Unreadable as e:
-        return b"", 0, str(e)
-    return hashlib.sha256(raw).digest(), len(raw), ""
+        return at, b"", 0, str(e)
+    return at, hashlib.sha256(raw).digest(), len(raw), ""

@@ -169,7 +169,7 @@ class Maker:
         try:
             x = picture(self.album.read(i), self.stage.pictures, self.size, cut if site == "train" else None)
         except Unreadable as e:
-            raise RunError(f"picture {i} of the source cannot be read: {e}") from None
+            raise RunError(f"{self.album.where(i)} cannot be read: {e}") from None
         made["image"] = x
         denoising = (self.stage.denoising or Denoising()) if self.stage.objective == "denoising" else None
         is_dropped = denoising is not None and draw.random() < denoising.drop
