@@ -32,19 +32,23 @@ def validation(
     stage: Stage, executor: Executor, params: Mapping[str, Tensor], rows: Rows, seat: Seat = ALONE_HERE
 ) -> dict[str, float]:
     """Mean `loss` and metrics over the labels (or pairs of answers) of the first held-out rows, each row once: of as
-    many as `eval.batches` steps take, by microbatches, so that the plan does not choose the rows."""
-    size, batches = stage.spec.batch.size, stage.spec.eval.batches
-    n = min(batches * stage.spec.batch.sequences, len(rows))
+    many as `eval.batches` steps take, by microbatches, so that the plan does not choose the rows.
+
+    Nothing takes a row without labels out of a batch's mean: where the model takes none, the rows are those of whole
+    steps, and fewer than one step has come round again until it is full."""
+    size, each = stage.spec.batch.size, stage.spec.batch.sequences
+    n = min(stage.spec.eval.batches * each, len(rows))
+    read = n if "labels" in stage.fields else max(each, n - n % each)
     names = [LOSS, *stage.metrics]
     totals, labels = dict.fromkeys(names, 0.0), 0
-    for begin in range(0, n, size):
+    for begin in range(0, read, size):
         chosen = [j % n for j in range(begin, begin + size)]
         made = batch(rows, chosen, stage.fields, stage.compute, seat.kept(size) if stage.reads_in_parts else None)
         if "labels" in made:
             made["labels"][n - begin :] = IGNORE  # rows that fill up the batch were counted before
             count = counted({k: made[k].numpy() for k in ("labels", "doc") if k in made}, stage.spec)
         else:
-            count = min(size, n - begin)
+            count = size
         if count:
             found = executor.forward(params, seat.cut(made))
             totals |= {k: totals[k] + float(found[k]) * count for k in names if k in found}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
-VOLATILE = ("tokens_per_s", "seconds", "memory")  # what differs from run to run
+VOLATILE = ("tokens_per_s", "images_per_s", "seconds", "memory")  # what differs from run to run
 
 
 class Events(Protocol):

@@ -48,6 +48,7 @@ from specc.spec.objective import REFERENCE
 from specc.spec.stage import CAPTION
 
 DIGITS = 12  # of a stage's hash in the name of its folder
+FACTS = "facts.json"  # what a report shows of the data
 ORIGIN = "origin.json"  # which published checkpoint a run started from
 NOT_RUN = "'{}' starts from '{}', which has not run"
 
@@ -93,6 +94,7 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
         say(f"{stage.name}: its documents are not those of the steps before; the rows that follow are of the new ones")
     for note in data.notes:
         say(f"{stage.name}: {note}")
+    first(seat.team, lambda: keep_classes(build, stage, data.classes, loaded is not None))
     if loaded:
         params, step = seat.moved(loaded.tensors["weights"]), loaded.step
     else:
@@ -141,7 +143,32 @@ def tell_data(stage: Stage, data: Prepared, folder: Path | None, say: Say) -> No
     say(f"{stage.name}: {rows}, {len(data.validation)} held out{what}")
     if folder is not None:
         classes = {"classes": data.classes} if data.classes else {}
-        (folder / "facts.json").write_text(json.dumps({"unigram_entropy": entropy, **classes}) + "\n")
+        (folder / FACTS).write_text(json.dumps({"unigram_entropy": entropy, **classes}) + "\n")
+
+
+def keep_classes(build: Build, stage: Stage, names: Sequence[str], goes_on: bool) -> None:
+    """Raises RunError if a class has another number than the one that the weights know it by: in the steps before, or
+    in the stage that this one starts from. Classes that came behind them are put into the run's facts."""
+    before = stage if goes_on else _parent(build, stage)
+    while before is not None and "class" not in before.fields:
+        before = _parent(build, before)
+    if before is None or "class" not in stage.fields or not (file := stage_folder(build, before) / FACTS).is_file():
+        return
+    facts = json.loads(file.read_text())
+    old, numbers = facts.get("classes", []), {name: i for i, name in enumerate(names)}
+    for i, name in enumerate(old):
+        if numbers.get(name, i) != i:
+            of = "steps before" if goes_on else f"weights of '{before.name}'"
+            hint = f"name others so that they sort behind '{old[-1]}', or begin anew in another build"
+            raise RunError(f"'{stage.name}': class '{name}' is number {numbers[name]} now and {i} in the {of}; {hint}")
+    if goes_on and names and (known := [*names, *old[len(names) :]]) != old:
+        new = file.with_suffix(".tmp")
+        new.write_text(json.dumps({**facts, "classes": known}) + "\n")
+        new.rename(file)
+
+
+def _parent(build: Build, stage: Stage) -> Stage | None:
+    return build.stages[stage.spec.from_] if stage.spec.from_ is not None else None
 
 
 def updater(stage: Stage, own: dict[str, Tensor], seat: Seat) -> Updater:

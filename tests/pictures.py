@@ -19,6 +19,8 @@ SIDE = 16
 CLASSES = ("five", "four", "one", "three", "two", "zero")  # as they are sorted
 DIGITS = {"zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5}
 VIT = {"C": 1, "Y": SIDE, "P": 8, "D": 32, "L": 2, "H": 2, "F": 64, "CLASSES": 6}
+CLIP = {"C": 1, "Y": 16, "P": 8, "DV": 32, "LV": 1, "HV": 2, "FV": 64, "V": 400, "CTX": 16, "DT": 32, "LT": 1, "HT": 2,
+        "FT": 64, "Z": 16, "EOS": 1}  # fmt: skip
 DIT = {"C": 1, "Y": SIDE, "P": 4, "D": 32, "L": 2, "H": 2, "CLASSES": 6, "W": 32}
 
 

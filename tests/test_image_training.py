@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,14 @@ from specc.runtime.data.images.pictures import Pictures
 from specc.runtime.data.images.rows import Maker, Taken, albums, class_names, prepare_pictures
 from specc.runtime.data.prepare import Prepared
 from specc.runtime.errors import RunError
-from specc.runtime.train import stage_folder
-from tests.pictures import DIT, VIT, built, digits, folder_of_digits, same, spec_of
+from specc.runtime.evaluate import validation_loss
+from specc.runtime.loop import Run
+from specc.runtime.metrics import METRICS, VOLATILE
+from specc.runtime.train import begin, stage_folder
+from tests.pictures import CLIP, DIT, VIT, built, digits, folder_of_digits, same, spec_of
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FP32 = torch.float32
-CLIP = {"C": 1, "Y": 16, "P": 8, "DV": 32, "LV": 1, "HV": 2, "FV": 64, "V": 400, "CTX": 16, "DT": 32, "LT": 1, "HT": 2,
-        "FT": 64, "Z": 16, "EOS": 1}  # fmt: skip
 VAE = {"C": 1, "Y": 16, "X": 16, "widths": [16, 16], "R": 1, "GROUPS": 4, "Z": 2}
 LEARNS: dict[str, Any] = {
     "budget": {"steps": 60},
@@ -47,6 +50,12 @@ def folder_of(build: Build) -> Path:
 def losses(build: Build, key: str = "loss") -> list[float]:
     rows = map(json.loads, (folder_of(build) / "metrics.jsonl").read_text().splitlines())
     return [row[key] for row in rows if key in row]
+
+
+def told_lines(build: Build) -> list[dict[str, Any]]:
+    """Of metrics.jsonl, without what differs from run to run."""
+    rows = map(json.loads, (folder_of(build) / METRICS).read_text().splitlines())
+    return [{k: v for k, v in row.items() if k not in VOLATILE} for row in rows]
 
 
 def weights(build: Build) -> dict[str, torch.Tensor]:
@@ -101,15 +110,66 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path) -> None:
         ("dit", spec_of("dit", DIT, "denoising", **more)),
     ):
         build, _ = trains(tmp_path, spec, name=name)
-        seen, made = losses(build), weights(build)
+        seen, made = told_lines(build), weights(build)
         (folder_of(build) / "done.json").unlink()
         for step in (3, 4):
             (folder_of(build) / "checkpoints" / f"step_{step:08d}").rename(tmp_path / f"{name}{step}")
         told: list[str] = []
         run(build, base=tmp_path, say=told.append)
         assert any("goes on from step 2" in line for line in told), told
-        assert losses(build)[-2:] == seen[-2:]
+        assert told_lines(build) == seen
         assert same(weights(build), made)
+
+
+def test_classes_keep_their_numbers_from_run_to_run_and_from_stage_to_stage(tmp_path: Path) -> None:
+    """Names are numbered in their order: `six` would move three of them, `zoo` none."""
+    folder_of_digits(tmp_path / "pictures", 40)
+    spec = spec_of("vit", {**VIT, "CLASSES": 8}, "images")
+    more = {**spec["stages"]["train"], "from": "train", "data": {"sources": [{"path": "more"}], "validation": 0.3}}
+    spec["stages"]["tune"] = {**more, "budget": {"steps": 2}}
+    build = built(tmp_path, spec)
+    run(build, "train", base=tmp_path, say=lambda _: None)
+
+    def classes(folder: str, *names: str) -> None:
+        for name in names:
+            (tmp_path / folder / name).mkdir(parents=True)
+            for i, (_, raw) in enumerate(digits(9, seed=len(name))):
+                (tmp_path / folder / name / f"{i}.png").write_bytes(raw)
+
+    (folder_of(build) / "done.json").unlink()
+    classes("pictures", "six")
+    with pytest.raises(RunError, match="'train': class 'three' is number 4 now and 3 in the steps before; name"):
+        run(build, "train", base=tmp_path, say=lambda _: None)
+    (tmp_path / "pictures" / "six").rename(tmp_path / "pictures" / "zoo")
+    run(build, "train", base=tmp_path, say=lambda _: None)
+    known = ["five", "four", "one", "three", "two", "zero", "zoo"]
+    facts = json.loads((folder_of(build) / "facts.json").read_text())
+    assert (facts["classes"], facts["unigram_entropy"] > 1) == (known, True)
+    classes("more", "five", "four", "six")
+    run(build, "tune", base=tmp_path, say=lambda _: None)  # `six` has a number that means another there
+    shutil.rmtree(stage_folder(build, build.stages["tune"]))
+    classes("more", "two")
+    with pytest.raises(RunError, match="'tune': class 'two' is number 3 now and 4 in the weights of 'train'"):
+        run(build, "tune", base=tmp_path, say=lambda _: None)
+
+
+@pytest.mark.parametrize("model", ["vit", "dit"])
+def test_validation_is_of_whole_steps_whatever_the_microbatch(model: str, tmp_path: Path) -> None:
+    """Against the loss of each row alone. Fewer rows than a step's come round again."""
+    folder_of_digits(tmp_path / "pictures", 80)
+    dims, objective = {"vit": (VIT, "images"), "dit": (DIT, "denoising")}[model]
+    spec = spec_of(model, dims, objective, data={"validation": 0.4})
+    runs: list[Run] = []
+    for size in (8, 2, 1):
+        build = built(tmp_path, spec, f"stages.train.batch.microbatch={size}", name=f"by{size}")
+        runs.append(begin(build, build.stages["train"], tmp_path, tmp_path, lambda _: None))
+    one, whole = runs[-1], runs[-1].data.validation
+    alone = [float(one.executor.forward(one.params, batch(whole, [i], one.stage.fields))["loss"]) for i in range(19)]
+    for held, counted in ((19, 16), (8, 8), (5, 8)):
+        rows = replace(whole, n=held)
+        wanted = sum(alone[i % held] for i in range(counted)) / counted
+        found = [validation_loss(each.stage, each.executor, each.params, rows) for each in runs]
+        assert found == pytest.approx([wanted] * len(runs), rel=1e-6)
 
 
 @pytest.mark.parametrize(("model", "dims", "objective"), [("vit", VIT, "images"), ("dit", DIT, "denoising")])
