@@ -11,6 +11,7 @@ import pytest
 
 from specc.compiler.build import build_spec
 from specc.compiler.elaborate import elaborate
+from specc.compiler.foresight.ask import row_tokens
 from specc.compiler.foresight.calls import Cluster as On
 from specc.compiler.foresight.flops import step_flops
 from specc.compiler.foresight.model import Model
@@ -24,9 +25,11 @@ from specc.compiler.hardware.tables import capacity, hardware
 from specc.compiler.placement.mesh import mesh_mistakes, mesh_of
 from specc.runtime import cli
 from specc.runtime.commands.plan import pins_of
+from specc.spec.dump import dump
 from specc.spec.errors import SpecError
 from specc.spec.plan import Cluster
 from specc.spec.spec import load
+from tests.pictures import CLIP, VIT, spec_of
 
 LLAMA = "examples/llama3-8b.yaml"
 TABLES = hardware()
@@ -177,6 +180,27 @@ def test_the_command_tells_plans_as_json(capsys: pytest.CaptureFixture[str]) -> 
     assert [plan["tp"] for plan in told["plans"]] == [2, 2]
     assert 0.2 < told["plans"][0]["mfu"]["causal"] < 0.8
     assert told["reasons"]
+
+
+@pytest.mark.parametrize(
+    ("model", "dims", "told"),
+    [("vit", VIT, "8 images a step"), ("clip", CLIP, "8 images with captions of 16 tokens a step")],
+)
+def test_a_step_of_pictures_is_told_in_images(
+    model: str, dims: dict[str, int], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = {"tokenizer": {"vocab": 300}, "data": {"seq_len": 16}} if model == "clip" else {}
+    (tmp_path / "x.yaml").write_text(dump(spec_of(model, dims, "images", **text)))
+    assert cli.main(["plan", str(tmp_path / "x.yaml"), "--cluster", "2xh100"]) == cli.OK
+    assert f"parameters, {told}\n" in capsys.readouterr().out
+
+
+def test_a_mesh_that_is_searched_for_is_that_of_the_stage_of_most_tokens() -> None:
+    """A picture counts as one: `data.seq_len` says nothing of it."""
+    spec = load("examples/digits.yaml")
+    assert row_tokens(spec, spec.stages["train"]) == 1
+    text = load(LLAMA)
+    assert row_tokens(text, text.stages["pretrain"]) == text.stages["pretrain"].data.seq_len
 
 
 def test_pins_are_read_by_their_names() -> None:

@@ -16,6 +16,8 @@ from specc.compiler.training import stage_sizes
 from specc.compiler.units import size
 from specc.spec.errors import Diagnostic, SpecError
 from specc.spec.hardware import Hardware
+from specc.spec.spec import Spec, takes_text
+from specc.spec.stage import StageSpec
 
 
 def cluster(device: str, software: str, tables: Hardware) -> Cluster:
@@ -38,7 +40,13 @@ def question(found: Stated, devices: int, on: Cluster, pins: Mapping[str, int | 
         raise SpecError(Diagnostic("S540", f"the device's row has no figures for products in {form}", None, hint))
     offload = plan.offload if "offload" in plan.model_fields_set else None
     held = (offload.activations, offload.optimizer) if offload else None
-    return Asked(model, on, devices, stage.batch.sequences, max(lengths.values()), form, pins, plan.cluster.limit, held)
+    tokens = row_tokens(found.spec, stage)
+    return Asked(model, on, devices, stage.batch.sequences, tokens, form, pins, plan.cluster.limit, held)
+
+
+def row_tokens(spec: Spec, stage: StageSpec) -> int:
+    """Tokens of a row of a stage's inputs; 1 for a picture without a caption."""
+    return max(stage.lengths().values()) if takes_text(spec, stage) else 1
 
 
 def none_fits(plans: Found, asked: Asked) -> SpecError:

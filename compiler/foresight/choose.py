@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from specc.compiler.foresight.ask import cluster, none_fits, question
+from specc.compiler.foresight.ask import cluster, none_fits, question, row_tokens
 from specc.compiler.foresight.reasons import mesh_text, offload_text
 from specc.compiler.foresight.recipe import Recipe
 from specc.compiler.foresight.search import search
@@ -24,7 +24,7 @@ def chosen(spec: Spec) -> Spec:
     The plan is that of the stage with the most tokens a step, among those that all stages' batches divide over."""
     if not is_open(spec.plan) or not spec.stages:
         return spec
-    name = max(spec.stages, key=lambda n: _tokens(spec.stages[n]))
+    name = max(spec.stages, key=lambda n: spec.stages[n].batch.sequences * row_tokens(spec, spec.stages[n]))
     plan, stage = spec.plan, spec.stages[name]
     assert isinstance(plan.cluster.devices, int)
     pins = {"zero": plan.zero} if "zero" in plan.model_fields_set else {}
@@ -46,10 +46,6 @@ def chosen(spec: Spec) -> Spec:
         )
         raise SpecError(Diagnostic("S542", text, spec.mark(("plan",)), "leave one of these out, or say plan.mesh"))
     raise none_fits(found, asked)
-
-
-def _tokens(stage: StageSpec) -> int:
-    return stage.batch.sequences * max(stage.lengths().values())
 
 
 def _holds(r: Recipe, spec: Spec, stage: StageSpec) -> bool:

@@ -23,6 +23,7 @@ from specc.compiler.units import count, size
 from specc.spec.errors import Diagnostic, SpecError
 from specc.spec.plan import Cluster as ClusterSpec
 from specc.spec.spec import load
+from specc.spec.stage import StageSpec
 
 NUMBERS = ("tp", "cp", "ep", "pp", "dp", "microbatch", "chunks")
 PIN = re.compile(rf"({'|'.join(NUMBERS)})=[1-9][0-9]*|zero=[0-3]|schedule=({'|'.join(SEARCHED)})|recompute=(none|full)")
@@ -45,12 +46,19 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(as_data(best, why, asked), indent=1))
         return 0
     model = f"{spec.name}, stage {found.name}: {count(n_params(found.program))} parameters"
-    print(f"{model}, {asked.sequences} sequences of {asked.tokens} tokens a step")
+    print(f"{model}, {step_text(spec.stages[found.name], asked)} a step")
     print(f"{devices} x {device}, {size(asked.capacity)} each, with the software '{args.software}'")
     print(f"{len(plans.fit) + len(plans.over)} plans, of which {len(plans.fit)} fit", end="\n\n")
     print("\n".join([*table(best, own, asked), "", *details(best[0], asked), "", "why not", *map(told, why), ""]))
     print("\n".join(plan_text(best[0], asked, device, found.name)))
     return 0
+
+
+def step_text(stage: StageSpec, asked: Asked) -> str:
+    """What a step takes."""
+    if not stage.of_images:
+        return f"{asked.sequences} sequences of {asked.tokens} tokens"
+    return f"{asked.sequences} images" + (f" with captions of {asked.tokens} tokens" if asked.tokens > 1 else "")
 
 
 def cluster_of(text: str | None, said: ClusterSpec) -> tuple[int, str]:
