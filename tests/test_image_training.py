@@ -226,6 +226,16 @@ def test_a_mesh_trains_on_the_same_samples(model: str, mesh: str, tmp_path: Path
     np.testing.assert_allclose(losses(two, "validation_loss"), losses(one, "validation_loss"), rtol=1e-9)
 
 
+@pytest.mark.dist
+@pytest.mark.slow
+def test_verify_takes_pictures_without_a_length(capsys: pytest.CaptureFixture[str]) -> None:
+    """Small sequences are put over the spec, where the user could not say them (S529)."""
+    words = [str(EXAMPLES / "digits.yaml"), "--set", "plan.mesh={dp: 2}"]
+    assert cli.main(["verify", *words, "--ranks", "2"]) == cli.OK
+    assert "the loss and 40 gradients agree with one process" in capsys.readouterr().out
+    assert cli.main(["check", *words, "--set", "stages.train.data.seq_len=8"]) == cli.WRONG_SPEC
+
+
 def test_a_dit_learns_to_tell_the_noise_and_drops_classes(tmp_path: Path) -> None:
     folder_of_digits(tmp_path / "pictures", 120)
     settings = {"denoising": {"path": "ddpm", "betas": "cosine", "drop": 0.25}, **LEARNS}
