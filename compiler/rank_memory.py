@@ -18,10 +18,8 @@ from specc.compiler.schedule.kept import Kept
 from specc.compiler.schedule.memory import Memory, memory_of
 from specc.compiler.types import TensorType
 from specc.compiler.updating import parts_of, update_of
-from specc.spec.optimizer import Optimizer, OptimizerSpec
+from specc.spec.optimizer import ADAMW, OptimizerSpec
 from specc.spec.plan import Precision
-
-ADAMW = Optimizer()
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,16 @@ def adamw(
     if not params:
         return
     torch._foreach_add_(list(steps), 1)
-    fitting = [g.to(p.dtype).contiguous() for g, p in zip(grads, params, strict=True)]  # read in the order of memory
     first, second = ([m[i] for m in moments] for i in (0, 1))
     torch._fused_adamw_(
-        list(params), fitting, first, second, [], list(steps), lr=lr, beta1=spec.betas[0], beta2=spec.betas[1],
-        weight_decay=weight_decay, eps=spec.eps, amsgrad=False, maximize=False,
+        list(params), fitted(grads, params), first, second, [], list(steps), lr=lr, beta1=spec.betas[0],
+        beta2=spec.betas[1], weight_decay=weight_decay, eps=spec.eps, amsgrad=False, maximize=False,
     )  # fmt: skip
+
+
+def fitted(grads: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients as their parameters are: in dtype, and in the order of memory."""
+    return [g.to(p.dtype).contiguous() for g, p in zip(grads, params, strict=True)]
 
 
 def no_steps(param: Tensor) -> Tensor:

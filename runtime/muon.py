@@ -15,8 +15,8 @@ from torch import Tensor
 from specc.compiler.lower.collectives import all_to_all
 from specc.compiler.moments import Matrix, together
 from specc.compiler.placement.types import Axis
+from specc.runtime.adamw import fitted
 from specc.runtime.pieces import WHOLE, Sharding
-from specc.runtime.updates import fitted
 from specc.spec.optimizer import Muon
 
 A, B, C = 3.4445, -4.7750, 2.0315  # of the quintic iteration, chosen for a steep slope at zero

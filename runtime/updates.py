@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from specc.compiler.moments import MOMENTS, Rule
-from specc.runtime.adamw import adamw
+from specc.runtime.adamw import adamw, fitted
 from specc.spec.optimizer import SGD, Lion, OptimizerSpec
 
 # Of tensors of one dtype and device: settings, parameters, gradients, moments and counts of steps of each (counts are
@@ -54,11 +54,6 @@ def sgd(
     if params:
         torch._foreach_mul_(list(params), 1 - lr * weight_decay)
         torch._foreach_add_(list(params), changes, alpha=-lr)
-
-
-def fitted(grads: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients as their parameters are: in dtype, and in the order of memory."""
-    return [g.to(p.dtype).contiguous() for g, p in zip(grads, params, strict=True)]
 
 
 UPDATES: Mapping[Rule, Update] = {"adamw": adamw, "lion": lion, "sgd": sgd, "momentum": sgd}

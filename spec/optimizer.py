@@ -43,6 +43,9 @@ class Optimizer(Node):
     groups: Groups = []
 
 
+ADAMW = Optimizer()
+
+
 class Muon(Node):
     """Muon (Jordan et al. 2024) for the matrices of hidden layers, AdamW for all other parameters.
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from specc.compiler.foresight.recipe import Recipe
-from specc.compiler.foresight.work import ADAMW, BodyWork, grown, work_of
+from specc.compiler.foresight.work import BodyWork, grown, work_of
 from specc.compiler.ops.row import Op
 from specc.compiler.placement.options import Options
 from specc.compiler.placement.place import place
 from specc.compiler.placement.types import Axis, Mesh
 from specc.compiler.program import Program
 from specc.spec.errors import SpecError
-from specc.spec.optimizer import OptimizerSpec
+from specc.spec.optimizer import ADAMW, OptimizerSpec
 
 Key = tuple[int, int, int, bool | None]
 

@@ -17,9 +17,8 @@ from specc.compiler.placement.cost import Machine, collectives, divides
 from specc.compiler.placement.placed import Placed, PlacedBody, PlacedEqn
 from specc.compiler.placement.types import Layout
 from specc.compiler.types import TensorType
-from specc.spec.optimizer import Optimizer, OptimizerSpec
+from specc.spec.optimizer import ADAMW, OptimizerSpec
 
-ADAMW = Optimizer()
 Kind = Literal["product", "loss", "attention", "rows"]
 
 
