@@ -68,9 +68,24 @@ def rule_of(spec: OptimizerSpec, is_matrix: bool) -> Rule:
     return spec.kind
 
 
-def rules_of(spec: OptimizerSpec, paths: Collection[str], matrices: Collection[str]) -> dict[str, Rule]:
-    """How each parameter is updated; `matrices` are those that `orthogonalised` found."""
-    return {path: rule_of(spec, path in matrices) for path in paths}
+def settings_of(
+    spec: OptimizerSpec, n_dims: Mapping[str, int], matrices: Collection[str]
+) -> dict[str, tuple[Rule, float, float]]:
+    """The rule of each parameter, of so many dims, what its rate is multiplied by, and its decay; `matrices` are those
+    that `orthogonalised` found. The first of the spec's groups that matches a parameter counts.
+
+    Without a word on decay, vectors, biases of whatever dims and what `no_decay` matches do not decay."""
+    beside = (spec.adamw_lr or spec.lr) / spec.lr if isinstance(spec, Muon) else 1.0
+    found: dict[str, tuple[Rule, float, float]] = {}
+    for path, n in n_dims.items():
+        rule = rule_of(spec, path in matrices)
+        group = next((g for g in spec.groups if fnmatchcase(path, g.match)), None)
+        is_free = n < 2 or path.rpartition(".")[2] == "bias" or any(fnmatchcase(path, p) for p in spec.no_decay)
+        decay = 0.0 if is_free else spec.weight_decay
+        if group is not None and group.weight_decay is not None:
+            decay = group.weight_decay
+        found[path] = rule, (group.lr_scale if group else 1.0) * (beside if rule == "adamw" else 1.0), decay
+    return found
 
 
 def orthogonalised(spec: OptimizerSpec, program: Program) -> dict[str, Matrix]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from specc.compiler.moments import MOMENTS, Matrix, orthogonalised, rules_of, together
+from specc.compiler.moments import MOMENTS, Matrix, orthogonalised, settings_of, together
 from specc.compiler.placement.placed import Placed
-from specc.compiler.placement.types import Mesh, local_shape
+from specc.compiler.placement.types import Layout, Mesh, local_shape
 from specc.compiler.program import Program
 from specc.spec.optimizer import Muon, OptimizerSpec
 
@@ -19,8 +19,8 @@ PASSES = 4  # over a parameter's bytes: it is read and written, its gradient rea
 @dataclass(frozen=True)
 class Update:
     """`kept` are the bytes of the moments of each parameter that is trained, `units` of those that are updated at once
-    where they wait on the host, `space` the most that an update needs beside them, `moved` the bytes that a step reads
-    and writes."""
+    where they wait on the host, in this order, `space` the most that an update needs beside them, `moved` the bytes
+    that a step reads and writes."""
 
     kept: Mapping[str, int] = field(default_factory=dict)
     units: tuple[int, ...] = ()
@@ -53,47 +53,46 @@ def parts_of(program: Program, placed: Placed | None, spec: OptimizerSpec) -> di
     """Those of a rank that has all calls."""
     matrices = orthogonalised(spec, program)
     mesh = placed.mesh if placed else Mesh(())
-    found: dict[str, Part] = {}
-    for path, p in program.params.items():
-        shape, layout, m = p.type.shape({}), placed.params[path] if placed else (), matrices.get(path)
-        cuts = [
-            a.size for at, a in zip(layout, mesh.axes, strict=True) if m and at.kind == "S" and at.dim not in m.alike
-        ]
-        found[path] = Part(shape, local_shape(shape, layout, mesh), m, math.prod(cuts))
-    return found
+    return {
+        path: part_of(p.type.shape({}), placed.params[path] if placed else (), mesh, matrices.get(path))
+        for path, p in program.params.items()
+    }
+
+
+def part_of(shape: tuple[int, ...], layout: Layout, mesh: Mesh, matrix: Matrix | None) -> Part:
+    """That of a parameter which lies so on a mesh."""
+    splits = [(a.size, at.dim) for at, a in zip(layout, mesh.axes, strict=True) if matrix and at.kind == "S"]
+    ranks = math.prod(size for size, dim in splits if matrix and dim not in matrix.alike)
+    return Part(shape, local_shape(shape, layout, mesh), matrix, ranks)
 
 
 def update_of(spec: OptimizerSpec, parts: Mapping[str, Part], master: int, compute: int) -> Update:
     """Of the trained parameters of a rank, with numbers of so many bytes in weights and in products."""
-    rules = rules_of(spec, parts, [path for path, part in parts.items() if part.matrix])
-    kept = {path: len(MOMENTS[rules[path]]) * part.numel * master for path, part in parts.items()}
+    matrices = [path for path, part in parts.items() if part.matrix]
+    settings = settings_of(spec, {path: len(part.shape) for path, part in parts.items()}, matrices)
+    kept = {path: len(MOMENTS[settings[path][0]]) * part.numel * master for path, part in parts.items()}
+    alike: dict[Hashable, list[str]] = {}
+    for path in matrices:
+        alike.setdefault((parts[path], settings[path]), []).append(path)
     moved = sum(PASSES * part.numel * master + 2 * kept[path] for path, part in parts.items())
     space, flops = 0, 0.0
     if isinstance(spec, Muon):
-        for part, count in _alike(parts):
-            space = max(space, _space(part, count, compute))
-            flops += spec.steps * _flops(part, count)
+        for paths in alike.values():
+            space = max(space, _space(parts[paths[0]], len(paths), compute))
+            flops += orthogonal_flops(spec, parts[paths[0]], len(paths))
     elif spec.kind == "lion":
         space = max((part.numel * master for part in parts.values()), default=0)
-    return Update(kept, _units(parts, kept), space, moved, flops)
+    return Update(kept, _units(parts, kept, alike.values()), space, moved, flops)
 
 
-def _units(parts: Mapping[str, Part], kept: Mapping[str, int]) -> tuple[int, ...]:
-    """Parameters one by one, and matrices in stacks."""
-    found = [kept[path] for path, part in parts.items() if not part.matrix]
-    for part, count in _alike(parts):
-        size, each = together(part.numel, part.ranks), next(kept[p] for p, x in parts.items() if x == part)
-        found += [min(size, count - i) * each for i in range(0, count, size)]
-    return tuple(found)
-
-
-def _alike(parts: Mapping[str, Part]) -> list[tuple[Part, int]]:
-    """The parts that Muon works on together, and how many they are."""
-    found: dict[Part, int] = {}
-    for part in parts.values():
-        if part.matrix:
-            found[part] = found.get(part, 0) + 1
-    return list(found.items())
+def _units(parts: Mapping[str, Part], kept: Mapping[str, int], alike: Iterable[Sequence[str]]) -> tuple[int, ...]:
+    """Parameters one by one, and matrices in stacks, by the place of the first one."""
+    units = [[path] for path, part in parts.items() if not part.matrix]
+    for paths in alike:
+        size = together(parts[paths[0]].numel, parts[paths[0]].ranks)
+        units += [list(paths[i : i + size]) for i in range(0, len(paths), size)]
+    places = {path: i for i, path in enumerate(parts)}
+    return tuple(sum(kept[path] for path in unit) for unit in sorted(units, key=lambda unit: places[unit[0]]))
 
 
 def _sides(part: Part) -> tuple[int, int, int]:
@@ -111,10 +110,11 @@ def _space(part: Part, count: int, compute: int) -> int:
     return compute * (3 * size * part.numel + squares)
 
 
-def _flops(part: Part, count: int) -> float:
-    """Of an iteration on the matrices of so many parameters that this rank works on."""
+def orthogonal_flops(spec: Muon, part: Part, count: int) -> float:
+    """Of making matrices of so many such parameters orthogonal on the rank that works on most of them: it works on
+    whole ones."""
     alike, short, long = _sides(part)
-    return -(-count // part.ranks) * alike * iteration(short, long)
+    return spec.steps * -(-count // part.ranks) * alike * iteration(short, long)
 
 
 def iteration(short: int, long: int) -> float:

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from specc.compiler.moments import MOMENTS, Matrix, Rule, rules_of
+from specc.compiler.moments import MOMENTS, Matrix, Rule, settings_of
 from specc.runtime.adamw import no_steps
 from specc.runtime.host_moments import HostMoments
 from specc.runtime.muon import Bucket, buckets, muon
@@ -66,21 +66,10 @@ def check_patterns(spec: OptimizerSpec, trained: Collection[str]) -> None:
 def groups(
     spec: OptimizerSpec, params: Mapping[str, Tensor], matrices: Mapping[str, Matrix] | None = None
 ) -> list[Group]:  # fmt: skip
-    """The parameters by rule and settings. The first of the spec's groups that matches a parameter counts.
-
-    Without a word on decay, vectors, biases of whatever dims and what `no_decay` matches do not decay."""
+    """The parameters by rule and settings."""
     made: dict[tuple[Rule, float, float], list[str]] = {}
-    rules = rules_of(spec, params, matrices or {})
-    beside = (spec.adamw_lr or spec.lr) / spec.lr if isinstance(spec, Muon) else 1.0
-    free = matches(spec.no_decay, params)
-    for path, tensor in params.items():
-        group = next((g for g in spec.groups if fnmatchcase(path, g.match)), None)
-        is_vector = tensor.ndim < 2 or path.rpartition(".")[2] == "bias"
-        decay = 0.0 if is_vector or path in free else spec.weight_decay
-        if group is not None and group.weight_decay is not None:
-            decay = group.weight_decay
-        scale = (group.lr_scale if group else 1.0) * (beside if rules[path] == "adamw" else 1.0)
-        made.setdefault((rules[path], scale, decay), []).append(path)
+    for path, settings in settings_of(spec, {n: p.ndim for n, p in params.items()}, matrices or {}).items():
+        made.setdefault(settings, []).append(path)
     return [Group(rule, paths, scale, decay) for (rule, scale, decay), paths in made.items()]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +16,19 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from specc.compiler.build import build_spec
+from specc.compiler.elaborate import elaborate
 from specc.compiler.foresight.ask import cluster, question
 from specc.compiler.foresight.recipe import Recipe
 from specc.compiler.foresight.step import Forecast, forecast
 from specc.compiler.hardware.tables import hardware
-from specc.compiler.moments import Matrix
+from specc.compiler.moments import Matrix, orthogonalised
+from specc.compiler.placement.options import Options
+from specc.compiler.placement.place import place
+from specc.compiler.placement.types import Axis, Mesh
+from specc.compiler.program import Program
 from specc.compiler.stated import stated
-from specc.compiler.updating import Part, iteration, update_of
+from specc.compiler.training import trained
+from specc.compiler.updating import Part, iteration, parts_of, update_of
 from specc.runtime.loop import one_step, save
 from specc.runtime.optimizer import Updater
 from specc.runtime.profile import most_allocated
@@ -133,6 +140,46 @@ def test_plans_count_the_time_of_making_matrices_orthogonal(tmp_path: Path) -> N
     moved = 8 * numbers / (device.bandwidth * 1e9 * device.stream)
     rate = device.peak["bf16"] * 1e12 * device.product["bf16"]
     assert muon.optimizer - lion.optimizer == pytest.approx(flops / rate + moved, rel=1e-9)
+
+
+@pytest.mark.parametrize("shards", [3, 8])
+def test_plans_count_whole_matrices_where_ranks_share_them(shards: int, tmp_path: Path) -> None:
+    """As the ranks of such a mesh do: of 2 or 4 matrices one takes a whole one; what does not divide is not shared."""
+    muon, lion = (foretold(kind, tmp_path, dp=shards, shards=shards) for kind in ("muon", "lion"))
+    device, spec = hardware().devices["h100-sxm"], optimizer("muon")
+    program, sizes = of_spec(tmp_path)
+    placed = place(program, Mesh((Axis("dp", shards, "batch"),)), {**sizes, "B": 2 * shards}, Options(zero=1))
+    found = update_of(spec, parts_of(program, placed, spec), 4, 2).flops
+    each = {"q": iteration(16, 16), "k": iteration(8, 16), "up": iteration(16, 24)}
+    hand = {3: 4 * each["q"] + 4 * each["k"] + 3 * each["up"], 8: 2 * each["q"] + each["k"] + 2 * each["up"]}
+    assert found == 5 * hand[shards]
+    numbers = (lion.memory["optimizer"] - muon.memory["optimizer"]) / -4
+    moved = 8 * numbers / (device.bandwidth * 1e9 * device.stream)
+    rate = device.peak["bf16"] * 1e12 * device.product["bf16"]
+    assert muon.optimizer - lion.optimizer == pytest.approx(found / rate + moved, rel=1e-9)
+
+
+@pytest.mark.parametrize("more", [
+    {}, {"groups": [{"match": "layers.0.*", "lr_scale": 0.5}]}, {"no_decay": ["layers.1.glu.*"]},
+])  # fmt: skip
+@pytest.mark.parametrize("at_once", [1000, 1 << 24])
+def test_units_that_wait_on_the_host_are_foretold(
+    more: dict[str, object], at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specc.compiler.moments.AT_ONCE", at_once)
+    spec = TypeAdapter[OptimizerSpec](OptimizerSpec).validate_python({"kind": "muon", **more})
+    program, _ = of_spec(tmp_path)
+    told = update_of(spec, parts_of(program, None, spec), 4, 4)
+    params = {path: torch.zeros(p.type.shape({})) for path, p in program.params.items()}
+    ours = Updater(spec, params, on_host=True, matrices=orthogonalised(spec, program))
+    assert list(told.units) == [sum(m.nbytes for n in u.paths for m in ours.moments[n]) for u in ours.units]
+    assert any(u.bucket and len(u.paths) > 1 for u in ours.units)
+
+
+def of_spec(folder: Path) -> tuple[Program, Mapping[str, int]]:
+    """What the spec's stage trains, and the sizes of a microbatch."""
+    spec = load(write_spec(folder))
+    return trained(elaborate(spec), spec.stages["pretrain"])
 
 
 def test_another_kind_is_another_run(tmp_path: Path) -> None:

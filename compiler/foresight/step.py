@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -54,15 +55,16 @@ def forecast(model: Model, recipe: Recipe, cluster: Cluster, exact: bool = True)
     ranks = [[n for stage, at in zip(stages, where, strict=True) if at == r for n in stage] for r in range(recipe.pp)]
     busy = max(ranks, key=lambda rank: sum(each[n].total for n in rank))
     done = sum((each[n] for n in busy), CallTime(Both(), Both()))
-    each_copies = (_copies([works[n] for n in rank], recipe, cluster.software) for rank in ranks)
+    each_copies = (_copies(Counter(rank), works, recipe, cluster.software) for rank in ranks)
     copies = max(each_copies, key=lambda c: c[0].numbers + c[1].numbers)
     times = [_stage_time([each[n] for n in stage]) for stage in stages]
     width = max(works[n].width for n in model.calls)
     idle = simulated_bubble(times, recipe, transfer(width, recipe, cluster)) if exact else bubble(times, recipe)
     numbers = sum(c.numbers / (c.shards if recipe.zero else 1) for c in copies)
-    update = sum((c.update / (c.shards if recipe.zero else 1) for c in copies), NO_OTHER)
-    optimizer = _optimizer(numbers, update, copies, recipe.format, cluster)
-    moments = MOMENTS * numbers - MOMENT * update.spared
+    spared = sum(c.update.spared / (c.shards if recipe.zero else 1) for c in copies)
+    flops = sum(c.update.flops(model.optimizer, c.shards if recipe.zero else 1) for c in copies)
+    optimizer = _optimizer(numbers, spared, flops, copies, recipe.format, cluster)
+    moments = MOMENTS * numbers - MOMENT * spared
     sent = recipe.microbatches * (done.total - done.busy) + _data(copies, done, recipe, cluster)
     saved = sum(saved_bytes(works[n], recipe, cluster.software) for n in busy) if recipe.on_host else 0.0
     wait = values_wait(saved, done.forward, done.backward, recipe, cluster)
@@ -110,23 +112,30 @@ class Copies:
     update: Update = NO_OTHER
 
 
-def _copies(works: Sequence[BodyWork], recipe: Recipe, software: Software) -> tuple[Copies, Copies]:
-    """Of a pipeline rank: what all data parallel ranks have, and the experts, of which fewer ranks have a copy."""
-    experts, size = sum(w.experts - w.frozen_experts for w in works), recipe.dp * recipe.cp
-    others = sum(w.trained for w in works) - experts
-    update, of_experts = (sum(own, NO_OTHER) for own in ([w.update for w in works], [w.experts_update for w in works]))
+def _copies(
+    calls: Mapping[str, int], works: Mapping[str, BodyWork], recipe: Recipe, software: Software
+) -> tuple[Copies, Copies]:
+    """Of a pipeline rank that calls bodies so often: what all data parallel ranks have, and the experts, of which fewer
+    ranks have a copy."""
+    each, size = [(works[name], times) for name, times in calls.items()], recipe.dp * recipe.cp
+    experts = sum((w.experts - w.frozen_experts) * n for w, n in each)
+    others = sum(w.trained * n for w, n in each) - experts
+    update = sum((w.update * n for w, n in each), NO_OTHER)
+    of_experts = sum((w.experts_update * n for w, n in each), NO_OTHER)
     return (
-        Copies(others, size, recipe.tp, recipe.shards, sum(tensors(w, software) for w in works), update),
+        Copies(others, size, recipe.tp, recipe.shards, sum(tensors(w, software) * n for w, n in each), update),
         Copies(experts, max(1, size // recipe.ep), recipe.tp * recipe.ep, recipe.expert_shards, update=of_experts),
     )
 
 
-def _optimizer(numbers: float, update: Update, each: Sequence[Copies], form: Format, cluster: Cluster) -> float:
+def _optimizer(
+    numbers: float, spared: float, flops: float, each: Sequence[Copies], form: Format, cluster: Cluster
+) -> float:
     """Seconds to update so many numbers; gradients are clipped by all ranks that have them. Products run at the rate of
     large ones, and what ranks exchange to make matrices orthogonal is not counted."""
     device, software = cluster.device, cluster.software
-    moved = software.updates * numbers + software.clips * sum(c.numbers for c in each) - MOVED * MOMENT * update.spared
-    products = update.flops / (device.peak[form] * 1e12 * device.product[form])
+    moved = software.updates * numbers + software.clips * sum(c.numbers for c in each) - MOVED * MOMENT * spared
+    products = flops / (device.peak[form] * 1e12 * device.product[form])
     return moved / (device.bandwidth * 1e9 * device.stream) + products
 
 
