@@ -65,11 +65,22 @@ def _diagnostics(document: Document, model: type[BaseModel], errors: Sequence[di
             found.append(_wrong_key(document, model, err["type"], loc))
             continue
         message = str(err["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+        message = "should be a mapping" if err["type"] == "model_type" else message
         kinds.setdefault(_real(document, loc), []).append(message)
     for at, messages in kinds.items():
         text = ", or ".join([messages[0], *(m.removeprefix("should be ") for m in messages[1:])])
-        found.append(Diagnostic("S103", f"{'.'.join(map(str, at)) or 'spec'}: {text}", document.mark(at)))
+        hint = _kind_hint(document, model, at) if messages == ["should be a mapping"] else ""
+        found.append(Diagnostic("S103", f"{'.'.join(map(str, at)) or 'spec'}: {text}", document.mark(at), hint))
     return found
+
+
+def _kind_hint(document: Document, model: type[BaseModel], at: KeyPath) -> str:
+    """How a kind is said that stands alone in the place of its section."""
+    value: Any = document.data
+    for part in at:
+        value = value[part]
+    known = [k for m in _models(model, at) if "kind" in m.model_fields for k in _kinds(m)]
+    return f"{{kind: {value}}}" if value in known else ""
 
 
 def _wrong_key(document: Document, model: type[BaseModel], kind: str, loc: KeyPath) -> Diagnostic:
@@ -89,14 +100,24 @@ def _real(document: Document, loc: KeyPath) -> KeyPath:
 
 
 def _fields(model: type[BaseModel], loc: KeyPath) -> list[str]:
-    """Names of the fields of the part that a location leads to, as far as it can be followed."""
+    """Names of the fields of the part that a location leads to."""
+    here = _models(model, loc)
+    return [f.alias or n for n, f in here[0].model_fields.items()] if here else []
+
+
+def _models(model: type[BaseModel], loc: KeyPath) -> list[type[BaseModel]]:
+    """The classes of the part that a location leads to, as far as it can be followed."""
     here: list[type[BaseModel]] = [model]
     for part in loc:
         if len(here) > 1:  # the tag of one of several kinds
-            here = [k for k in here if part in get_args(k.model_fields["kind"].annotation)]
+            here = [k for k in here if part in _kinds(k)]
         elif here and (info := here[0].model_fields.get(str(part))):  # others are keys of mappings, and places in lists
             here = [k for k in _parts(info.annotation) if issubclass(k, BaseModel)]
-    return [f.alias or n for n, f in here[0].model_fields.items()] if here else []
+    return here
+
+
+def _kinds(model: type[BaseModel]) -> tuple[object, ...]:
+    return get_args(model.model_fields["kind"].annotation)
 
 
 def _parts(annotation: Any) -> Iterator[type]:

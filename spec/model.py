@@ -102,7 +102,7 @@ class Lora(Node):
     parameters are frozen, but for those that `train:` names."""
 
     rank: StrictInt = Field(ge=1, lt=1 << 20)
-    alpha: float = Field(gt=0, allow_inf_nan=False)
+    alpha: float = Field(gt=0)
     match: list[str] = Field(min_length=1, max_length=100)
     rslora: bool = False  # divide alpha by the root of the rank (arXiv:2312.03732)
     dropout: float = Field(0.0, ge=0, lt=1)

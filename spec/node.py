@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 
 class Node(BaseModel):
-    """A frozen part of a spec that forbids unknown keys."""
+    """A frozen part of a spec that forbids unknown keys, infinities and NaN."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
