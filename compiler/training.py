@@ -17,7 +17,7 @@ from specc.compiler.placement.roles import follow
 from specc.compiler.program import Program
 from specc.compiler.vocabulary import vocabulary
 from specc.spec.errors import Diagnostic, SpecError, pattern_hint
-from specc.spec.optimizer import patterns
+from specc.spec.optimizer import Muon, patterns
 from specc.spec.spec import Spec
 from specc.spec.stage import StageSpec
 
@@ -55,15 +55,7 @@ def training_mistakes(spec: Spec, name: str, program: Program) -> Iterator[Diagn
         _, model, section = spec.model_section(stage.model)
         mark = spec.mark((*section, "freeze" if model.freeze else "steps"))
         yield Diagnostic("S115", "nothing is trained: the model has no parameters that are not frozen", mark)
-    for at, pattern in patterns(stage.optimizer):
-        if not any(fnmatchcase(p, pattern) for p in program.params):
-            mark = spec.mark(("stages", name, "optimizer", *at))
-            hint = pattern_hint(pattern, program.params)
-            yield Diagnostic("S108", f"no parameter matches '{pattern}'", mark, hint)
-    if stage.optimizer.kind == "muon" and not orthogonalised(stage.optimizer, program):
-        mark = spec.mark(("stages", name, "optimizer", "kind"))
-        text = "muon has no effect: the model has no hidden matrix that is trained and not left to 'adamw'"
-        yield Diagnostic("S529", text, mark, "kind: adamw")
+    yield from _optimizer_mistakes(spec, name, program)
     kept = prune(program, [*program.outputs]).params
     if program.loss is not None and (lost := [p for p in program.params if p not in kept]):
         mark = spec.mark((*spec.model_section(stage.model)[2], "steps"))
@@ -82,6 +74,29 @@ def training_mistakes(spec: Spec, name: str, program: Program) -> Iterator[Diagn
         text = f"a tokenizer of {own.vocab:,} tokens, and a model that takes {room.size:,}"
         more = f", or model.dims.{room}: {own.vocab}" if room.is_plain else ""
         yield Diagnostic("S309", text, mark, f"vocab: {room.size}{more}")
+
+
+def _optimizer_mistakes(spec: Spec, name: str, program: Program) -> Iterator[Diagnostic]:
+    """Patterns that no trained parameter matches, or no matrix where they take these from Muon; Muon without one."""
+    optimizer, at = spec.stages[name].optimizer, ("stages", name, "optimizer")
+    own = prune(program, program.watched).trainable or program.params  # that nothing is trained is said elsewhere
+    every = optimizer.model_copy(update={"adamw": []}) if isinstance(optimizer, Muon) else optimizer
+    matrices = orthogonalised(every, program)
+    for place, pattern in patterns(optimizer):
+        mark, found = spec.mark((*at, *place)), {p for p in program.params if fnmatchcase(p, pattern)}
+        if not found:
+            hint = pattern_hint(pattern, program.params)
+            yield Diagnostic("S108", f"no parameter matches '{pattern}'", mark, hint)
+        elif found.isdisjoint(own):
+            why = "the loss does not need" if found & program.trainable else "the model freezes"
+            hint = f"it matches what {why} ({min(found)}): remove it"
+            yield Diagnostic("S108", f"no trained parameter matches '{pattern}'", mark, hint)
+        elif place[0] == "adamw" and matrices and found.isdisjoint(matrices):
+            text = f"'{pattern}' has no effect: it matches no matrix that muon would update"
+            yield Diagnostic("S529", text, mark, "adamw updates vectors, tables and heads anyway: remove it")
+    if isinstance(optimizer, Muon) and not orthogonalised(optimizer, program):
+        text = "muon has no effect: the model has no hidden matrix that is trained and not left to 'adamw'"
+        yield Diagnostic("S529", text, spec.mark((*at, "kind")), "kind: adamw")
 
 
 def pairs(program: Program) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -16,8 +15,7 @@ from specc.runtime.host_moments import HostMoments
 from specc.runtime.muon import Bucket, buckets, muon
 from specc.runtime.pieces import WHOLE, Sharding
 from specc.runtime.updates import UPDATES, state_of
-from specc.spec.errors import Diagnostic, SpecError, did_you_mean
-from specc.spec.optimizer import Muon, OptimizerSpec, patterns
+from specc.spec.optimizer import Muon, OptimizerSpec
 from specc.spec.stage import Schedule
 
 
@@ -54,15 +52,6 @@ class Group:
     weight_decay: float
 
 
-def check_patterns(spec: OptimizerSpec, trained: Collection[str]) -> None:
-    """Raises SpecError for a pattern that matches no trained parameter of the model."""
-    for (key, *_), pattern in patterns(spec):
-        if not matches([pattern], trained):
-            hint = did_you_mean(pattern, trained)
-            text = f"no trained parameter matches the pattern '{pattern}' of optimizer.{key}"
-            raise SpecError(Diagnostic("S304", text, hint=hint))
-
-
 def groups(
     spec: OptimizerSpec, params: Mapping[str, Tensor], matrices: Mapping[str, Matrix] | None = None
 ) -> list[Group]:  # fmt: skip
@@ -71,12 +60,6 @@ def groups(
     for path, settings in settings_of(spec, {n: p.ndim for n, p in params.items()}, matrices or {}).items():
         made.setdefault(settings, []).append(path)
     return [Group(rule, paths, scale, decay) for (rule, scale, decay), paths in made.items()]
-
-
-def matches(patterns: Iterable[str], paths: Iterable[str]) -> set[str]:
-    """The paths that a pattern matches."""
-    tried = list(patterns)
-    return {path for path in paths if any(fnmatchcase(path, p) for p in tried)}
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from specc.runtime.heartbeat import STARTING, Pulse
 from specc.runtime.lock import locked
 from specc.runtime.loop import Run, Say, train
 from specc.runtime.metrics import Metrics, open_events
-from specc.runtime.optimizer import Updater, check_patterns
+from specc.runtime.optimizer import Updater
 from specc.runtime.progress import Progress
 from specc.runtime.reference import Reference
 from specc.runtime.seat import Seat, first_values, take_seat
@@ -103,7 +103,6 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
             say(f"{stage.name}: {others[-1].name}{more} was trained with other settings; this begins anew")
         params, step = first_weights(build, stage, folder, base, seat), 0
         tell_data(stage, data, folder if seat.leads else None, say)
-    check_patterns(stage.spec.optimizer, stage.trainable())
     if told := slow_warmup(stage):
         say(told)
     own = {p: params[p] for p in stage.trainable() if p in params}

@@ -4,17 +4,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from specc.compiler.build import build_spec
 from specc.compiler.moments import Matrix
-from specc.runtime.optimizer import Updater, check_patterns, clip, groups, learning_rate
+from specc.runtime.commands.check import check_file
+from specc.runtime.optimizer import Updater, clip, groups, learning_rate
 from specc.spec.errors import SpecError
 from specc.spec.optimizer import SGD, Lion, Optimizer, OptimizerSpec, ParamGroup
+from specc.spec.spec import load
 from specc.spec.stage import Schedule
+
+TWO_HEADS = """specc: 1
+model:
+  dims: {D: 8, V: 300}
+  inputs: {tokens: "int[B S]", labels: "int[B S]"}
+  steps:
+  - embedding: {rows: V, out: D, name: embed, from: tokens, as: x}
+  - linear: {out: V, name: other, as: more}
+  - linear: {out: V, name: head, from: x, as: logits}
+  - cross_entropy: {from: [logits, labels], as: loss}
+  outputs: {more: more}
+  loss: loss
+stages:
+  pre:
+    data: {sources: [{corpus: python-stdlib}]}
+    tokenizer: {vocab: 300}
+    budget: {steps: 3}
+    optimizer:
+      no_decay: [embed.*, other.*]
+"""
 
 
 def optimizer(settings: Mapping[str, object]) -> OptimizerSpec:
@@ -85,10 +109,26 @@ def test_the_first_group_that_matches_counts() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("spec", [Optimizer(no_decay=["embd.*"]), Optimizer(groups=[ParamGroup(match="embd.*")])])
-def test_a_pattern_that_matches_nothing_is_an_error(spec: Optimizer) -> None:
-    with pytest.raises(SpecError, match=r"no trained parameter matches the pattern 'embd\.\*'"):
-        check_patterns(spec, PARAMS)
+@pytest.mark.parametrize(("name", "hint"), [
+    ("optimizer_of_frozen_parameters", "it matches what the model freezes (embed.weight): remove it"),
+    ("optimizer_group_of_adapted_weights", "it matches what the model freezes (layers.0.glu.down.weight): remove it"),
+    ("muon_leaves_to_adamw_what_it_has", "adamw updates vectors, tables and heads anyway: remove it"),
+    ("optimizer_is_a_kind", "{kind: muon}"),
+])  # fmt: skip
+def test_a_section_without_effect_says_what_to_do(name: str, hint: str) -> None:
+    with pytest.raises(SpecError) as found:
+        check_file(Path(__file__).parent / "broken" / f"{name}.yaml", [])
+    assert [d.hint for d in found.value.diagnostics] == [hint]
+
+
+def test_a_pattern_of_what_the_loss_does_not_need_is_one_of_nothing(tmp_path: Path) -> None:
+    """A stage trains what its loss needs, and not the head of another output."""
+    spec = tmp_path / "two.yaml"
+    spec.write_text(TWO_HEADS)
+    with pytest.raises(SpecError) as found:
+        build_spec(load(spec), tmp_path / "build")
+    assert [(d.code, d.mark and d.mark.line) for d in found.value.diagnostics] == [("S108", 18)]
+    assert found.value.diagnostics[0].hint == "it matches what the loss does not need (other.weight): remove it"
 
 
 def test_adamw_follows_its_formula() -> None:
