@@ -238,12 +238,21 @@ WANT = Document(messages=(("user", "q"), ("assistant", "yes")), rejected=(("user
         {"chosen": CHAT, "rejected": [CHAT[0], NO]},
         {"prompt": "q", "chosen": CHAT, "rejected": [CHAT[0], NO], "score": 3},
         {"prompt": "q", "chosen": CHAT[1:], "rejected": [NO]},
+        {"prompt": CHAT[:1], "chosen": CHAT, "rejected": [CHAT[0], NO]},
     ],
 )
 def test_formats_of_pairs(tmp_path: Path, row: dict[str, Any]) -> None:
     found = list(documents(Source(path=str(write_rows(tmp_path, [row]))), tmp_path, kind="preference"))
     assert found == [WANT]
     assert found[0].digest() != Document(messages=WANT.messages).digest()
+
+
+def test_a_list_of_a_prompt_stands_before_whatever_follows_it(tmp_path: Path) -> None:
+    system = {"role": "system", "content": "be brief"}
+    row = {"prompt": [system], "chosen": CHAT, "rejected": [system, CHAT[0], NO]}
+    (found,) = documents(Source(path=str(write_rows(tmp_path, [row]))), tmp_path, kind="preference")
+    lead = ("system", "be brief")
+    assert found == Document(messages=(lead, *WANT.messages), rejected=(lead, *WANT.rejected))
 
 
 @pytest.mark.parametrize(
@@ -312,6 +321,19 @@ def test_pairs_that_do_not_fit_are_told(tmp_path: Path, long: str, word: str, ro
     for row in range(len(found.train)):
         made = found.train.parts[0].make(np.array([row]), np.array([row]))
         assert {d for d in made["doc"][0][made["labels"][0] != -100]} == {0, 1}
+
+
+def test_pairs_that_lost_both_answers_are_not_called_the_same(tmp_path: Path) -> None:
+    """Cut within the prompt that they share, the two sides are one text."""
+    asks = [{"prompt": f"{'p' * 200}{i}", "chosen": "a", "rejected": "b"} for i in range(2)]
+    short = [{"prompt": f"q{i}", "chosen": "y", "rejected": "n"} for i in range(2)]
+    (tmp_path / "held.jsonl").write_text(json.dumps({"prompt": "h", "chosen": "y", "rejected": "n"}) + "\n")
+    data = {"sources": [{"path": "pairs.jsonl"}], "seq_len": 128, "held_out": [{"path": "held.jsonl"}]}
+    _, found, _ = prepared(tmp_path, [*short, *asks], data=data, preference={"long": "cut"})
+    assert found.notes == (
+        "2 of 4 pairs are longer than 128 tokens and are cut",
+        "2 of 4 pairs are without an answer on one side and are left out",
+    )
 
 
 def test_rows_hold_as_many_pairs_as_asked_for() -> None:

@@ -84,7 +84,7 @@ class LinearLogProb(torch.autograd.Function):
 def _by_logits(logits: Tensor, labels: Tensor, log_z: Tensor, d: Tensor, places: Places) -> Tensor:
     """d of some rows times the gradient of their log-probabilities by a rank's logits [rows V]."""
     at, has = places(labels)
-    kept = (labels != IGNORE)[:, None]
+    kept = ((labels != IGNORE) & (d[:, 0] != 0))[:, None]  # logits of a row left out are 0: exp(-log_z) may be inf
     grad = torch.where(kept, (logits - log_z[:, None]).exp() * -d, 0.0)
     return grad.scatter_add(1, at[:, None], torch.where(has[:, None], d, 0.0))
 

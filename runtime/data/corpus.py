@@ -184,7 +184,7 @@ def _pair(row: Row, where: str) -> Document:
 
 
 def _side(row: Row, field: str, where: str) -> Messages:
-    """A conversation: the prompt and what `field` says behind it, or all of it if that begins with a question."""
+    """A conversation: the prompt and what `field` says behind it, or `field` alone if that begins with the prompt."""
     prompt = row.get("prompt")
     lead: Messages = (("user", _text(row, "prompt", where)),) if isinstance(prompt, str) else ()
     if isinstance(prompt, list):
@@ -194,7 +194,8 @@ def _side(row: Row, field: str, where: str) -> Messages:
             raise RunError(f"{where}: '{field}' is a text, and there is no 'prompt' that it answers")
         return (*lead, ("assistant", _text(row, field, where)))
     said = _messages(row, field, where)
-    return (*lead, *said) if said[0][0] == "assistant" else said
+    has_lead = said[: len(lead)] == lead if isinstance(prompt, list) else said[0][0] != "assistant"
+    return said if has_lead else (*lead, *said)
 
 
 def _text(row: Row, field: str, where: str) -> str:

@@ -113,6 +113,7 @@ def _pairs(stage: StageSpec, store: Store, tokenizer: Tokenizer) -> Rows:
     long = lengths.sum(1) > seq_len
     left = ~(long & drops)
     same = np.asarray([_alike(store, b, k) for b, k in zip(begin, kept, strict=True)], dtype=bool) & left
+    same &= (asked > 0).all(1) | (kept == lengths).all(1)  # else cut within the prompt that they share
     empty = (asked == 0).any(1) & left & ~same
     good = np.flatnonzero(left & ~empty & ~same)
     counts = {
