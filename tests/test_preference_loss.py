@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from specc.compiler.elaborate import elaborate_model
 from specc.compiler.kernels.cut import cut
+from specc.compiler.lower.log_prob import LinearLogProb, whole_terms
+from specc.compiler.lower.placed_ops import own_entries
 from specc.compiler.lower.run import run_program
 from specc.compiler.passes.fuse_linear_cross_entropy import fuse_linear_cross_entropy
 from specc.compiler.passes.prune import prune
@@ -154,6 +157,33 @@ def test_losses_and_gradients_are_those_of_the_papers(settings: dict[str, Any], 
         torch.testing.assert_close(result.grads[name], grad, rtol=1e-9, atol=1e-11, msg=name)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_gradients_where_every_logit_is_far_below_zero(ranks: int) -> None:
+    """log Z is about -118, and one row has no gradient: its own exp(-log Z) is more than fp32 holds. Ranks have their
+    words of the vocabulary, and log Z of all."""
+    draw = torch.Generator().manual_seed(2)
+    x, weight = 1 + torch.rand(4, 8, generator=draw), torch.rand(8, 6, generator=draw) - 11
+    labels, d = torch.tensor([1, 5, 3, -100]), torch.tensor([0.5, 0.0, -2.0, 0.0])
+    a, b = (t.double().requires_grad_() for t in (x, weight))
+    said = (a @ b).log_softmax(-1).gather(1, labels.clamp(min=0)[:, None])[:, 0]
+    want = torch.autograd.grad((said * d.double() * (labels >= 0)).sum(), (a, b))
+    assert float((a @ b).detach().logsumexp(-1).max()) < -89
+    size, of_x, of_weight = 6 // ranks, [], []
+    for words in torch.arange(6).split(size):
+
+        def terms(logits: Tensor, some: Tensor) -> Tensor:
+            return whole_terms(x[: len(logits)] @ weight, some)
+
+        p, q = x.clone().requires_grad_(), weight[:, words].clone().requires_grad_()
+        own = partial(own_entries, places=words)
+        found = LinearLogProb.apply(p, q, None, labels, terms, own, (True, True, False))
+        grads = torch.autograd.grad(found, (p, q), d)
+        of_x.append(grads[0])
+        of_weight.append(grads[1])
+    torch.testing.assert_close(torch.stack(of_x).sum(0).double(), want[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.cat(of_weight, 1).double(), want[1], rtol=1e-4, atol=1e-4)
+
+
 def test_metrics_are_those_of_the_pairs() -> None:
     asked, b = Preference(beta=0.5, pairs=2), batch(2)
     p = program(asked)
@@ -201,12 +231,20 @@ def test_kernels_in_bf16_leave_the_formulas_of_pairs_which_are_fp32() -> None:
     assert any(name.startswith("expr") for name in cut(head, {"B": 2, "S": 8}, torch.float32).made)
 
 
+@pytest.mark.parametrize("changes", [{}, {"masks": {"objective": "causal & window(4) & q.doc == k.doc"}}])
+def test_masks_that_read_doc_are_enough(changes: dict[str, Any]) -> None:
+    assert program(Preference(), model(**changes)).watched
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"loss": None, "steps": model().steps[:-1]}, "cross_entropy"),
         ({"attributes": {"pos": "int[B S]"}, "masks": {"objective": "causal"}}, "no attribute 'doc'"),
         ({"inputs": {**model().inputs, "reference": "int[B S]"}}, "has an input 'reference'"),
+        ({"outputs": {"log_probs": "logits"}}, "has an output 'log_probs'"),
+        ({"outputs": {"reward_margin": "logits"}}, "has an output 'reward_margin'"),
+        *(({"masks": {"objective": mask}}, "does not read 'doc'") for mask in ("causal", "causal & k.doc >= 0")),
     ],
 )
 def test_models_that_have_no_pairs_are_told(changes: dict[str, Any], words: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from specc.compiler.elaborate.adapt import adapter_mistakes, adapters_of, declare_key
 from specc.compiler.elaborate.block import run_steps
 from specc.compiler.elaborate.library import library_block, library_names
-from specc.compiler.elaborate.preference import PairLoss, check_found
+from specc.compiler.elaborate.preference import PairLoss, attend, check_found
 from specc.compiler.elaborate.scope import Context, Frame, Path, Poisoned, StepFailed, gather
 from specc.compiler.elaborate.step import formula, formula_values
 from specc.compiler.elaborate.unit import Locate, Model, Value, finish
@@ -59,7 +59,7 @@ def elaborate_model(
     masks = {"objective": OBJECTIVES[objective or "causal_lm"], **spec.masks}
     pairs = PairLoss(asked) if asked else None
     ctx = Context(spec, Model(), {**OPS, **(own_ops or {})}, masks, library_block, library_names)
-    ctx.instead = {"cross_entropy": pairs} if pairs else {}
+    ctx.instead = {"cross_entropy": pairs, "attend": attend} if pairs else {}
     frame = Frame(ctx, locate, at, args=dict(spec.numbers), unknown=ctx.unknown)
     declare_dims(frame)
     declare_inputs(frame)
@@ -69,7 +69,7 @@ def elaborate_model(
     parameters_are_known = not ctx.diagnostics
     guarded(ctx, lambda: find_outputs(frame, outputs))
     if pairs and parameters_are_known:
-        guarded(ctx, lambda: check_found(frame, pairs))
+        guarded(ctx, lambda: check_found(frame, pairs, outputs))
     watched = pairs.watched if pairs else {}
     guarded(ctx, lambda: loss.extend(find_loss(frame)))
     if parameters_are_known:

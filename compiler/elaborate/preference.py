@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from specc.compiler.elaborate.ambient import expanded
+from specc.compiler.elaborate.args import op_args
 from specc.compiler.elaborate.block import enter, leave
 from specc.compiler.elaborate.library import objective_block
 from specc.compiler.elaborate.scope import Frame, Path, StepFailed
@@ -61,6 +64,20 @@ class PairLoss:
         return frame.emit("from_bits", [REFERENCE, sums.name], (sums.type,), {}, REFERENCE)[0]
 
 
+def attend(frame: Frame, step: Step, at: Path) -> None:
+    """Tokens along the dim of `doc` look at each other by a mask that reads it on both sides."""
+    here = (*at, step.op)
+    q, k, *_ = operands(frame, frame.ctx.ops[step.op], step, at)
+    doc = frame.ctx.model.inputs.get(DOC)
+    if doc is None or q is None or k is None or not all(x.type.dims[-3:-2] == doc.dims[-1:] for x in (q, k)):
+        return
+    mask = op_args(frame, frame.ctx.ops[step.op], step.args, here)["mask"]
+    tree = None if mask is None else expanded(frame, str(mask), (*here, "mask"))
+    if tree is None or not {"q.doc", "k.doc"} <= {e.value for e in tree.walk() if e.op == "attr"}:
+        text = "an answer sees the others of its row: the mask of this attention does not read 'doc'"
+        frame.fail(NO_PAIRS, text, here, "mask: objective")
+
+
 def block(
     frame: Frame, name: str, ins: dict[str, Value], args: dict[str, object], at: Path, reference: Value | None = None
 ) -> list[Value]:
@@ -82,8 +99,11 @@ def arguments(asked: Preference) -> dict[str, object]:
     }  # fmt: skip
 
 
-def check_found(frame: Frame, loss: PairLoss) -> None:
-    """Raises StepFailed if the model has no step that the loss could stand for."""
+def check_found(frame: Frame, loss: PairLoss, outputs: Collection[str]) -> None:
+    """Raises StepFailed if the model has no step that the loss could stand for, or outputs of names that it adds."""
     if not loss.watched:
         text = "a preference stage needs a step `cross_entropy` over the model's input 'labels', outside of repeats"
         raise StepFailed(Diagnostic(NO_PAIRS, text, frame.locate((*frame.at, "loss")) or frame.locate(frame.at)))
+    if both := sorted(loss.watched.keys() & set(outputs)):
+        text = f"the model has an output '{both[0]}', which a preference stage adds"
+        frame.fail(NO_PAIRS, text, (*frame.at, "outputs"))
