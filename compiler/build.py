@@ -17,7 +17,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from specc.compiler.elaborate import elaborate_stage, sizes_of
+from specc.compiler.elaborate import elaborate, elaborate_stage, sizes_of
+from specc.compiler.elaborate.preference import left_aside
 from specc.compiler.facts import StageFacts, facts_of
 from specc.compiler.graphs import Graphs, to_json, to_text, verify
 from specc.compiler.kernels.coverage import coverage
@@ -158,6 +159,8 @@ def build_stage(
     watched = {n: program.outputs[n] for n in program.watched}
     known: dict[str, Any] = {"classes": classes(program)} if stage.of_images else {}
     known |= {"adapters": [vars(a) for a in program.adapters]} if program.adapters else {}
+    aside = left_aside(elaborate(spec, stage.model, stage.objective)) if stage.asked else []
+    known |= {"left_aside": aside} if aside else {}
     known |= {"vocabulary": room and room.size, "pairs": compared, "hash": hashes[name], "watched": watched}
     write_json(out / "stage.json", {**described, **mesh_facts(mesh, program, placed), **known})
     return result

@@ -17,6 +17,7 @@ from specc.spec.stage import StageSpec
 
 NAME = re.compile(r"[^\W\d]\w*")
 DESCRIBING: dict[str, Any] = {"doc": True, "blocks": {"__all__": {"doc"}}}  # text for people
+CHATS = "a row of chats has its text in 'messages', 'prompt', 'chosen' and the like"
 NO_TEXT = "the model takes no captions (tokens) with its images"
 SET = "--set"  # the file of what the command line puts in
 
@@ -80,7 +81,9 @@ def _of_stage(spec: Spec, name: str, stage: StageSpec) -> Iterator[Diagnostic]:
 
     One that another file or the command line decides over may stand: what is put over a spec takes nothing away."""
     schedule, own, reads = stage.schedule, stage.tokenizer, takes_text(spec, stage)
-    vain: list[tuple[bool, Node | None, tuple[str, ...], str, str]] = [
+    read = (("sources", stage.data.sources), ("held_out", stage.data.held_out))
+    sources = [((part, i), source) for part, listed in read for i, source in enumerate(listed)]
+    vain: list[tuple[bool, Node | None, tuple[str | int, ...], str, str]] = [
         (schedule.kind == "constant", schedule, ("schedule", "final"), "kind", "the learning rate is constant"),
         (schedule.kind == "inverse_sqrt", schedule, ("schedule", "final"), "kind", "inverse_sqrt falls as it does"),
         (schedule.kind != "wsd", schedule, ("schedule", "decay"), "kind", f"it is for wsd, not {schedule.kind}"),
@@ -90,11 +93,12 @@ def _of_stage(spec: Spec, name: str, stage: StageSpec) -> Iterator[Diagnostic]:
         (not reads, stage, ("tokenizer",), "objective", NO_TEXT),
         (not reads, stage.data, ("data", "seq_len"), "objective", NO_TEXT),
         (stage.of_images, stage, ("sample",), "objective", "a stage of images writes no texts"),
+        *((stage.has_chats, source, ("data", *at, "field"), "kind", CHATS) for at, source in sources),
         (bool(stage.data.held_out), stage.data, ("data", "validation"), "held_out", "all of 'held_out' validates"),
     ]
     for is_vain, node, at, decider, why in vain:
-        if is_vain and node is not None and at[-1] in node.model_fields_set:
+        if is_vain and node is not None and str(at[-1]) in node.model_fields_set:
             mark, by = (spec.mark(("stages", name, *place)) for place in (at, (*at[:-1], decider)))
             if decider not in node.model_fields_set or (mark and by and mark.file == by.file):
-                text = f"stages.{name}.{'.'.join(at)} has no effect: {why}"
+                text = f"stages.{name}.{'.'.join(map(str, at))} has no effect: {why}"
                 yield Diagnostic("S529", text, mark, f"remove '{at[-1]}'")

@@ -37,7 +37,7 @@ def sample(
 ) -> list[str]:  # fmt: skip
     """What the model writes behind each prompt (default: the prompts of the stage), with a trained stage's weights.
 
-    `raw` leaves the chat template of an sft stage away."""
+    `raw` leaves the chat template of a stage of chats (sft, preference) away."""
     opened = target if isinstance(target, Build) else open_build(Path(target))
     source, loaded = trained(opened, stage)
     given = [prompts] if isinstance(prompts, str) else list(prompts or source.spec.sample.prompts or [""])

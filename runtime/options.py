@@ -161,7 +161,7 @@ COMMANDS: dict[str, Command] = {
                 dest="prompts",
                 help="what to go on from (may be repeated; default: the prompts of the stage)",
             ),
-            option("--raw", action="store_true", help="do not put prompts into the chat template of an sft stage"),
+            option("--raw", action="store_true", help="do not put prompts into the chat template of a stage of chats"),
             option("--tokens", metavar="N", type=positive, default=64, help="new tokens at most (default: 64)"),
             option("--temperature", metavar="T", type=amount, default=0.8, help="0: the likeliest (default: 0.8)"),
             option("--top-k", metavar="K", type=positive, default=0, help="draw from the K likeliest (default: all)"),

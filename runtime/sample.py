@@ -114,7 +114,7 @@ def write_text(
 ) -> str:  # fmt: skip
     """What the model writes behind the prompt, to an end token or the model's length.
 
-    An sft stage's prompt goes in its chat template, up to the answer, unless it is `raw`."""
+    The prompt of a stage of chats (sft, preference) goes in its template, up to the answer, unless it is `raw`."""
     text = well_formed(prompt)
     if stage.spec.has_chats and not raw:
         by = coder(tokenizer)

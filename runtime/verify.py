@@ -41,6 +41,7 @@ from specc.spec.spec import Spec
 
 CAPS = (32, 64, 128, 256)  # a dim is at most as large, in the first of these that the model allows
 TILES, ROWS, TOKENS = 2, 2, 8  # calls of a repeat; sequences of a rank, and their tokens
+PAIRS = 2  # of answers, in a row
 MICROBATCHES = 2  # for each rank of the pipeline: what every schedule takes
 TOLERANCE = 1e-9
 ROUNDING = 64 * torch.finfo(torch.float64).eps  # of the largest gradient: what is below is rounding
@@ -104,7 +105,7 @@ def shrunk(spec: Spec, stage: str, ranks: int) -> tuple[Spec, dict[str, int]]:
         dims = {n: tiles.get(n, min(v, cap)) for n, v in numbers.items()}
         changes = [f"{where}.dims.{n}={v}" for n, v in dims.items() if v != numbers[n]]
         try:
-            small = spec.changed(*changes, *patterns, *_plan(mesh), *_sizes(stage, mesh))
+            small = spec.changed(*changes, *patterns, *_plan(mesh), *_sizes(stage, mesh), *_pairs(spec, stage))
             found = stated(small, stage)
             if mesh_of(small.plan).inner.axes:
                 found.placed()
@@ -181,6 +182,12 @@ def _sizes(stage: str, mesh: Mapping[str, int]) -> list[str]:
     return [f"{at}.batch={json.dumps(batch)}", f"{at}.data.seq_len={tokens}"]
 
 
+def _pairs(spec: Spec, stage: str) -> list[str]:
+    """As many of a row as have tokens there."""
+    asked = spec.stages[stage].asked
+    return [f"stages.{stage}.preference.pairs={min(asked.pairs, PAIRS)}"] if asked else []
+
+
 def rank(argument: dict[str, Any]) -> int:
     """The life of a rank."""
     me = own_rank()
@@ -195,7 +202,7 @@ def rank(argument: dict[str, Any]) -> int:
         if seat.leads:
             expected, reference = step(open_build(folder / "one").stages[argument["stage"]], Seat())
             found = distances(wholes, reference)
-            told = {"loss": abs(loss - expected) / abs(expected), "grads": found}
+            told = {"loss": abs(loss - expected) / (abs(expected) or 1.0), "grads": found}
             (folder / RESULT).write_text(json.dumps(told))
         return 0
 

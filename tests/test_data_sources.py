@@ -209,11 +209,15 @@ def test_long_samples_are_cut_or_left_out_and_counted(tokenizer: Tokenizer, tmp_
     cut = [Document(messages=(("user", f"{i}"), ("assistant", "no " * 200))) for i in range(10)]
     lost = [Document(messages=(("user", "what " * 200 + str(i)), ("assistant", "no"))) for i in range(10)]
     made = sft(tmp_path, short + cut + lost, tokenizer, 64)
-    n = {name: sum(not d.held_out(0.3) for d in docs) for name, docs in (("cut", cut), ("lost", lost), ("all", short))}
-    total = sum(n.values())
-    assert made.notes == (
-        f"{n['cut']} of {total} samples are longer than 64 tokens and are cut",
-        f"{n['lost']} of {total} samples are without an answer in their first 64 tokens and are left out",
+    kinds = {"cut": cut, "lost": lost, "all": short}
+    n, held = ({k: sum(d.held_out(0.3) == h for d in docs) for k, docs in kinds.items()} for h in (False, True))
+    assert made.notes == tuple(
+        f"{where}{m[kind]} of {sum(m.values())} samples are {what}"
+        for where, m in (("", n), ("held out: ", held))
+        for kind, what in (
+            ("cut", "longer than 64 tokens and are cut"),
+            ("lost", "without an answer in their first 64 tokens and are left out"),
+        )
     )
     rows = made.train.parts[0]
     fields = rows.make(np.arange(len(rows)), np.arange(len(rows)))
@@ -226,7 +230,9 @@ def test_long_samples_may_be_left_out(tokenizer: Tokenizer, tmp_path: Path) -> N
     long = [Document(messages=(("user", f"{i}"), ("assistant", "no " * 200))) for i in range(10)]
     made = sft(tmp_path, short + long, tokenizer, 64, long="drop")
     n, left = (sum(not d.held_out(0.3) for d in docs) for docs in (short, long))
-    assert made.notes == (f"{left} of {n + left} samples are longer than 64 tokens and are left out",)
+    of = "samples are longer than 64 tokens and are left out"
+    held = f"held out: {len(long) - left} of {len(short + long) - n - left} {of}"
+    assert made.notes == (f"{left} of {n + left} {of}", held)
     rows = made.train.parts[0]
     fields = rows.make(np.arange(len(rows)), np.arange(len(rows)))
     assert len({(r, d) for r, row in enumerate(fields["doc"]) for d in row if d >= 0}) == n

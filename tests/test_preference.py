@@ -1,4 +1,4 @@
-"""Stages that learn from pairs of answers: their rows, their reference, and runs."""
+"""Stages that learn from pairs of answers: their reference, and runs."""
 
 from __future__ import annotations
 
@@ -16,20 +16,15 @@ import torch
 from specc.compiler.build import build_spec
 from specc.runtime import reference
 from specc.runtime.built import Build, open_build
+from specc.runtime.commands.build import notes
 from specc.runtime.data.batches import batch, counted, microbatches
-from specc.runtime.data.corpus import Document, docstring_choices, documents
-from specc.runtime.data.pack import fit, shares
-from specc.runtime.data.prepare import corpora, prepare
-from specc.runtime.data.tokenizer import train
 from specc.runtime.errors import RunError
 from specc.runtime.loop import Run, one_step, train_on
 from specc.runtime.progress import Progress
 from specc.runtime.run import run_build
 from specc.runtime.train import begin, stage_folder
 from specc.runtime.verify import verify
-from specc.spec.data import Source
 from specc.spec.spec import Spec, load
-from specc.spec.stage import StageSpec
 
 WORDS = ["red", "blue", "green", "cat", "dog", "sun", "moon", "tree", "river", "stone"]
 SPEC = """
@@ -110,11 +105,11 @@ def copied(build: Build, folder: Path) -> Build:
     return open_build(folder / "build" / build.path.name)
 
 
-def begun(build: Build) -> Run:
+def begun(build: Build, say: Callable[[str], None] = lambda _: None) -> Run:
     stage = build.stages["dpo"]
     folder = stage_folder(build, stage)
     folder.mkdir(parents=True, exist_ok=True)
-    return begin(build, stage, folder, Path.cwd(), lambda _: None)
+    return begin(build, stage, folder, Path.cwd(), say)
 
 
 def test_a_run_begins_at_log_2_and_learns_to_prefer(trained: Build) -> None:
@@ -224,144 +219,19 @@ def replace_step(run: Run, step: int) -> Run:
     return run
 
 
-CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "yes"}]
-NO = {"role": "assistant", "content": "no"}
-WANT = Document(messages=(("user", "q"), ("assistant", "yes")), rejected=(("user", "q"), ("assistant", "no")))
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"prompt": "q", "chosen": "yes", "rejected": "no"},
-        {"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": [NO]},
-        {"prompt": CHAT[:1], "chosen": "yes", "rejected": "no"},
-        {"chosen": CHAT, "rejected": [CHAT[0], NO]},
-        {"prompt": "q", "chosen": CHAT, "rejected": [CHAT[0], NO], "score": 3},
-        {"prompt": "q", "chosen": CHAT[1:], "rejected": [NO]},
-        {"prompt": CHAT[:1], "chosen": CHAT, "rejected": [CHAT[0], NO]},
-    ],
-)
-def test_formats_of_pairs(tmp_path: Path, row: dict[str, Any]) -> None:
-    found = list(documents(Source(path=str(write_rows(tmp_path, [row]))), tmp_path, kind="preference"))
-    assert found == [WANT]
-    assert found[0].digest() != Document(messages=WANT.messages).digest()
-
-
-def test_a_list_of_a_prompt_stands_before_whatever_follows_it(tmp_path: Path) -> None:
-    system = {"role": "system", "content": "be brief"}
-    row = {"prompt": [system], "chosen": CHAT, "rejected": [system, CHAT[0], NO]}
-    (found,) = documents(Source(path=str(write_rows(tmp_path, [row]))), tmp_path, kind="preference")
-    lead = ("system", "be brief")
-    assert found == Document(messages=(lead, *WANT.messages), rejected=(lead, *WANT.rejected))
-
-
-@pytest.mark.parametrize(
-    ("row", "words"),
-    [
-        ({"prompt": "q", "chosen": "yes"}, "needs 'chosen' and 'rejected'"),
-        ({"chosen": "yes", "rejected": "no"}, "no 'prompt' that it answers"),
-        ({"chosen": CHAT, "rejected": []}, "'rejected' is a list"),
-        ({"prompt": 3, "chosen": "yes", "rejected": "no"}, "no 'prompt' that it answers"),
-        ({"messages": CHAT}, "there is messages"),
-    ],
-)
-def test_rows_that_are_no_pairs(tmp_path: Path, row: dict[str, Any], words: str) -> None:
-    with pytest.raises(RunError, match=words):
-        list(documents(Source(path=str(write_rows(tmp_path, [row]))), tmp_path, kind="preference"))
-
-
 def test_a_stage_with_other_documents_is_told_before_the_first_one_trains(tmp_path: Path) -> None:
     build = built(tmp_path, "stages.dpo.data.sources=[{corpus: python-docstrings}]")
     with pytest.raises(RunError, match="'dpo': a preference stage needs 'chosen' and 'rejected'"):
         run_build(build.path, say=lambda _: None)
 
 
-def stage(**changes: Any) -> StageSpec:
-    given = {"kind": "preference", "data": {"sources": [{"path": "pairs.jsonl"}], "seq_len": 64, "validation": 0.5},
-             "tokenizer": {"vocab": 300}, "budget": {"steps": 1}, **changes}  # fmt: skip
-    return StageSpec.model_validate(given)
-
-
-def prepared(folder: Path, rows: list[dict[str, Any]], **changes: Any) -> Any:
-    write_rows(folder, rows)
-    spec = stage(**changes)
-    tokenizer = train([], 300)
-    return spec, prepare(spec, corpora(spec, folder), tokenizer, folder / "tokens"), tokenizer
-
-
-def test_labels_are_the_tokens_behind_the_shared_turns(tmp_path: Path) -> None:
-    """Of two rounds, the first is shared: its answer is context."""
-    begun = [*CHAT, {"role": "user", "content": "and?"}]
-    rows = [{"prompt": begun, "chosen": f"w{i}", "rejected": f"lose{i}"} for i in range(8)]
-    _, data, tokenizer = prepared(tmp_path, rows, data={"sources": [{"path": "pairs.jsonl"}], "seq_len": 160,
-                                                        "validation": 0.5})  # fmt: skip
-    made = data.train.parts[0].make(np.array([0]), np.array([0]))
-    for side, begins in ((0, "w"), (1, "lose")):
-        here = (made["doc"][0] == side) & (made["labels"][0] != -100)
-        text = tokenizer.decode(made["labels"][0][here].tolist(), skip_special_tokens=False)
-        assert text.startswith(begins)
-        assert text.endswith("<|im_end|>")
-        assert made["pos"][0][made["doc"][0] == side].tolist() == list(range(int((made["doc"][0] == side).sum())))
-
-
-@pytest.mark.parametrize(("long", "word", "rows"), [("drop", "left out", 0), ("cut", "cut", 4)])
-def test_pairs_that_do_not_fit_are_told(tmp_path: Path, long: str, word: str, rows: int) -> None:
-    short = [{"prompt": f"q{i}", "chosen": "y", "rejected": "n"} for i in range(4)]
-    many = [{"prompt": f"p{i}", "chosen": "a" * 99, "rejected": "b" * 20} for i in range(4)]
-    same = [{"prompt": f"s{i}", "chosen": "y", "rejected": "y"} for i in range(2)]
-    own = [{"path": "held.jsonl"}]
-    (tmp_path / "held.jsonl").write_text(json.dumps({"prompt": "h", "chosen": "y", "rejected": "n"}) + "\n")
-    data = {"sources": [{"path": "pairs.jsonl"}], "seq_len": 128, "held_out": own}
-    _, found, _ = prepared(tmp_path, [*short, *many, *same], data=data, preference={"long": long})
-    assert len(found.train) == 4 + rows
-    assert found.notes == (
-        f"4 of 10 pairs are longer than 128 tokens and are {word}",
-        "2 of 10 pairs are the same answer twice and are left out",
-    )
-    for row in range(len(found.train)):
-        made = found.train.parts[0].make(np.array([row]), np.array([row]))
-        assert {d for d in made["doc"][0][made["labels"][0] != -100]} == {0, 1}
-
-
-def test_pairs_that_lost_both_answers_are_not_called_the_same(tmp_path: Path) -> None:
-    """Cut within the prompt that they share, the two sides are one text."""
-    asks = [{"prompt": f"{'p' * 200}{i}", "chosen": "a", "rejected": "b"} for i in range(2)]
-    short = [{"prompt": f"q{i}", "chosen": "y", "rejected": "n"} for i in range(2)]
-    (tmp_path / "held.jsonl").write_text(json.dumps({"prompt": "h", "chosen": "y", "rejected": "n"}) + "\n")
-    data = {"sources": [{"path": "pairs.jsonl"}], "seq_len": 128, "held_out": [{"path": "held.jsonl"}]}
-    _, found, _ = prepared(tmp_path, [*short, *asks], data=data, preference={"long": "cut"})
-    assert found.notes == (
-        "2 of 4 pairs are longer than 128 tokens and are cut",
-        "2 of 4 pairs are without an answer on one side and are left out",
-    )
-
-
-def test_rows_hold_as_many_pairs_as_asked_for() -> None:
-    assert sorted(map(len, fit([10, 10, 10, 10, 30], 64, most=2))) == [1, 2, 2]
-    assert sorted(map(len, fit([10, 10, 10, 10, 30], 64, most=1))) == [1] * 5
-
-
-def test_cut_pairs_share_a_row() -> None:
-    found = shares(np.array([[10, 20], [100, 20], [20, 100], [90, 80]]), 64)
-    assert found.tolist() == [[10, 20], [44, 20], [20, 44], [32, 32]]
-
-
-def test_pairs_are_counted_by_row() -> None:
-    doc = np.array([[0, 0, 1, 1, 2, 2, 3, 3, -1], [0, 0, 0, 1, 1, 1, -1, -1, -1]])
-    labels = np.where(doc >= 0, 5, -100)
-    assert counted({"labels": labels, "doc": doc}, stage(preference={"pairs": 2})) == 3
-    labels[1] = -100
-    assert counted({"labels": labels, "doc": doc}, stage(preference={"pairs": 2})) == 2
-
-
-def test_docstring_pairs_prefer_the_own_body() -> None:
-    text = "".join(
-        f'def f{i}(x):\n    """Return x and the number {i}, always."""\n    return x, {i}\n' for i in range(3)
-    )
-    found = list(docstring_choices(text))
-    assert [d.messages[-1][1].strip() for d in found] == [f"return x, {i}" for i in range(3)]
-    assert [d.rejected[-1][1].strip() for d in found] == [f"return x, {i}" for i in (1, 2, 0)]
-    assert all(d.messages[:-1] == d.rejected[:-1] for d in found)
+def test_settings_of_the_cross_entropy_that_pairs_replace_are_told(tmp_path: Path) -> None:
+    end = "model.steps.4={cross_entropy: {from: [logits, labels], as: loss, z_loss: 1e-4, label_smoothing: 0.1}}"
+    stages = built(tmp_path, end).stages
+    assert any("label_smoothing and z_loss of the model's cross_entropy" in n for n in notes(stages["dpo"]))
+    assert not any("cross_entropy" in n for n in notes(stages["first"]))
+    plain = built(tmp_path, name="plain").stages
+    assert not any("cross_entropy" in n for n in notes(plain["dpo"]))
 
 
 @pytest.mark.dist
@@ -372,4 +242,14 @@ def test_docstring_pairs_prefer_the_own_body() -> None:
 def test_a_mesh_has_the_loss_and_gradients_of_one_process(tmp_path: Path, plan: str) -> None:
     found = verify(spec_of(tmp_path, f"plan={plan}"), 2, "dpo")
     assert found.agrees, found
-    assert found.worst < 1e-12 or math.isclose(found.loss, 0)
+    assert found.worst < 1e-12
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["dpo", "orpo"])
+def test_many_pairs_of_a_row_are_verified_by_a_few(tmp_path: Path, loss: str) -> None:
+    many = ("plan={mesh: {dp: 2}}", f"stages.dpo.preference={{loss: {loss}, pairs: 12}}")
+    found = verify(spec_of(tmp_path, *many), 2, "dpo")
+    assert math.isfinite(found.loss)
+    assert found.agrees, found

@@ -12,6 +12,7 @@ from specc.compiler.elaborate.library import objective_block
 from specc.compiler.elaborate.scope import Frame, Path, StepFailed
 from specc.compiler.elaborate.step import operands
 from specc.compiler.elaborate.unit import Value
+from specc.compiler.program import Program
 from specc.compiler.types import Dim, TensorType
 from specc.spec.errors import Diagnostic
 from specc.spec.model import Step
@@ -88,6 +89,12 @@ def block(
         args = {**args, REFERENCE: REFERENCE}
     inner = enter(frame, found, locate, (), name, args, ins, name, at)
     return leave(inner, found, ())
+
+
+def left_aside(program: Program) -> list[str]:
+    """Settings of a model's cross-entropy over `labels` that a preference stage does not have, of its own program."""
+    steps = (e for body in program.bodies.values() for e in body.eqns if e.op == "cross_entropy" and LABELS in e.ins)
+    return sorted({n for e in steps for n in ("z_loss", "label_smoothing") if e.attrs.get(n)})
 
 
 def arguments(asked: Preference) -> dict[str, object]:

@@ -50,6 +50,8 @@ def notes(stage: Stage) -> Iterator[str]:
         yield f"{e}: it can be profiled and looked at, not run"
     if told := slow_warmup(stage):
         yield told
+    if aside := stage.facts.get("left_aside"):
+        yield f"'{stage.name}' has a loss of pairs: {' and '.join(aside)} of the model's cross_entropy has no effect"
     batch = stage.spec.batch
     if (where := stage.facts["pairs"]) and batch.microbatches > 1:
         among = f"the {batch.size} of a microbatch, not among the {batch.sequences} of a step"

@@ -62,6 +62,7 @@ def prepare(stage: StageSpec, sources: list[Corpus], tokenizer: Tokenizer, cache
     """Rows of all sources; validation documents are held out by their content. Token stores are kept below `cache`."""
     train: list[tuple[Rows, float]] = []
     held: list[tuple[Rows, float]] = []
+    lost: list[str] = []  # what is said of documents that are held out
     for source in sources:
         digest, weight = source.digest(), source.source.weight
         made, kept = (
@@ -73,19 +74,22 @@ def prepare(stage: StageSpec, sources: list[Corpus], tokenizer: Tokenizer, cache
             raise RunError(f"the documents of {source.name} give nothing to train on: {why}")
         train += [(made, weight)] if source.share < 1 else []
         held += [(kept, weight)] if len(kept) else []
+        lost += kept.notes
     known = {source.digest(): source.name for source in sources if source.share < 1}
     if both := [known[d] for d in (s.digest() for s in sources if s.share == 1) if d in known]:
         raise RunError(f"{both[0]} is trained on, and stands in data.held_out")
     if not held:
-        raise RunError(_nothing_held(stage, sources))
-    notes = tuple(note for rows, _ in train for note in rows.notes)
+        raise RunError(_nothing_held(stage, sources, "; ".join(lost)))
+    notes = (*(note for rows, _ in train for note in rows.notes), *(f"held out: {note}" for note in lost))
     documents = hashlib.sha256(" ".join(source.digest() for source in sources).encode()).hexdigest()
     rows, validation = tuple(r for r, _ in train), joined([r for r, _ in held], [w for _, w in held])
     return Prepared(Mixture(rows, tuple(w for _, w in train)), validation, notes, documents)
 
 
-def _nothing_held(stage: StageSpec, sources: list[Corpus]) -> str:
-    """Why there is no row for validation."""
+def _nothing_held(stage: StageSpec, sources: list[Corpus], lost: str) -> str:
+    """Why there is no row for validation; of conversations it is what they `lost`."""
+    if lost:
+        return f"the documents held out give nothing to validate on: {lost}"
     if stage.data.held_out:
         return f"the documents of data.held_out do not fill a row of {stage.data.seq_len} tokens"
     share = stage.data.validation
