@@ -27,11 +27,12 @@ from specc.runtime.data.pack import Fields
 from specc.runtime.data.prepare import Prepared
 from specc.runtime.executor import Executor
 from specc.runtime.seat import Seat
+from specc.runtime.team import say as say_all
 from specc.runtime.team import wait
 from specc.runtime.tensorfile import NotATensorFile, read_tensors, write_tensors
 from specc.spec.objective import LOG_PROBS, REFERENCE
 
-FILE, MADE_OF = "reference.safetensors", "made_of"
+FILE, MADE_OF, READ = "reference.safetensors", "made_of", "read"
 SAVE_EVERY, TELL_EVERY = 300.0, 60.0  # seconds, of what is known so far
 VALIDATION = "validation"
 Table = NDArray[np.float64]  # [rows answers]; NaN where nothing is known
@@ -50,12 +51,15 @@ class Look:
 @dataclass
 class Reference:
     """A model that a stage's policy is compared with. `weights` are asked for if something is not known yet; `of` says
-    what makes what it says, beside the documents."""
+    what makes what it says, beside the documents, and `mark` which weights these are. Once steps were made (`is_begun`)
+    what is known stays, whatever became of the weights since."""
 
     stage: Stage
     folder: Path
     executor: Executor
     weights: Callable[[], Mapping[str, Tensor]]
+    mark: Callable[[], str]
+    is_begun: bool
     of: str
     say: Say
     seat: Seat
@@ -67,16 +71,21 @@ class Reference:
         rows = {_train(i): len(part) for i, part in enumerate(data.train.parts)} | {VALIDATION: len(data.validation)}
         text = json.dumps([self.of, data.documents, asked.pairs, rows])
         key = hashlib.sha256(text.encode()).digest()
-        tables = known(self.folder, key) or {n: np.full((m, 2 * asked.pairs), math.nan) for n, m in rows.items()}
+        read = None if self.is_begun else self.read()
+        tables = known(self.folder, key, read) or {n: np.full((m, 2 * asked.pairs), math.nan) for n, m in rows.items()}
         wait(self.seat.team)  # all have read the file
         blank = with_tables(data, {n: np.zeros_like(t) for n, t in tables.items()})
         if left := list(unknown(self.stage, blank, tables)):
             self.say(f"{self.stage.name}: {len(left)} microbatches through the reference")
-            self.compute(left, tables, key)
+            self.compute(left, tables, key, read or self.read())
             tables = known(self.folder, key) or tables
         return with_tables(data, tables)
 
-    def compute(self, left: list[Look], tables: Mapping[str, Table], key: bytes) -> None:
+    def read(self) -> bytes:
+        """The mark in short, as the first rank sees it."""
+        return hashlib.sha256(str(say_all(self.seat.team, self.mark())[0]).encode()).digest()
+
+    def compute(self, left: list[Look], tables: Mapping[str, Table], key: bytes, read: bytes) -> None:
         """Fill the tables on the ranks that make the loss; one of them writes the file, for all."""
         weights, saved, told = self.weights(), time.monotonic(), time.monotonic()
         writes = self.seat.team.rank == self.seat.makes_loss
@@ -90,31 +99,31 @@ class Reference:
             self.seat.pulse.touch()
             now = time.monotonic()
             if writes and now - saved > SAVE_EVERY:
-                save(self.folder, tables, key)
+                save(self.folder, tables, key, read)
                 saved = now
             if now - told > TELL_EVERY:
                 self.say(f"{self.stage.name}: {i} of {len(left)} microbatches through the reference")
                 told = now
         if writes:
-            save(self.folder, tables, key)
+            save(self.folder, tables, key, read)
         wait(self.seat.team)
 
 
-def known(folder: Path, key: bytes) -> dict[str, Table] | None:
-    """The tables of a run, if they were made of the same."""
+def known(folder: Path, key: bytes, read: bytes | None = None) -> dict[str, Table] | None:
+    """The tables of a run, if they were made of the same; and by the same weights, if it is said which were `read`."""
     try:
         found = read_tensors(folder / FILE)
     except (OSError, NotATensorFile):
         return None
-    if bytes(found.pop(MADE_OF, torch.zeros(0, dtype=torch.uint8)).numpy()) != key:
-        return None
-    return {n: t.numpy() for n, t in found.items()}
+    made_of, by = (found.pop(n, torch.zeros(0, dtype=torch.uint8)).numpy().tobytes() for n in (MADE_OF, READ))
+    return {n: t.numpy() for n, t in found.items()} if made_of == key and read in (None, by) else None
 
 
-def save(folder: Path, tables: Mapping[str, Table], key: bytes) -> None:
+def save(folder: Path, tables: Mapping[str, Table], key: bytes, read: bytes) -> None:
     temporary = (folder / FILE).with_suffix(".tmp")
     tensors = {n: torch.from_numpy(t) for n, t in tables.items()}
-    write_tensors(temporary, {**tensors, MADE_OF: torch.frombuffer(bytearray(key), dtype=torch.uint8)})
+    marks = {n: torch.frombuffer(bytearray(b), dtype=torch.uint8) for n, b in ((MADE_OF, key), (READ, read))}
+    write_tensors(temporary, {**tensors, **marks})
     temporary.rename(folder / FILE)
 
 

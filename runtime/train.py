@@ -23,6 +23,7 @@ from specc.runtime.allocator import keep_memory
 from specc.runtime.built import Build, Stage
 from specc.runtime.compile import decided
 from specc.runtime.convert.config import CONFIG
+from specc.runtime.convert.folder import look_of
 from specc.runtime.convert.start import check_origin, origin, origin_weights
 from specc.runtime.data import tokenizer as tokenizers
 from specc.runtime.data.batches import unigram_entropy
@@ -120,7 +121,8 @@ def begin(build: Build, stage: Stage, folder: Path, base: Path, say: Say, seat: 
     if stage.spec.asked and stage.spec.asked.has_reference:
         weights = partial(reference_weights, build, stage, folder, base, seat, None if loaded else params)
         of = f"{stage.hash} {hashlib.sha256(tokenizer.to_str().encode() if tokenizer else b'').hexdigest()}"
-        data = Reference(stage, folder, executor, weights, of, say, seat).beside(data)
+        mark = partial(reference_mark, build, stage, base)
+        data = Reference(stage, folder, executor, weights, mark, loaded is not None, of, say, seat).beside(data)
     run = Run(stage, folder, tokenizer, data, executor, params, optimizer, ema, metrics, say, step, seat)
     if loaded:
         run.guard = Guard(int(loaded.facts["skipped"]), int(loaded.facts["in_a_row"]))
@@ -367,6 +369,15 @@ def reference_weights(
     if named is not None:
         return parent_weights(build, stage, build.stages[named], seat)
     return first_weights(build, stage, folder, base, seat) if first is None else first
+
+
+def reference_mark(build: Build, stage: Stage, base: Path) -> str:
+    """Which weights `reference_weights` reads: the newest checkpoint of a stage, or the files of a published one."""
+    if parent := stage.spec.preference.reference or stage.spec.from_:
+        found = checkpoint.steps(stage_folder(build, build.stages[parent]) / "checkpoints")
+        commits = [path / checkpoint.COMMIT for _, path in found if (path / checkpoint.COMMIT).is_file()]
+        return commits[-1].read_text() if commits else ""
+    return look_of(base / stage.spec.weights.path) if stage.spec.weights else ""
 
 
 def parent_weights(build: Build, stage: Stage, parent: Stage, seat: Seat) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,10 @@ import pytest
 import torch
 
 from specc.compiler.build import build_spec
-from specc.runtime import reference
+from specc.runtime import checkpoint, reference
 from specc.runtime.built import Build, open_build
 from specc.runtime.commands.build import notes
+from specc.runtime.convert.folder import look_of
 from specc.runtime.data.batches import batch, counted, microbatches
 from specc.runtime.errors import RunError
 from specc.runtime.loop import Run, one_step, train_on
@@ -164,13 +166,40 @@ def test_the_reference_is_what_the_first_weights_say_of_each_row(ready: Build, t
 
 def test_a_reference_of_other_documents_is_made_anew(tmp_path: Path) -> None:
     table = {"train.0": np.zeros((2, 2)), "validation": np.zeros((1, 2))}
-    reference.save(tmp_path, table, b"a" * 32)
+    reference.save(tmp_path, table, b"a" * 32, b"w" * 32)
     found = reference.known(tmp_path, b"a" * 32)
     assert found is not None
     assert sorted(found) == ["train.0", "validation"]
+    assert reference.known(tmp_path, b"a" * 32, b"w" * 32) is not None
+    assert reference.known(tmp_path, b"a" * 32, b"v" * 32) is None
     assert reference.known(tmp_path, b"b" * 32) is None
     (tmp_path / reference.FILE).write_bytes(b"damaged")
     assert reference.known(tmp_path, b"a" * 32) is None
+
+
+def test_a_parent_that_was_trained_anew_is_asked_anew_before_the_first_step(ready: Build, tmp_path: Path) -> None:
+    build, told = copied(ready, tmp_path), list[str]()
+    begun(build)
+    begun(build, told.append)
+    assert not any("through the reference" in line for line in told)
+    root = stage_folder(build, build.stages["first"]) / "checkpoints"
+    parent = checkpoint.load(checkpoint.folder_of(root, 1))
+    weights = {n: t * 1.5 for n, t in parent.tensors["weights"].items()}
+    checkpoint.save(root, 1, {**parent.tensors, "weights": weights}, parent.facts)
+    run = begun(build, told.append)
+    assert any("through the reference" in line for line in told)
+    made = batch(run.data.validation, [0, 1], run.stage.fields)
+    said = run.executor.forward(run.params, made)["log_probs"].double()
+    torch.testing.assert_close(made["reference"].view(torch.float64), said, rtol=1e-5, atol=1e-5)
+
+
+def test_a_published_folder_is_told_from_one_that_took_its_place(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"some weights")
+    first = look_of(tmp_path)
+    assert look_of(tmp_path) == first
+    os.utime(tmp_path / "model.safetensors", ns=(1, 1))  # as long, and another
+    assert look_of(tmp_path) != first
 
 
 def test_the_reference_may_be_another_stage(tmp_path: Path) -> None:

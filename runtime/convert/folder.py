@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from specc.runtime.convert.config import INDEX, TENSORS, read_json
+from specc.runtime.convert.config import CONFIG, INDEX, TENSORS, read_json
 from specc.runtime.errors import RunError
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -71,6 +71,12 @@ class Folder:
         except SafetensorError as e:
             raise RunError(f"cannot read '{at.name}' in {self.path / at.file}: {e}") from None
         return found
+
+
+def look_of(path: Path) -> str:
+    """What tells a folder from one that took its place: its config, and name, size and time of each file of tensors."""
+    files = [(f, (path / f).stat().st_size, (path / f).stat().st_mtime_ns) for f in _files(path)]
+    return f"{(path / CONFIG).read_text(encoding='utf-8')} {files}"
 
 
 def _files(path: Path) -> list[str]:
