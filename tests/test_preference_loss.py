@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -229,6 +230,30 @@ def test_kernels_in_bf16_leave_the_formulas_of_pairs_which_are_fp32() -> None:
     assert [name.rpartition("_")[0] for name in found.made] == ["rms_norm"]
     assert set(found.left.values()) >= {"it computes in fp32"}
     assert any(name.startswith("expr") for name in cut(head, {"B": 2, "S": 8}, torch.float32).made)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("loss", ["dpo", "simpo"])
+def test_answers_of_many_tokens_are_counted_exactly_in_bf16(loss: str, fused: bool) -> None:
+    """bf16 holds no 301. Where every word is as likely, an answer of n tokens has -n log V, and -log V by token."""
+    lengths = (301, 263)
+    n, log_v = torch.tensor([lengths], dtype=torch.float64), math.log(SIZES["V"])
+    tokens = torch.randint(0, SIZES["V"], (1, 600), generator=torch.Generator().manual_seed(5))
+    doc = torch.tensor([[0] * (1 + lengths[0]) + [1] * (600 - 1 - lengths[0])])
+    labels = tokens.where(torch.arange(600) < 302 + lengths[1], -100)
+    labels[0, 0] = -100
+    p = program(Preference(loss=loss, beta=1.0, gamma=0.0 if loss == "simpo" else None))
+    p = fuse_linear_cross_entropy(p) if fused else p
+    params = {name: x.to(torch.bfloat16) for name, x in weights(p).items()}
+    params["head.weight"].zero_()
+    b = Batch(tokens, labels, doc, torch.arange(600)[None], [], torch.zeros(1, 2, dtype=torch.float64))
+    inputs = b.inputs(p.inputs)
+    found = executor(p, inputs, torch.bfloat16).forward(params, inputs)
+    want = torch.ones(1, 2) if loss == "simpo" else n
+    said = torch.stack([found["reward_chosen"], found["reward_rejected"]])[None].double()
+    torch.testing.assert_close(said, -want.double() * log_v, rtol=1e-6, atol=0.0)
+    if loss == "dpo":
+        torch.testing.assert_close(found["log_probs"].double(), -n * log_v, rtol=1e-6, atol=0.0)
 
 
 @pytest.mark.parametrize("changes", [{}, {"masks": {"objective": "causal & window(4) & q.doc == k.doc"}}])
