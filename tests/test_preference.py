@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import specc
 from specc.compiler.build import build_spec
 from specc.runtime import checkpoint, reference
 from specc.runtime.built import Build, open_build
@@ -24,6 +24,7 @@ from specc.runtime.errors import RunError
 from specc.runtime.loop import Run, one_step, train_on
 from specc.runtime.progress import Progress
 from specc.runtime.run import run_build
+from specc.runtime.tensorfile import read_tensors
 from specc.runtime.train import begin, stage_folder
 from specc.runtime.verify import verify
 from specc.spec.spec import Spec, load
@@ -274,11 +275,47 @@ def test_a_mesh_has_the_loss_and_gradients_of_one_process(tmp_path: Path, plan: 
     assert found.worst < 1e-12
 
 
+EXACT = "precision: {compute: fp64, master: fp64, reduce: fp64}, compile: 'off'"
+
+
+def run_on(folder: Path, mesh: str) -> Build:
+    """Both stages in fp64."""
+    build = built(folder, f"plan={{mesh: {{{mesh}}}, {EXACT}}}", "stages.first.batch.microbatch=2",
+                  "stages.dpo.budget.steps=4", "stages.dpo.eval={every: 2, batches: 2}")  # fmt: skip
+    specc.run(build, say=lambda _: None)
+    return build
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    return run_on(tmp_path_factory.mktemp("alone"), "")
+
+
 @pytest.mark.dist
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["dpo", "orpo"])
-def test_many_pairs_of_a_row_are_verified_by_a_few(tmp_path: Path, loss: str) -> None:
-    many = ("plan={mesh: {dp: 2}}", f"stages.dpo.preference={{loss: {loss}, pairs: 12}}")
-    found = verify(spec_of(tmp_path, *many), 2, "dpo")
-    assert math.isfinite(found.loss)
+@pytest.mark.parametrize("mesh", ["tp: 2", "pp: 2", "cp: 2"])
+def test_a_reference_on_a_mesh_is_that_of_one_process(mesh: str, alone: Build, tmp_path: Path) -> None:
+    """What it says of all rows, and the training behind it."""
+    many = run_on(tmp_path, mesh)
+    want, found = (read_tensors(stage_folder(b, b.stages["dpo"]) / reference.FILE) for b in (alone, many))
+    assert found.keys() == want.keys()
+    tables = [n for n in want if n not in (reference.MADE_OF, reference.READ)]
+    assert "train.0" in tables
+    for name in tables:
+        assert bool((want[name] < 0).any())
+        torch.testing.assert_close(found[name], want[name], rtol=1e-10, atol=0.0, equal_nan=True, msg=name)
+    same = [k for k in lines(alone)[1] if k.removeprefix("validation_").startswith(("loss", "reward", "grad_norm"))]
+    assert {"loss", "grad_norm", "reward_margin", "validation_loss", "validation_reward_chosen"} <= set(same)
+    for one, other in zip(lines(alone), lines(many), strict=True):
+        assert other["step"] == one["step"]
+        for key in (k for k in same if k in one):
+            assert other[key] == pytest.approx(one[key], rel=1e-8, abs=1e-11), key
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_many_pairs_of_a_row_are_verified_by_a_few(tmp_path: Path) -> None:
+    """A small row has fewer tokens than answers."""
+    found = verify(spec_of(tmp_path, "plan={mesh: {dp: 2}}", "stages.dpo.preference.pairs=24"), 2, "dpo")
+    assert any(found.grads.values())
     assert found.agrees, found
