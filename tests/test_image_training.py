@@ -211,7 +211,7 @@ def test_a_rank_reads_its_own_pictures_alone(tmp_path: Path) -> None:
 
 @pytest.mark.dist
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "mesh"), [("vit", "dp: 2"), ("dit", "tp: 2"), ("dit", "pp: 2")])
+@pytest.mark.parametrize(("model", "mesh"), [("vit", "dp: 2"), ("dit", "pp: 2")])
 def test_a_mesh_trains_on_the_same_samples(model: str, mesh: str, tmp_path: Path) -> None:
     folder_of_digits(tmp_path / "pictures", 40)
     dims, objective = {"vit": (VIT, "images"), "dit": (DIT, "denoising")}[model]
