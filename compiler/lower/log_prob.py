@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from specc.compiler.lower.local import Impl, Local, wide
-from specc.compiler.lower.loss import chunk_rows, logits_of
+from specc.compiler.lower.loss import added, chunk_rows, logits_of
 from specc.compiler.ops.loss import IGNORE
 
 # Of the logits and labels of some rows: [2, rows], the log-sum-exp of each and its label's logit.
@@ -75,7 +75,7 @@ class LinearLogProb(torch.autograd.Function):
             if ctx.needs[0]:
                 d_x.append(grad @ weight.t())
             if ctx.needs[1]:
-                d_weight = _added(d_weight, part, grad, weight.stride(0) == 1)
+                d_weight = added(d_weight, part, grad, weight.stride(0) == 1)
         of_weight = d_weight.t() if d_weight is not None and weight.stride(0) == 1 else d_weight
         of_bias = None if d_bias is None else d_bias.to(x.dtype)
         return torch.cat(d_x) if d_x else None, of_weight, of_bias, None, None, None, None
@@ -87,12 +87,6 @@ def _by_logits(logits: Tensor, labels: Tensor, log_z: Tensor, d: Tensor, places:
     kept = ((labels != IGNORE) & (d[:, 0] != 0))[:, None]  # logits of a row left out are 0: exp(-log_z) may be inf
     grad = torch.where(kept, (logits - log_z[:, None]).exp() * -d, 0.0)
     return grad.scatter_add(1, at[:, None], torch.where(has[:, None], d, 0.0))
-
-
-def _added(total: Tensor | None, x: Tensor, grad: Tensor, is_table: bool) -> Tensor:
-    """With the weight's gradient of some rows; that of an embedding has a row a word."""
-    a, b = (grad.t(), x) if is_table else (x.t(), grad)
-    return a @ b if total is None else torch.addmm(total, a, b)
 
 
 def linear_log_prob(

@@ -83,9 +83,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             if needs[0]:
                 d_x.append(grad @ weight.t())
             if needs[1]:
-                # A sum in the product: one apart would wait for the products of all chunks, if it is fused.
-                a, b = (grad.t(), part) if is_table else (part.t(), grad)
-                d_weight = a @ b if d_weight is None else torch.addmm(d_weight, a, b)
+                d_weight = added(d_weight, part, grad, is_table)
         of_weight = d_weight.t() if is_table and d_weight is not None else d_weight
         of_bias = None if d_bias is None else d_bias.to(x.dtype)
         ctx.save_for_backward(torch.cat(d_x) if d_x else None, of_weight, of_bias)
@@ -95,6 +93,13 @@ class LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         scaled = (None if d is None else (d * grads[0]).to(d.dtype) for d in ctx.saved_tensors)
         return *scaled, None, None, None, None
+
+
+def added(total: Tensor | None, x: Tensor, grad: Tensor, is_table: bool) -> Tensor:
+    """With the weight's gradient of some rows; that of an embedding has a row a word. The sum is in the product: one
+    apart would wait for the products of all chunks, if it is fused."""
+    a, b = (grad.t(), x) if is_table else (x.t(), grad)
+    return a @ b if total is None else torch.addmm(total, a, b)
 
 
 def linear_cross_entropy(
