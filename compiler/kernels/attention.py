@@ -64,18 +64,21 @@ class Attention:
     place: str = ""
     is_part: bool = False
 
+    @property
+    def ranges(self) -> Ranges:
+        return Ranges(self.predicate, self.names, self.is_part)
+
 
 def make_attention(a: Attention, dtype: torch.dtype) -> Made:
     """The file of an attention."""
     e, f = a.widths
     blocks = _block(e), _block(f)
     configs = "\n".join(f'    "{kind}": {tiles},' for kind, tiles in TILES.items())
-    ranges = Ranges(a.predicate, a.names, a.is_part)
     code = [
         "import torch\nimport triton\nimport triton.language as tl\n",
         f"SCALE = {a.scale!r}\nCONFIGS = {{  # queries and keys of a tile, and warps\n{configs}\n}}\n"
         "CHOSEN = dict.fromkeys(CONFIGS, 0)",
-        HELPERS, TILE, *ranges.functions(), FORWARD, BACKWARD_KEYS, BACKWARD_QUERIES, LAUNCHERS, OPS,
+        HELPERS, TILE, *a.ranges.functions(), FORWARD, BACKWARD_KEYS, BACKWARD_QUERIES, LAUNCHERS, OPS,
         "" if a.is_part else AUTOGRAD,
     ]  # fmt: skip
     text = "\n\n".join(part.strip("\n") + "\n" for part in code if part)
@@ -107,7 +110,7 @@ def _words(a: Attention, dtype: torch.dtype, blocks: tuple[int, int]) -> dict[st
     return {
         **COMMON,
         **(PART if a.is_part else WHOLE),
-        **Ranges(a.predicate, a.names, a.is_part).words(),
+        **a.ranges.words(),
         "PREDICATE": tile_text(a.predicate, own | index),
         "DENSE": tile_text(a.predicate, dense | index, in_triton=False),
         "TILE_ATTRIBUTES": names, "ARGUMENTS": names, "NAMES": names,
